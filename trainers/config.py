@@ -1,0 +1,222 @@
+"""One validated configuration for a training run, and its presets.
+
+Numbers of `paper` are those of the published recipe (arXiv 2510.14256 and its released `config/dgx.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError
+
+
+class Section(BaseModel):
+    """A group of settings: unknown names are refused, values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PolicyConfig(Section):
+    """The video model being trained."""
+
+    source: str = Field("tinyworld", description="a diffusers folder, or `tinyworld` for the built-in model")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base; the LoRA stays float32")
+
+
+class RewardConfig(Section):
+    """The model that scores identity."""
+
+    source: str = Field("tinyworld", description="a reward checkpoint folder, or `tinyworld` for the built-in model")
+    base_model: str | None = Field(None, description="the Qwen2.5-VL folder, if the checkpoint does not name it")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    fps: float = Field(10.0, gt=0, description="frame rate told to the reward: it is part of the score")
+    micro_batch: int = Field(16, ge=1, description="videos scored at once")
+    shuffle: bool = Field(False, description="control experiment: hand every reward to another rollout of the group")
+
+
+class VideoConfig(Section):
+    """Size of the videos."""
+
+    height: int = Field(240, ge=16)
+    width: int = Field(416, ge=16)
+    frames: int = Field(33, ge=1)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> VideoConfig:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value % 16:
+                raise ValueError(f"{name} {value} is not a multiple of 16; use {value // 16 * 16} or {value // 16 * 16 + 16}")
+        if self.frames % 4 != 1:
+            raise ValueError(f"frames {self.frames} must be 4n+1 (Wan's VAE); use {max(1, (self.frames - 1) // 4 * 4 + 1)}")
+        return self
+
+
+class WindowConfig(Section):
+    """Which denoising steps add noise and are trained; the others are ODE steps."""
+
+    kind: Literal["all", "random", "sliding"] = "all"
+    size: int = Field(24, ge=1, description="number of trained SDE steps")
+    last: int | None = Field(None, ge=1, description="the window lies before this step; None: half the steps")
+    slide_every: int = Field(25, ge=1, description="iterations between two moves of a sliding window")
+
+
+class RolloutConfig(Section):
+    """How videos are sampled for training."""
+
+    steps: int = Field(25, ge=2)
+    shift: float = Field(3.0, gt=0, description="flow shift of the noise schedule")
+    guidance: float = Field(4.5, ge=1, description="1 samples and trains without the unconditional branch")
+    group_size: int = Field(8, ge=2, description="rollouts of one prompt item (G)")
+    groups_per_update: int = Field(16, ge=1, description="below 16 the method hardly moves")
+    updates_per_iteration: int = Field(2, ge=1, description="optimiser steps taken from one iteration's rollouts")
+    window: WindowConfig = WindowConfig()
+    dynamics: Literal["flow_sde", "cps"] = "flow_sde"
+    micro_batch: int = Field(4, ge=1, description="videos sampled at once on one device")
+
+    @property
+    def groups(self) -> int:
+        """Groups of one iteration."""
+        return self.groups_per_update * self.updates_per_iteration
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> RolloutConfig:
+        window = self.window
+        if window.size > self.steps:
+            raise ValueError(f"window.size {window.size} is more than the {self.steps} steps; lower it or raise steps")
+        if window.kind != "all":
+            last = window.last or self.steps // 2
+            if last > self.steps:
+                raise ValueError(f"window.last {last} is beyond the {self.steps} steps; use at most {self.steps}")
+            if window.size > last:
+                raise ValueError(f"window.size {window.size} does not fit before step {last}; lower size or raise window.last")
+        return self
+
+
+class OptimConfig(Section):
+    """The update."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    clip_range: float = Field(1e-3, gt=0, description="the ratio is clipped to 1 +- this")
+    advantage_clip: float = Field(5.0, gt=0)
+    kl: float = Field(0.004, ge=0, description="weight of the KL to the reference policy; 0 saves its forward pass")
+    ratio: Literal["plain", "guard"] = Field("plain", description="`guard`: GRPO-Guard's normalised log-ratio and gradient")
+    global_std: bool = Field(False, description="advantages over the spread of all groups instead of their own")
+    micro_batch: int = Field(4, ge=1, description="videos in one backward pass on one device")
+    gradient_checkpointing: bool = False
+
+
+class LoraConfig(Section):
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32.0, gt=0)
+
+
+class EmaConfig(Section):
+    """Average of the LoRA that is evaluated and exported."""
+
+    decay: float = Field(0.9, ge=0, lt=1)
+    every: int = Field(8, ge=1, description="optimiser steps between two averages")
+
+
+class EvaluationConfig(Section):
+    """Held-out measurement: fixed items and noise, ODE, EMA weights, against the untouched policy."""
+
+    every: int = Field(10, ge=1, description="iterations between two evaluations; 0 and the last are always measured")
+    items: int = Field(32, ge=1, description="held-out items measured (at most as many as the set has)")
+    steps: int = Field(50, ge=2)
+    seed: int = 1234
+    video: VideoConfig | None = Field(None, description="None: the training size")
+
+
+class CheckpointConfig(Section):
+    every: int = Field(5, ge=1, description="iterations between two checkpoints; the last iteration is always saved")
+    keep: int = Field(3, ge=1, description="newest checkpoints kept; the best evaluated one is kept as well")
+
+
+class TrainConfig(Section):
+    """Everything that decides a run. The same config and seed give the same run."""
+
+    preset: str = "paper"
+    seed: int = Field(0, ge=0)
+    iterations: int = Field(120, ge=1)
+    prompts: str = Field("tinyworld", description="CSV file of training items, or `tinyworld`")
+    evaluation_prompts: str | None = Field(None, description="CSV file of held-out items; None: TinyWorld's own, "
+                                                             "or for a CSV its last rows (`held_out` of them)")
+    held_out: int = Field(0, ge=0, description="rows taken off the end of `prompts` for evaluation")
+    start_lora: str | None = Field(None, description="a LoRA to start from; the reference policy stays the base model")
+    policy: PolicyConfig = PolicyConfig()
+    reward: RewardConfig = RewardConfig()
+    video: VideoConfig = VideoConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
+    ema: EmaConfig = EmaConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        if self.optim.ratio == "guard" and self.rollout.dynamics != "flow_sde":
+            raise ValueError("optim.ratio `guard` is defined for rollout.dynamics `flow_sde` only; choose one of the two")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+TINY_VIDEO = {"height": 48, "width": 80, "frames": 9}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The published recipe, 24 of 25 steps trained.
+    "paper": {"policy": {"dtype": "bfloat16"}, "reward": {"dtype": "bfloat16"},
+              "evaluation": {"video": {"height": 480, "width": 832, "frames": 81}}},
+    # A short random window in the noisier half, ratios normalised (GRPO-Guard).
+    "fast": {"policy": {"dtype": "bfloat16"}, "reward": {"dtype": "bfloat16"},
+             "rollout": {"window": {"kind": "random", "size": 3}, "steps": 16},
+             "optim": {"ratio": "guard", "clip_range": 2e-6, "kl": 0.0},
+             "evaluation": {"video": {"height": 480, "width": 832, "frames": 81}}},
+    # TinyWorld on two CPU cores.
+    "tiny": {"video": TINY_VIDEO,
+             "rollout": {"steps": 8, "guidance": 1.5, "micro_batch": 32, "groups_per_update": 16, "updates_per_iteration": 1,
+                         "window": {"kind": "random", "size": 2}},
+             "optim": {"learning_rate": 3e-4, "clip_range": 1e-5, "micro_batch": 32},
+             "evaluation": {"steps": 8, "items": 48}},
+}
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) -> TrainConfig:
+    """The preset with `changes` (nested dict) laid over it. Raises UserError with the sentence that says what to change."""
+    if preset not in PRESETS:
+        raise UserError(f"preset `{preset}` is unknown; choose one of {', '.join(PRESETS)}")
+    return _validated(_merge({"preset": preset, **PRESETS[preset]}, changes or {}))
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """Read a run's frozen `config.yaml`."""
+    try:
+        return _validated(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from error
+
+
+def _validated(values: dict[str, Any]) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise UserError("this configuration cannot run:\n  " + "\n  ".join(lines)) from error
