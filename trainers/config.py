@@ -137,7 +137,7 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(5, ge=1, description="iterations between two checkpoints; the last iteration is always saved")
+    every: int = Field(1, ge=1, description="iterations between two checkpoints: what a crash can lose")
     keep: int = Field(3, ge=1, description="newest checkpoints kept; the best evaluated one is kept as well")
 
 

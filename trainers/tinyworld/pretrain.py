@@ -1,0 +1,284 @@
+"""How TinyWorld's committed video models were made; run it again with `python -m trainers.tinyworld.pretrain FOLDER`.
+
+1. A VAE learns to compress rendered clips and portraits.
+2. A VACE policy and its text encoder learn by flow matching to draw scenes from portraits and a prompt.
+3. The policy is made imperfect on purpose: some more steps on scenes in which a share of the targets is swapped, blended
+   or drifting (`IMPERFECTIONS`), as pairs scraped from real footage are. It stays right most of the time and errs in the
+   ways that real models err, so that reinforcement learning has something to mend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .distort import random_distortion
+from .models import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH, build_text_encoder, build_tokenizer, build_vace, build_vae
+from .people import appearance
+from .render import render, render_portraits
+from .scenes import SceneBatch, prompt, sample_scenes
+
+IMPERFECTIONS = {"swap": 0.25, "blend": 0.2, "drift": 0.15}
+
+
+class Clock:
+    """Progress of one phase: stops it after `steps` or `seconds`, whichever comes first, and says what it cost."""
+
+    def __init__(self, name: str, steps: int, seconds: float):
+        self.name, self.steps, self.seconds, self.start, self.losses = name, steps, seconds, time.time(), []
+
+    def fraction(self, step: int) -> float:
+        return max(step / self.steps, (time.time() - self.start) / self.seconds)
+
+    def running(self, step: int) -> bool:
+        return self.fraction(step) < 1
+
+    def tell(self, step: int, loss: Tensor, every: int = 100) -> None:
+        self.losses.append(loss.detach())
+        if step % every == 0:
+            mean = torch.stack(self.losses).mean().item()
+            self.losses.clear()
+            print(f"{self.name} step {step} loss {mean:.5f} {time.time() - self.start:.0f}s", flush=True)
+
+
+def cosine(fraction: float, warmup: float = 0.02) -> float:
+    """Learning-rate factor after `fraction` of the phase."""
+    if fraction < warmup:
+        return fraction / warmup + 0.01
+    return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(fraction, 1.0))).item()) + 0.01
+
+
+def portraits_as_frames(people: Tensor) -> Tensor:
+    """Portraits [N, A] on the white canvas that VACE encodes: float [N, 3, 1, H, W] in [-1, 1]."""
+    square = render_portraits(appearance(people), size=84)
+    small = F.interpolate(square, size=(HEIGHT, HEIGHT), mode="bicubic", antialias=True).clamp(-1, 1)
+    side = (WIDTH - HEIGHT) // 2
+    return F.pad(small, (side, side, 0, 0), value=1.0).unsqueeze(2)
+
+
+def train_vae(steps: int, seconds: float, device: torch.device, batch: int = 48, seed: int = 1):
+    """Reconstruction of clips and portraits (L1, plus L1 of image gradients for edges) with a weak KL."""
+    torch.manual_seed(seed)
+    vae = build_vae().to(device)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4)
+    generator = torch.Generator(device).manual_seed(seed)
+    clock, step = Clock("vae", steps, seconds), 0
+    while clock.running(step):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * cosine(clock.fraction(step))
+        with torch.no_grad():
+            scenes = sample_scenes(batch, generator).to(device)
+            if step % 4 == 3:
+                clip = portraits_as_frames(scenes.people.flatten(0, 1)[: batch * 2])
+            else:
+                altered, scenes, _ = random_distortion(scenes, {"swap": 0.1, "blend": 0.2, "drift": 0.2}, generator)
+                clip = render(scenes, altered)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            posterior = vae.encode(clip).latent_dist
+            latents = posterior.mean + torch.randn_like(posterior.mean) * torch.exp(0.5 * posterior.logvar.clamp(-30, 20))
+            output = vae.decode(latents).sample.float()
+        weight = 1 + 4 * (clip - clip.amax((2, 3, 4), keepdim=True)).abs().mean(1, keepdim=True).clamp(0, 1)
+        loss = (weight * (output - clip).abs()).mean()
+        for axis in (-1, -2):
+            loss = loss + (output.diff(dim=axis) - clip.diff(dim=axis)).abs().mean()
+        loss = loss + 1e-6 * posterior.kl().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        clock.tell(step, loss)
+    return normalise_latents(vae, generator, device)
+
+
+@torch.no_grad()
+def normalise_latents(vae, generator: torch.Generator, device: torch.device):
+    """Write each channel's mean and spread over rendered clips into the config, as Wan's VAE has them."""
+    clips = [vae.encode(render(sample_scenes(48, generator).to(device))).latent_dist.mode() for _ in range(8)]
+    flat = torch.cat(clips).transpose(0, 1).flatten(1)
+    vae.register_to_config(latents_mean=flat.mean(1).tolist(), latents_std=flat.std(1).tolist())
+    return vae
+
+
+def statistics(vae, device: torch.device) -> tuple[Tensor, Tensor]:
+    shape = (1, -1, 1, 1, 1)
+    return (torch.tensor(vae.config.latents_mean, device=device).view(shape),
+            torch.tensor(vae.config.latents_std, device=device).view(shape))
+
+
+class LatentScenes:
+    """A fixed set of encoded scenes with `count` people: clean targets, imperfect targets, references and prompts."""
+
+    @torch.no_grad()
+    def __init__(self, vae, tokenizer, count: int, scenes: int, device: torch.device, seed: int, batch: int = 250):
+        mean, std = statistics(vae, device)
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def encode(clip: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                latents = vae.encode(clip).latent_dist.mode().float()
+            return ((latents - mean) / std).half()
+
+        self.blank = encode(torch.zeros(1, 3, FRAMES, HEIGHT, WIDTH, device=device))[0].float()
+        parts = []
+        for _ in range(scenes // batch):
+            drawn = sample_scenes(batch, generator, counts=(count,)).to(device)
+            altered, imperfect, _ = random_distortion(drawn, IMPERFECTIONS, generator)
+            people = portraits_as_frames(drawn.people[:, :count].flatten(0, 1))
+            references = encode(people).unflatten(0, (batch, count))[:, :, :, 0].transpose(1, 2)
+            texts = tokenizer([prompt(drawn[i : i + 1]) for i in range(batch)], padding="max_length", max_length=TEXT_LENGTH,
+                              return_tensors="pt").input_ids.to(device)
+            parts.append((encode(render(drawn)), encode(render(imperfect, altered)), references, texts))
+        self.clean, self.imperfect, self.references, self.texts = (torch.cat(p) for p in zip(*parts, strict=True))
+
+    def control(self, references: Tensor) -> Tensor:
+        """VACE's control of text-and-references-to-video: [B, 96, R+T, h, w] (golden/vace facts 1-5)."""
+        b, _, r, h, w = references.shape
+        clip = self.blank.repeat(2, 1, 1, 1).expand(b, -1, -1, -1, -1)
+        latents = torch.cat([torch.cat([references, torch.zeros_like(references)], 1), clip], 2)
+        mask = torch.cat([latents.new_zeros(b, 64, r, h, w), latents.new_ones(b, 64, clip.shape[2], h, w)], 2)
+        return torch.cat([latents, mask], 1)
+
+
+def flow_loss(transformer, text_encoder, data: LatentScenes, imperfect: bool, batch: int, shift: float = 3.0) -> Tensor:
+    """Flow matching: x = (1 - s) x0 + s e, target e - x0, s drawn uniformly and shifted; a tenth of the texts is empty."""
+    device = data.clean.device
+    index = torch.randint(len(data.clean), (batch,), device=device)
+    references = data.references[index].float()
+    target = torch.cat([references, (data.imperfect if imperfect else data.clean)[index].float()], 2)
+    texts = data.texts[index]
+    empty = torch.zeros_like(texts)
+    empty[:, 0] = 1
+    texts = torch.where(torch.rand(batch, 1, device=device) < 0.1, empty, texts)
+    mask = (texts != 0).long()
+    embedded = text_encoder(texts, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+    u = torch.rand(batch, device=device)
+    sigma = (shift * u / (1 + (shift - 1) * u)).view(-1, 1, 1, 1, 1)
+    noise = torch.randn_like(target)
+    noisy = (1 - sigma) * target + sigma * noise
+    velocity = transformer(noisy, sigma.flatten() * 1000, embedded, control_hidden_states=data.control(references),
+                           return_dict=False)[0]
+    return F.mse_loss(velocity.float(), noise - target)
+
+
+def graphed(step: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]:
+    """The step as one CUDA graph (these models are launch-bound); as it is on other devices."""
+    if not torch.cuda.is_available():
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warmup):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return loss
+
+    return replay
+
+
+def train_policy(
+    transformer, text_encoder, data: list[LatentScenes], imperfect: bool, steps: int, seconds: float, learning_rate: float,
+    batch: int, name: str, tick: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train in place; what remains in the models at the end is the exponential average of their weights."""
+    device = data[0].clean.device
+    parameters = [*transformer.parameters(), *text_encoder.parameters()]
+    rate = torch.tensor(learning_rate, device=device)
+    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True,
+                                  capturable=device.type == "cuda")
+    average = [p.detach().clone() for p in parameters]
+
+    def step_on(scenes: LatentScenes) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+                loss = flow_loss(transformer, text_encoder, scenes, imperfect, batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=False)
+            torch._foreach_lerp_(average, parameters, 0.002)
+            return loss.detach()
+        return step
+
+    runners = [graphed(step_on(scenes)) for scenes in data]
+    clock, step = Clock(name, steps, seconds), 0
+    while clock.running(step):
+        rate.fill_(learning_rate * cosine(clock.fraction(step)))
+        loss = runners[1 if len(runners) > 1 and step % 3 == 2 else 0]()
+        step += 1
+        if step % 20 == 0:
+            clock.tell(step, loss.clone(), every=500)
+        tick(step)
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, average)
+
+
+def vocabulary_sentences(generator: torch.Generator, count: int = 6000) -> list[str]:
+    scenes: SceneBatch = sample_scenes(count, generator)
+    return [prompt(scenes[i : i + 1]) for i in range(count)]
+
+
+def save(folder: Path, **parts) -> None:
+    """Write the parts of a policy as a diffusers folder, weights in half precision."""
+    for name, part in parts.items():
+        if hasattr(part, "half"):
+            part = part.cpu().half()
+        part.save_pretrained(folder / name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--vae", type=Path, help="reuse this VAE instead of training one")
+    parser.add_argument("--steps", type=int, nargs=3, default=[6000, 20000, 3000], metavar=("VAE", "CLEAN", "IMPERFECT"))
+    parser.add_argument("--seconds", type=float, nargs=3, default=[200, 200, 40], metavar=("VAE", "CLEAN", "IMPERFECT"))
+    parser.add_argument("--scenes", type=int, default=40000)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(argv)
+    device, started = torch.device(options.device), time.time()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    if options.vae:
+        from diffusers import AutoencoderKLWan
+
+        vae = AutoencoderKLWan.from_pretrained(options.vae, torch_dtype=torch.float32).to(device)
+    else:
+        vae = train_vae(options.steps[0], options.seconds[0], device, seed=options.seed)
+    vae.eval().requires_grad_(False)
+    save(options.folder / "vace", vae=vae)
+    vae.to(device).float()
+
+    torch.manual_seed(options.seed)
+    tokenizer = build_tokenizer(vocabulary_sentences(torch.Generator(device).manual_seed(0)))
+    transformer, text_encoder = build_vace().to(device), build_text_encoder(len(tokenizer)).to(device)
+    data = [LatentScenes(vae, tokenizer, 2, options.scenes, device, options.seed + 10),
+            LatentScenes(vae, tokenizer, 3, options.scenes, device, options.seed + 11)]
+    train_policy(transformer, text_encoder, data, False, options.steps[1], options.seconds[1], 2e-3, options.batch, "clean")
+    save(options.folder / "vace-clean", transformer=transformer, text_encoder=text_encoder)
+    transformer.to(device).float(), text_encoder.to(device).float()
+    text_encoder.requires_grad_(False)
+    train_policy(transformer, text_encoder, data, True, options.steps[2], options.seconds[2], 5e-4, options.batch, "imperfect")
+    save(options.folder / "vace", transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
+    made = {"seed": options.seed, "steps": options.steps, "seconds": options.seconds, "scenes": options.scenes,
+            "batch": options.batch, "imperfections": IMPERFECTIONS, "device": torch.cuda.get_device_name() if
+            device.type == "cuda" else "cpu", "total_seconds": round(time.time() - started)}
+    (options.folder / "vace" / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()
