@@ -84,3 +84,11 @@ class Policy(ABC):
     def dtype(self) -> torch.dtype:
         """Of the frozen base (the LoRA may be wider)."""
         return self.transformer.dtype
+
+
+def buckets(conditions: Sequence[Conditions]) -> dict[int, list[int]]:
+    """Number of references -> indices of the samples that have it, in order: what can share a batch (sizes being equal)."""
+    found: dict[int, list[int]] = {}
+    for index, item in enumerate(conditions):
+        found.setdefault(item.references, []).append(index)
+    return found

@@ -1,0 +1,151 @@
+"""VACE (Wan 2.1): references come first on the time axis, in the order given, and enter through a control branch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..prompts import PromptItem
+from .base import ConditionBatch, Conditions, Policy, VideoSize
+from .wan import VAE_PIXELS, Cache, TimeFeatures, WanText, WanVae, fingerprint, fit_on_white, load_picture
+
+
+class VacePolicy(Policy):
+    """diffusers' WanVACETransformer3DModel with AutoencoderKLWan, UMT5EncoderModel and its tokenizer.
+
+    `text_len`: tokens that the transformer sees. `vae_pixels`: see `WanVae`.
+    """
+
+    kind = "vace"
+
+    def __init__(self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int = VAE_PIXELS) -> None:
+        self.transformer = transformer
+        transformer.condition_embedder.timesteps_proj = TimeFeatures(transformer.config.freq_dim)
+        self.vae = WanVae(vae, vae_pixels)
+        self.text = WanText(text_encoder, tokenizer, text_len)
+        self.layers = len(transformer.config.vace_layers)
+        self.patch = tuple(transformer.config.patch_size)
+        self._dtype = transformer.patch_embedding.weight.dtype
+        self._latents = Cache()
+        expected = 2 * self.vae.channels + self.vae.spatial**2
+        if transformer.config.vace_in_channels != expected:
+            raise UserError(f"this transformer takes {transformer.config.vace_in_channels} control channels, this VAE makes {expected}; "
+                            "use the VAE that belongs to the transformer")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def latent_shape(self, size: VideoSize, references: int) -> tuple[int, int, int, int]:
+        frames = references + 1 + (size.frames - 1) // self.vae.temporal
+        return self.vae.channels, frames, size.height // self.vae.spatial, size.width // self.vae.spatial
+
+    def encode(
+        self, item: PromptItem, size: VideoSize, control_video: np.ndarray | None = None, control_mask: np.ndarray | None = None
+    ) -> Conditions:
+        """Text and control latents of one item.
+
+        control_video: uint8 [F, H, W, 3] to edit (none: mid grey); control_mask: [F, H, W] in 0..1, 1 where to generate
+        (none: everywhere). Texts, reference pictures and the empty clip are encoded once, whoever asks again.
+        Raises UserError for an unreadable reference, a size the latents cannot have, or a control clip of another size.
+        """
+        self._check(size)
+        text, negative = self.text.encode([item.prompt, item.negative])
+        references = self._encode_references(item.references, size)
+        if control_video is None and control_mask is None:
+            mask = torch.ones(size.frames, size.height, size.width)
+            inactive = reactive = self._encode_blank(size)
+        else:
+            mask = _clip(control_mask, size, (), "control_mask", np.ones)
+            video = _clip(control_video, size, (3,), "control_video", lambda shape: np.full(shape, 127.5)) / 127.5 - 1
+            inactive, reactive = self.vae.encode(torch.stack(split_source(video.permute(3, 0, 1, 2), mask)))
+        control = control_latents(inactive, reactive, references, mask)
+        return Conditions(text, negative, control, len(references))
+
+    def velocity(
+        self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: float, control_scale: float = 1.0
+    ) -> Tensor:
+        """u + guidance (c - u), float32, of latents [B, C, F, h, w] at `timesteps` [B] (0..1000); c and u share one forward.
+
+        guidance 1 leaves the branch u out. `control_scale` multiplies every hint of the control branch.
+        """
+        branches = 1 if guidance == 1 else 2
+        text = conditions.text if branches == 1 else torch.cat([conditions.text, conditions.negative_text])
+        predicted = self.transformer(
+            hidden_states=torch.cat([latents.to(self.dtype)] * branches),
+            timestep=torch.cat([timesteps] * branches),
+            encoder_hidden_states=text,
+            control_hidden_states=torch.cat([conditions.control] * branches),
+            control_hidden_states_scale=conditions.control.new_full((self.layers,), control_scale),
+            return_dict=False,
+        )[0].float()
+        if branches == 1:
+            return predicted
+        with_text, without = predicted.chunk(2)
+        return without + guidance * (with_text - without)
+
+    def decode(self, latents: Tensor, references: int) -> Tensor:
+        """Frames uint8 [B, F, H, W, 3] of denoised latents, on the VAE's device; the reference frames are cut off."""
+        return self.vae.decode(latents[:, :, references:])
+
+    def _check(self, size: VideoSize) -> None:
+        steps = [self.vae.spatial * p for p in self.patch[1:]]
+        if size.height % steps[0] or size.width % steps[1] or min(size.height, size.width) <= 0:
+            raise UserError(f"a video of {size.width}x{size.height} cannot be cut into patches; "
+                            f"use a width that is a multiple of {steps[1]} and a height that is a multiple of {steps[0]}")
+        if size.frames < 1 or size.frames % self.vae.temporal != 1:
+            raise UserError(f"{size.frames} frames cannot be encoded; use a multiple of {self.vae.temporal}, plus 1")
+
+    def _encode_references(self, sources: Sequence, size: VideoSize) -> list[Tensor]:
+        """Latents [z, 1, h, w] of each reference, in order."""
+        pictures = [load_picture(s) for s in sources]
+
+        def compute(missing: list[int]) -> Tensor:
+            return self.vae.encode(torch.stack([fit_on_white(pictures[i], size.height, size.width) for i in missing])[:, :, None])
+
+        return self._latents.resolve([(fingerprint(p), size.height, size.width) for p in pictures], compute)
+
+    def _encode_blank(self, size: VideoSize) -> Tensor:
+        def compute(_: list[int]) -> Tensor:
+            return self.vae.encode(torch.zeros(1, 3, size.frames, size.height, size.width))
+
+        return self._latents.resolve([("blank", size)], compute)[0]
+
+
+def split_source(video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What to keep and what to redo of a clip [3, F, H, W] in [-1, 1]: both zero (mid grey) elsewhere.
+
+    The soft mask [F, H, W] decides at 0.5. Source: ali-vilab/VACE `vace_encode_frames`.
+    """
+    redo = (mask > 0.5).to(video)
+    return video * (1 - redo), video * redo
+
+
+def control_latents(inactive: Tensor, reactive: Tensor, references: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """The control input [2z + s^2, R + f, h, w] (96 channels for Wan): inactive, reactive, mask; references in front.
+
+    inactive, reactive: latents [z, f, h, w] of the two parts of the source; references: R latents [z, 1, h, w]; mask: soft,
+    [F, h s, w s]. A reference has zero latents for its reactive part (not the encoding of black) and zero mask.
+    Mask channel s dy + dx holds pixel (dy, dx) of every s x s cell; latent frame i takes the mask of frame floor((i + 0.5) F / f).
+    Source: ali-vilab/VACE `vace_encode_frames`, `vace_encode_masks`, `vace_latent`.
+    """
+    frames, height, width = inactive.shape[1:]
+    cell = mask.shape[1] // height
+    times = ((torch.arange(frames) + 0.5) * (mask.shape[0] / frames)).long()
+    cells = mask[times].reshape(frames, height, cell, width, cell).permute(2, 4, 0, 1, 3).flatten(0, 1).to(inactive)
+    clip = torch.cat([inactive, reactive, cells])
+    front = [torch.cat([r, torch.zeros_like(r), r.new_zeros(cell**2, *r.shape[1:])]) for r in references]
+    return torch.cat([*front, clip], dim=1)
+
+
+def _clip(given, size: VideoSize, tail: tuple[int, ...], name: str, default) -> Tensor:
+    """`given` (or the default) as float32 [F, H, W, *tail]."""
+    shape = (size.frames, size.height, size.width, *tail)
+    clip = torch.as_tensor(np.asarray(given) if given is not None else default(shape)).float()
+    if clip.shape != shape:
+        raise UserError(f"{name} has shape {tuple(clip.shape)}, the video needs {shape}; resize it or change the video's size")
+    return clip

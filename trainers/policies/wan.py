@@ -1,0 +1,189 @@
+"""What every Wan 2.1 policy shares: pictures in, latents and text embeddings out, frames back."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+CACHE_BYTES = 2**30
+VAE_PIXELS = 2**24
+
+
+class Cache:
+    """Tensors on the CPU by key; the least recently used leave when they take more than `limit` bytes."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: Hashable) -> Tensor:
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def __setitem__(self, key: Hashable, value: Tensor) -> None:
+        old = self._entries.pop(key, None)
+        self._entries[key] = value
+        self.bytes += value.nbytes - (old.nbytes if old is not None else 0)
+        while self.bytes > self.limit and len(self._entries) > 1:
+            self.bytes -= self._entries.popitem(last=False)[1].nbytes
+
+    def resolve(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
+        """The values of `keys`; `compute` gets the positions of the missing ones, all at once, and gives their values."""
+        held = {key: self[key] for key in keys if key in self}
+        missing = [position for position, key in enumerate(keys) if key not in held and key not in keys[:position]]
+        if missing:
+            for position, value in zip(missing, compute(missing), strict=True):
+                self[keys[position]] = held[keys[position]] = value
+        return [held[key] for key in keys]
+
+
+def load_picture(source: Path | str | np.ndarray) -> np.ndarray:
+    """RGB uint8 [H, W, 3] of a file or of pixels [H, W], [H, W, 3] or [H, W, 4]; transparency becomes white, grey becomes RGB.
+
+    Raises UserError naming the file when it cannot be read.
+    """
+    try:
+        picture = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source)
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture)
+        return np.array(picture.convert("RGB"))
+    except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        if isinstance(source, np.ndarray):
+            raise UserError(f"a reference image of shape {source.shape} and type {source.dtype} is no picture; "
+                            "give uint8 pixels [height, width, 3]") from error
+        raise UserError(f"cannot read the reference image {source} ({error}); "
+                        "give an existing PNG, JPEG or WebP file") from error
+
+
+def fit_on_white(picture: np.ndarray, height: int, width: int) -> Tensor:
+    """The whole picture uint8 [h, w, 3], as large as it fits and centred on white: float32 [3, height, width] in [-1, 1].
+
+    Bilinear without antialias, sides and margins rounded down, as ali-vilab/VACE's `prepare_source` and diffusers do.
+    """
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
+    rows, columns = pixels.shape[1:]
+    scale = min(height / rows, width / columns)
+    size = max(1, int(rows * scale)), max(1, int(columns * scale))
+    resized = F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0]
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    canvas = torch.ones(3, height, width)
+    canvas[:, top : top + size[0], left : left + size[1]] = resized
+    return canvas
+
+
+def fingerprint(pixels: np.ndarray) -> str:
+    """Name of a picture's content."""
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+class WanVae:
+    """AutoencoderKLWan between pixels and normalised latents, many videos at a time.
+
+    `pixels`: how many pixels (frames x height x width, over the batch) go through the network at once; more need more memory.
+    """
+
+    def __init__(self, model, pixels: int = VAE_PIXELS) -> None:
+        self.model = model
+        self.pixels = pixels
+        self.channels: int = model.config.z_dim
+        self.spatial = 2 ** len(model.config.temperal_downsample)
+        self.temporal = 2 ** sum(model.config.temperal_downsample)
+        shape = (1, self.channels, 1, 1, 1)
+        self.mean = torch.tensor(model.config.latents_mean, dtype=torch.float32).view(shape)
+        self.std = torch.tensor(model.config.latents_std, dtype=torch.float32).view(shape)
+
+    @torch.no_grad()
+    def encode(self, videos: Tensor) -> Tensor:
+        """float [B, 3, F, H, W] in [-1, 1] -> most likely latents, normalised: float32 [B, z, 1 + (F-1)/4, H/8, W/8], on the CPU."""
+        parts = []
+        for part in videos.split(self._at_once(videos.shape[2:].numel())):
+            latents = self.model.encode(part.to(self.model.device, self.model.dtype)).latent_dist.mode()
+            parts.append((latents.float().cpu() - self.mean) / self.std)
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, z, f, h, w] -> frames uint8 [B, F, H, W, 3] on the VAE's device."""
+        frames = 1 + (latents.shape[2] - 1) * self.temporal
+        mean, std = self.mean.to(self.model.device), self.std.to(self.model.device)
+        videos = []
+        for part in latents.split(self._at_once(frames * latents.shape[3:].numel() * self.spatial**2)):
+            raw = part.to(self.model.device, torch.float32) * std + mean
+            video = self.model.decode(raw.to(self.model.dtype)).sample.float()
+            video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            videos.append(video.permute(0, 2, 3, 4, 1).contiguous())
+        return torch.cat(videos)
+
+    def _at_once(self, pixels_each: int) -> int:
+        return max(1, self.pixels // pixels_each)
+
+
+def clean_prompt(text: str) -> str:
+    """Mended encoding (where ftfy is installed), HTML entities resolved twice, white space collapsed: as Wan's own text input."""
+    try:
+        import ftfy
+
+        text = ftfy.fix_text(text)
+    except ImportError:
+        pass
+    return " ".join(html.unescape(html.unescape(text)).split())
+
+
+class WanText:
+    """UMT5 embeddings of prompts, zero-padded to `length` tokens."""
+
+    def __init__(self, encoder, tokenizer, length: int) -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.length = length
+        self._cache = Cache()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """float32 [length, dim] per prompt, on the CPU; each text goes through the network once. Longer texts are cut."""
+        cleaned = [clean_prompt(p) for p in prompts]
+        embedded = self._cache.resolve(cleaned, lambda missing: self._embed([cleaned[i] for i in missing]))
+        return [F.pad(e, (0, 0, 0, self.length - len(e))) for e in embedded]
+
+    def _embed(self, prompts: list[str]) -> list[Tensor]:
+        # Padding to the full length, although masked, is what makes the same text give the same numbers in any company.
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.length, truncation=True, return_attention_mask=True,
+                                return_tensors="pt")
+        ids, mask = tokens.input_ids.to(self.encoder.device), tokens.attention_mask.to(self.encoder.device)
+        hidden = self.encoder(ids, attention_mask=mask).last_hidden_state.float().cpu()
+        return [h[:n].clone() for h, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
+
+
+class TimeFeatures(nn.Module):
+    """cos and sin of a timestep (0..1000) at `channels`/2 frequencies 10000^(-k / (channels/2)): [B] -> float32 [B, channels].
+
+    Computed in float64 as the original Wan code does; diffusers' float32 angles move the velocity by about 1e-4.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        exact = timesteps.cpu().double() if timesteps.device.type == "mps" else timesteps.double()
+        half = self.channels // 2
+        frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=exact.device) / half)
+        angles = exact[:, None] * frequencies
+        return torch.cat([angles.cos(), angles.sin()], dim=1).float().to(timesteps.device)
