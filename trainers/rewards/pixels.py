@@ -1,0 +1,131 @@
+"""From frames and reference images to the rows of patches that the vision tower reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+from .geometry import IMAGE_MIN_PIXELS, MAX_PIXELS, TEMPORAL_PATCH, VIDEO_MIN_PIXELS, resized
+
+PATCH, MERGE = 14, 2
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's channel statistics, from Qwen2.5-VL's `preprocessor_config.json`."""
+
+Reference = Image.Image | np.ndarray | Tensor | Path | str
+Grid = tuple[int, int, int]
+"""Patches along time, height and width."""
+
+
+def open_reference(reference: Reference) -> Image.Image:
+    """An RGB image: transparency is pasted on white, grey becomes RGB. Arrays are uint8 [H, W, 3].
+
+    Raises UserError for a file that is missing or is no picture, ValueError for an array of another kind.
+    """
+    if isinstance(reference, str | Path):
+        try:
+            with Image.open(reference) as image:
+                image.load()
+        except FileNotFoundError:
+            raise UserError(f"Reference image {reference} does not exist: check the path.") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"Reference image {reference} cannot be read ({error}): save it again as PNG or JPEG.") from None
+    elif isinstance(reference, Image.Image):
+        image = reference
+    else:
+        pixels = reference.cpu().numpy() if isinstance(reference, Tensor) else np.asarray(reference)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"a reference array must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+        image = Image.fromarray(pixels)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def reference_pixels(reference: Reference, maximum: int = MAX_PIXELS) -> Tensor:
+    """The reference at the size it is read at: uint8 [H, W, 3], sides multiples of 28 (PIL's bicubic).
+
+    A uint8 tensor that has that size already stays as it is, on its device.
+    """
+    if isinstance(reference, Tensor) and reference.dtype == torch.uint8 and reference.ndim == 3:
+        if resized(*reference.shape[:2], IMAGE_MIN_PIXELS, maximum) == tuple(reference.shape[:2]):
+            return reference
+    image = open_reference(reference)
+    try:
+        height, width = resized(image.height, image.width, IMAGE_MIN_PIXELS, maximum)
+    except ValueError as error:
+        raise UserError(f"Reference image {reference}: {error}. Crop it to the person.") from None
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image))
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Grey levels [..., 3, H, W] in 0..255, float32, in place, to the vision tower's units."""
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
+    return pixels.div_(255).sub_(mean).div_(std)
+
+
+def patch_rows(pixels: Tensor) -> tuple[Tensor, Grid]:
+    """Patches of N clips [N, T, 3, H, W]: rows [N·t·h·w, 1176] and the grid (t, h, w) of each.
+
+    Rows go by time, then by blocks of 2×2 patches, then inside the block; a row holds (channel, time 2, 14, 14).
+    """
+    n, frames, channels, height, width = pixels.shape
+    grid = (frames // TEMPORAL_PATCH, height // PATCH, width // PATCH)
+    blocks = pixels.reshape(
+        n, grid[0], TEMPORAL_PATCH, channels, grid[1] // MERGE, MERGE, PATCH, grid[2] // MERGE, MERGE, PATCH
+    )
+    rows = blocks.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
+    return rows.reshape(-1, channels * TEMPORAL_PATCH * PATCH * PATCH), grid
+
+
+def image_rows(images: Sequence[Tensor]) -> tuple[Tensor, list[Grid]]:
+    """Rows of uint8 images [H, W, 3] whose sides are multiples of 28, one grid each; an image fills both times of a patch."""
+    def prepare(stacked: Tensor) -> tuple[Tensor, Grid]:
+        pixels = normalise(stacked.permute(0, 3, 1, 2).float().contiguous())
+        return patch_rows(pixels.unsqueeze(1).expand(-1, TEMPORAL_PATCH, -1, -1, -1))
+
+    return _by_shape(images, prepare)
+
+
+def clip_rows(clips: Sequence[Tensor], maximum: int = MAX_PIXELS) -> tuple[Tensor, list[Grid]]:
+    """Rows of the chosen frames of each clip, uint8 [F, H, W, 3] with F even; clips of one size are resized together.
+
+    Bicubic with antialias in float32, clamped and rounded to grey levels, as the reference does on tensors.
+    """
+    def prepare(stacked: Tensor) -> tuple[Tensor, Grid]:
+        n, frames, height, width, _ = stacked.shape
+        flat = stacked.flatten(0, 1).permute(0, 3, 1, 2).float().contiguous()
+        size = resized(height, width, VIDEO_MIN_PIXELS, maximum)
+        flat = F.interpolate(flat, size=size, mode="bicubic", antialias=True, align_corners=False)
+        return patch_rows(normalise(flat.clamp_(0, 255).round_()).unflatten(0, (n, frames)))
+
+    return _by_shape(clips, prepare)
+
+
+def _by_shape(tensors: Sequence[Tensor], prepare) -> tuple[Tensor, list[Grid]]:
+    """Prepare tensors of equal shape in one stack; rows come back in the order given."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        shapes.setdefault(tuple(tensor.shape), []).append(i)
+    if len(shapes) == 1:
+        rows, grid = prepare(torch.stack(tuple(tensors)))
+        return rows, [grid] * len(tensors)
+    parts: list[Tensor | None] = [None] * len(tensors)
+    grids: list[Grid] = [(0, 0, 0)] * len(tensors)
+    for members in shapes.values():
+        rows, grid = prepare(torch.stack([tensors[i] for i in members]))
+        for i, part in zip(members, rows.chunk(len(members)), strict=True):
+            parts[i], grids[i] = part, grid
+    return torch.cat(parts), grids
