@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import UserError
 from ..lora.names import to_diffusers
 from .base import Policy
+from .wan import exact_time
 
 TEXT_LENGTH = 512
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
@@ -54,8 +55,12 @@ def load_policy(source: str | Path, dtype: torch.dtype = torch.float32, device: 
 def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A frozen WanVACETransformer3DModel from a diffusers folder or from one .safetensors file in the original's naming."""
     path = Path(path)
-    if path.is_file():
-        return _frozen(_from_original(path, dtype))
+    model = _from_original(path, dtype) if path.is_file() else _from_folder(path, dtype)
+    exact_time(model)
+    return _frozen(model)
+
+
+def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
     config = path / "config.json"
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
@@ -64,8 +69,8 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
     _refuse_other_kinds(kind, path)
     from diffusers import WanVACETransformer3DModel
 
-    return _frozen(_part("transformer", path, lambda p: WanVACETransformer3DModel.from_pretrained(
-        p, torch_dtype=dtype, local_files_only=True)))
+    return _part("transformer", path, lambda p: WanVACETransformer3DModel.from_pretrained(
+        p, torch_dtype=dtype, local_files_only=True))
 
 
 def infer_config(shapes: dict[str, tuple[int, ...]], hints: dict) -> dict:

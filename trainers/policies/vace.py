@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..prompts import PromptItem
 from .base import ConditionBatch, Conditions, Policy, VideoSize
-from .wan import VAE_PIXELS, Cache, TimeFeatures, WanText, WanVae, fingerprint, fit_on_white, load_picture
+from .wan import VAE_PIXELS, Cache, WanText, WanVae, exact_time, fingerprint, fit_on_white, load_picture
 
 
 class VacePolicy(Policy):
@@ -24,7 +24,7 @@ class VacePolicy(Policy):
 
     def __init__(self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int = VAE_PIXELS) -> None:
         self.transformer = transformer
-        transformer.condition_embedder.timesteps_proj = TimeFeatures(transformer.config.freq_dim)
+        exact_time(transformer)
         self.vae = WanVae(vae, vae_pixels)
         self.text = WanText(text_encoder, tokenizer, text_len)
         self.layers = len(transformer.config.vace_layers)
@@ -75,14 +75,10 @@ class VacePolicy(Policy):
         """
         branches = 1 if guidance == 1 else 2
         text = conditions.text if branches == 1 else torch.cat([conditions.text, conditions.negative_text])
-        predicted = self.transformer(
-            hidden_states=torch.cat([latents.to(self.dtype)] * branches),
-            timestep=torch.cat([timesteps] * branches),
-            encoder_hidden_states=text,
-            control_hidden_states=torch.cat([conditions.control] * branches),
-            control_hidden_states_scale=conditions.control.new_full((self.layers,), control_scale),
-            return_dict=False,
-        )[0].float()
+        predicted = predict(
+            self.transformer, torch.cat([latents.to(self.dtype)] * branches), torch.cat([timesteps] * branches), text,
+            torch.cat([conditions.control] * branches), conditions.control.new_full((self.layers,), control_scale),
+        )
         if branches == 1:
             return predicted
         with_text, without = predicted.chunk(2)
@@ -114,6 +110,18 @@ class VacePolicy(Policy):
             return self.vae.encode(torch.zeros(1, 3, size.frames, size.height, size.width))
 
         return self._latents.resolve([("blank", size)], compute)[0]
+
+
+def predict(transformer, latents: Tensor, timesteps: Tensor, text: Tensor, control: Tensor, scales: Tensor) -> Tensor:
+    """The transformer's velocity, float32 [B, C, F, h, w], without guidance.
+
+    latents: [B, C, F, h, w]; timesteps: [B] (0..1000); text: [B, text_len, dim], zero-padded; control: [B, 2z + s^2, F, h, w];
+    scales: one per control layer.
+    """
+    return transformer(
+        hidden_states=latents, timestep=timesteps, encoder_hidden_states=text, control_hidden_states=control,
+        control_hidden_states_scale=scales, return_dict=False,
+    )[0].float()
 
 
 def split_source(video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

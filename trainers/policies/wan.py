@@ -187,3 +187,8 @@ class TimeFeatures(nn.Module):
         frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=exact.device) / half)
         angles = exact[:, None] * frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1).float().to(timesteps.device)
+
+
+def exact_time(transformer: nn.Module) -> None:
+    """Give a Wan transformer of diffusers `TimeFeatures`; its weights stay as they are."""
+    transformer.condition_embedder.timesteps_proj = TimeFeatures(transformer.config.freq_dim)
