@@ -1,0 +1,110 @@
+"""`proof`: the learning claim over several seeds, with its control, as one table that anyone can repeat.
+
+Every seed trains TinyWorld's policy by the `tiny` recipe at the size of a GPU (PROOF) and is measured on the same held-out
+items and noise as the untouched policy. The control is the same run with the rewards of each group shuffled.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import TrainConfig, make_config
+from ..errors import UserError
+from ..runs.folder import RunFolder
+from ..runs.launcher import start
+from ..runs.report import table
+
+PROOF = {
+    "iterations": 100,
+    "rollout": {"groups_per_update": 32, "micro_batch": 256},
+    "optim": {"micro_batch": 256},
+    "reward": {"micro_batch": 256},
+    "evaluation": {"items": 256, "every": 20},
+    "checkpoint": {"every": 20},
+}
+WIN_RATE, IDENTITY_GAIN = 0.75, 0.189
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The last evaluation of one run, and of the untouched policy."""
+
+    name: str
+    seed: int
+    win: float
+    win_low: float
+    margin: float
+    identity_before: float
+    identity_after: float
+    alignment_before: float
+    alignment_after: float
+    seconds: float
+
+    @property
+    def identity_gain(self) -> float:
+        return self.identity_after / self.identity_before - 1
+
+
+def proof_config(seed: int, control: bool, changes: dict | None = None) -> TrainConfig:
+    settings = PROOF | {"seed": seed} | (changes or {})
+    return make_config("tiny", settings | ({"reward": PROOF["reward"] | {"shuffle": True}} if control else {}))
+
+
+def outcome(run: RunFolder, name: str) -> Outcome:
+    """Raises UserError when the run did not reach its last evaluation."""
+    rows = [row for row in run.read_metrics() if row["kind"] == "evaluation"]
+    config = run.config()
+    if not rows or rows[-1]["iteration"] != config.iterations:
+        status = run.status()
+        raise UserError(f"run {run.id} did not finish ({status['state']}: {status.get('last_error', '')}); see {run.path / 'log.txt'}")
+    first, last = rows[0], rows[-1]
+    seconds = sum(r["seconds_rollout"] + r["seconds_update"] for r in run.read_metrics() if r["kind"] == "train")
+    return Outcome(name, config.seed, last["win"], last["win_low"], last["margin"], first["identity"], last["identity"],
+                   first["alignment"], last["alignment"], seconds)
+
+
+def verdicts(tuned: list[Outcome], control: list[Outcome]) -> list[tuple[str, bool]]:
+    """The claims, each with whether it holds in every seed."""
+    return [
+        (f"the tuned policy wins at least {WIN_RATE:.0%} of held-out pairs by the reward", all(o.win >= WIN_RATE for o in tuned)),
+        (f"the oracle identity rises by at least {IDENTITY_GAIN:.1%}", all(o.identity_gain >= IDENTITY_GAIN for o in tuned)),
+        ("text alignment is not lower", all(o.alignment_after >= o.alignment_before - 0.005 for o in tuned)),
+        ("shuffled rewards gain nothing", all(o.win < 0.6 and o.identity_gain < 0.03 for o in control)),
+    ]
+
+
+def rows(outcomes: list[Outcome]) -> list[dict[str, str]]:
+    return [{
+        "run": o.name, "seed": str(o.seed), "won": f"{o.win:.1%} (from {o.win_low:.1%})", "reward margin": f"{o.margin:+.3f}",
+        "oracle identity": f"{o.identity_before:.3f} → {o.identity_after:.3f}", "gain": f"{o.identity_gain:+.1%}",
+        "text alignment": f"{o.alignment_before:.3f} → {o.alignment_after:.3f}", "seconds": f"{o.seconds:.0f}",
+    } for o in outcomes]
+
+
+def main(root: Path, seeds: int, controls: int, jobs: int, changes: dict | None = None) -> int:
+    """Run everything, print the table and write it to `root/proof.md`; 0 if every claim holds, else 1."""
+    waiting = [("tuned", s) for s in range(seeds)] + [("control", s) for s in range(controls)]
+    runs: list[tuple[str, RunFolder]] = []
+    active = []
+    started = time.time()
+    while waiting or active:
+        active = [child for child in active if child.poll() is None]
+        while waiting and len(active) < jobs:
+            name, seed = waiting.pop(0)
+            run = RunFolder.create(root, proof_config(seed, name == "control", changes), name=f"{name}-{seed}")
+            runs.append((name, run))
+            active.append(start(run, share_devices=True))
+        states = [(name, run.status()) for name, run in runs]
+        line = "  ".join(f"{n}{r.config().seed} {s.get('iteration', 0)}/{s.get('iterations', '?')}" for (n, r), (_, s) in zip(runs, states, strict=True))
+        print(f"{time.time() - started:5.0f}s  {line}", flush=True)
+        time.sleep(10)
+    outcomes = [outcome(run, name) for name, run in runs]
+    tuned, control = ([o for o in outcomes if o.name == n] for n in ("tuned", "control"))
+    held = verdicts(tuned, control)
+    text = table(rows(outcomes)) + "\n\n" + "\n".join(f"- {'holds' if ok else 'FAILS'}: {claim}" for claim, ok in held) + "\n"
+    (root / "proof.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0 if all(ok for _, ok in held) and not any(math.isnan(o.win) for o in outcomes) else 1
