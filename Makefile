@@ -1,0 +1,34 @@
+# Every target makes .venv first if it is not there.
+#   PYTHON  an interpreter >= 3.10; found by itself when not given
+#   TORCH   what pip installs as torch; on a machine without a GPU the CPU build is far smaller:
+#           make venv TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+READY := .venv/.ready
+BIN := .venv/bin
+
+.PHONY: venv demo test lint
+
+venv: $(READY)
+
+$(READY): pyproject.toml
+	@python="$(PYTHON)"; \
+	for candidate in python3.11 python3.12 python3.13 python3.10 python3; do \
+	  [ -n "$$python" ] && break; \
+	  $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && python=$$candidate; \
+	done; \
+	[ -n "$$python" ] || { echo "no Python >= 3.10 with venv found; install one, or name it: make venv PYTHON=/path/to/python"; exit 1; }; \
+	echo "making .venv with $$($$python --version)"; \
+	$$python -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m trainers demo
+
+# One thread a worker, so that two workers are two cores. Skipped tests and why are printed last.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rs
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
