@@ -168,6 +168,18 @@ class TrainConfig(Section):
             raise ValueError("optim.ratio `guard` is defined for rollout.dynamics `flow_sde` only; choose one of the two")
         return self
 
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same run started from any folder: paths are made absolute, `~` is expanded, `tinyworld` stays."""
+        def absolute(value: str | None) -> str | None:
+            return value if value in (None, "tinyworld") else str(Path(value).expanduser().absolute())
+
+        own = {name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora")}
+        reward = {name: absolute(getattr(self.reward, name)) for name in ("source", "base_model")}
+        return self.model_copy(update=own | {
+            "policy": self.policy.model_copy(update={"source": absolute(self.policy.source)}),
+            "reward": self.reward.model_copy(update=reward),
+        })
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
