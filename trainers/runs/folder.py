@@ -96,9 +96,11 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl; numbers that are not finite become null."""
-        path = self.path / "metrics.jsonl"
-        with open(path, "ab") as file:
-            torn = file.tell() and not path.read_bytes().endswith(b"\n")
+        with open(self.path / "metrics.jsonl", "ab+") as file:
+            torn = False
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                torn = file.read(1) != b"\n"
             file.write((b"\n" if torn else b"") + json.dumps(_finite(row)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
