@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..prompts import PromptItem
 from .base import ConditionBatch, Conditions, Policy, VideoSize
-from .wan import VAE_PIXELS, Cache, WanText, WanVae, exact_time, fingerprint, fit_on_white, load_picture
+from .wan import Cache, WanText, WanVae, exact_time, fingerprint, fit_on_white, load_picture
 
 
 class VacePolicy(Policy):
@@ -22,7 +22,7 @@ class VacePolicy(Policy):
 
     kind = "vace"
 
-    def __init__(self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int = VAE_PIXELS) -> None:
+    def __init__(self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int | None = None) -> None:
         self.transformer = transformer
         exact_time(transformer)
         self.vae = WanVae(vae, vae_pixels)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 CACHE_BYTES = 2**30
-VAE_PIXELS = 2**24
+# More at once is slower on a CPU (its caches overflow), and faster on anything else until memory ends.
+VAE_PIXELS = {"cpu": 2**20, "other": 2**24}
 
 
 class Cache:
@@ -97,11 +98,13 @@ class WanVae:
     """AutoencoderKLWan between pixels and normalised latents, many videos at a time.
 
     `pixels`: how many pixels (frames x height x width, over the batch) go through the network at once; more need more memory.
+    None: chosen by device.
     """
 
-    def __init__(self, model, pixels: int = VAE_PIXELS) -> None:
+    def __init__(self, model, pixels: int | None = None) -> None:
         self.model = model
         self.pixels = pixels
+        _use_channel_norm(model)
         self.channels: int = model.config.z_dim
         self.spatial = 2 ** len(model.config.temperal_downsample)
         self.temporal = 2 ** sum(model.config.temperal_downsample)
@@ -132,7 +135,30 @@ class WanVae:
         return torch.cat(videos)
 
     def _at_once(self, pixels_each: int) -> int:
-        return max(1, self.pixels // pixels_each)
+        limit = self.pixels or VAE_PIXELS["cpu" if self.model.device.type == "cpu" else "other"]
+        return max(1, limit // pixels_each)
+
+
+class ChannelNorm(nn.Module):
+    """diffusers' WanRMS_norm (x / |x| over the channels, times sqrt(channels) gamma) with the same weights, 5 times as fast on a CPU."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.gamma = original.gamma
+        self.bias = original.bias
+        self.scale = original.scale
+        self.dim = 1 if original.channel_first else -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.square().sum(self.dim, keepdim=True).clamp(min=1e-24)
+        return x * (length.rsqrt() * self.scale) * self.gamma + self.bias
+
+
+def _use_channel_norm(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__ == "WanRMS_norm":
+                setattr(module, name, ChannelNorm(child))
 
 
 def clean_prompt(text: str) -> str:
