@@ -8,6 +8,7 @@ where one has to be made small.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,9 +81,11 @@ def train_reward(
 
     LoRA on all linear maps of the language model; vision tower, merger, token embedding and head in full. `progress` gets
     a dict per step (step, loss, rate, seconds) and per evaluation (accuracy). Raises UserError for a base that is no
-    Qwen2.5-VL, or a loss that is not finite (nothing is written then).
+    Qwen2.5-VL, a folder that holds a reward already, or a loss that is not finite; nothing is written then.
     """
     base, output = Path(base_model), Path(output_dir)
+    if any(output.glob("checkpoint-*")):
+        raise UserError(f"{output} already holds a reward's checkpoints: give another folder.")
     torch.manual_seed(training.seed)
     model, sequencer = open_base(base, torch.float32)
     _add_lora(model, training)
@@ -147,10 +150,10 @@ def _train(
         optimiser.step()
         step += 1
         losses.append(loss.detach())
-        if progress or not step % 50:
+        if progress or step % 50 == 0:
             value = loss.item()
-            if not (torch.isfinite(norm) and abs(value) < float("inf")):
-                raise UserError(f"The preference loss is {value} at step {step}: lower the learning rate.")
+            if not math.isfinite(value + norm.item()):
+                raise UserError(f"The preference loss or its gradient is not finite at step {step}: lower the learning rate.")
             tell({"step": step, "loss": value, "rate": rate, "seconds": time.monotonic() - started})
         if training.evaluate_every and held_out and step % training.evaluate_every == 0:
             measured = _measure(model, collator, held_out, training, tell, step)
@@ -158,7 +161,7 @@ def _train(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(training.storage))
-    if held_out:
+    if held_out and step:
         measured = _measure(model, collator, held_out, training, tell, step)
     tail = torch.stack(losses[-max(1, len(losses) // 10):]).mean().item() if losses else float("nan")
     return Trained(step, time.monotonic() - started, tail, measured)

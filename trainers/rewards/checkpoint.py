@@ -151,7 +151,7 @@ def released_name(name: str) -> str:
 
 
 def write_checkpoint(
-    model: RewardModel, folder: Path, step: int, config: Mapping[str, Any], base_model: Path, storage: torch.dtype
+    model: RewardModel, folder: Path, step: int, config: Mapping[str, Any], storage: torch.dtype
 ) -> None:
     """Write a model whose language model carries PEFT LoRA layers as `folder/checkpoint-<step>` in the released layout.
 
