@@ -87,7 +87,7 @@ class RunFolder:
     def set_status(self, **fields: Any) -> None:
         """Lay `fields` over the status. Whoever says `starting` or `running` signs with its process."""
         status = _read_object(self.path / "status.json") | fields
-        if fields.get("state") in ("starting", "running") and status.get("pid") != os.getpid():
+        if fields.get("state") in ("starting", "running") and "pid" not in fields and status.get("pid") != os.getpid():
             status |= {"pid": os.getpid(), "pid_started": started(os.getpid())}
         status["updated"] = time.time()
         write_atomic(self.path / "status.json", json.dumps(_finite(status), indent=1) + "\n", sync=False)

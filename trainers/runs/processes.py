@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import psutil
+
+_children: dict[int, subprocess.Popen] = {}
 
 
 def started(pid: int) -> float | None:
@@ -18,3 +22,15 @@ def alive(pid: int | None, pid_started: float | None) -> bool:
     """Whether the process that had `pid` and started at `pid_started` still runs (2 s are left for clock adjustments)."""
     now = started(pid) if pid else None
     return now is not None and pid_started is not None and abs(now - pid_started) < 2
+
+
+def adopt(child: subprocess.Popen) -> None:
+    """Remember a child that nobody waits for."""
+    _children[child.pid] = child
+
+
+def reap() -> None:
+    """Let adopted children that have ended go, so that they do not stay as zombies while we live."""
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            del _children[pid]

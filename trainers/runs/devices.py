@@ -1,0 +1,42 @@
+"""One run at a time on a device: a lock that the system gives back when its holder dies."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import UserError
+
+
+def locks_folder() -> Path:
+    """A folder of this user on this machine; the temporary folder, because homes may be shared between machines."""
+    folder = Path(tempfile.gettempdir()) / f"identity-grpo-{os.getuid() if hasattr(os, 'getuid') else os.getlogin()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
+    return folder
+
+
+@contextmanager
+def hold_device(device: str, run_id: str) -> Iterator[None]:
+    """Hold `device` (a name that is the same in all processes of this machine) for the run.
+
+    Raises UserError naming the run that has it.
+    """
+    folder = locks_folder()
+    lock, holder = FileLock(folder / f"{device}.lock"), folder / f"{device}.run"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        other = holder.read_text(encoding="utf-8") if holder.is_file() else "another run"
+        raise UserError(f"{device} is in use by {other}; stop that run (`runs stop`), or wait for it to end") from None
+    try:
+        holder.write_text(f"run {run_id} (pid {os.getpid()})", encoding="utf-8")
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,272 @@
+"""What a run shows: its curve, clips before and after, a table. Plain data in, files out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from ..clips import frames_array, read_picture, write_animation
+
+PAPER, INK, FAINT = "#ffffff", "#22252b", "#8a919c"
+GAP, LABEL = 12, 26
+BLUE, ORANGE, GREEN, PURPLE = "#2563eb", "#ea580c", "#15803d", "#7c3aed"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A markdown table that is aligned in a terminal too; columns are the keys of the rows in order of appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names] + [[_cell(row.get(name, "")) for name in names] for row in rows]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(names))]
+    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
+    """The rows of metrics.jsonl as a PNG: reward, share of held-out pairs won with its 95% interval, the drawn world's own
+    measures where there are any, and the distance from the reference policy.
+    """
+    from matplotlib.figure import Figure
+
+    train = [row for row in metrics if row.get("kind") == "train"]
+    held_out = [row for row in metrics if row.get("kind") == "evaluation"]
+    panels = [_reward_panel, _won_panel]
+    panels += [_oracle_panel] if any(row.get("identity") is not None for row in held_out) else []
+    panels += [_kl_panel] if any(row.get("kl") is not None for row in train) else []
+    rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    figure = Figure(figsize=(5 * columns, 3.4 * rows), dpi=150, facecolor=PAPER, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    for axes, draw in zip(figure.subplots(rows, columns).flat, panels, strict=True):
+        _plain(axes)
+        draw(axes, train, held_out)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def clip_sheet(
+    references: Sequence[Sequence[Any]], before: Sequence[Any], after: Sequence[Any], path: str | Path,
+    captions: Sequence[str] = (), notes: Sequence[tuple[str, str]] = (), frames: int = 5, frame_width: int = 200,
+) -> Path:
+    """A PNG with a block for each item: its reference pictures, then some frames before and after training, one above the other.
+
+    references: pictures (files or uint8 [H, W, 3]) per item; before, after: uint8 [F, H, W, 3] per item; captions: the prompt;
+    notes: what to write beside the two rows, e.g. the scores. `frames` of each clip are shown, evenly spaced.
+    """
+    strips = []
+    for old, new in zip(map(frames_array, before), map(frames_array, after), strict=True):
+        chosen = np.linspace(0, len(old) - 1, min(frames, len(old))).round().astype(int)
+        strips.append([_strip([_scaled(clip[i], frame_width) for i in chosen]) for clip in (old, new)])
+    columns = _columns(references, [2 * rows[0].height + LABEL for rows in strips])
+    blocks = [
+        _block(column, rows, _at(captions, index), _at(notes, index) or ("", ""))
+        for index, (column, rows) in enumerate(zip(columns, strips, strict=True))
+    ]
+    sheet = _stack(blocks, gap=28, margin=24)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+    return path
+
+
+def before_after(
+    references: Sequence[Sequence[Any]], before: Sequence[Any], after: Sequence[Any], path: str | Path, fps: float = 10.0,
+    captions: Sequence[str] = (), notes: Sequence[tuple[str, str]] = (), frame_width: int = 240,
+) -> Path:
+    """The same blocks as `clip_sheet`, moving: an animation (.webp or .gif) with the two clips of every item side by side."""
+    clips = [(frames_array(old), frames_array(new)) for old, new in zip(before, after, strict=True)]
+    columns = _columns(references, [_scaled(old[0], frame_width).height for old, _ in clips])
+    pages = []
+    for time in range(max(max(len(old), len(new)) for old, new in clips)):
+        blocks = []
+        for index, (column, pair) in enumerate(zip(columns, clips, strict=True)):
+            now = [_scaled(clip[min(time, len(clip) - 1)], frame_width) for clip in pair]
+            blocks.append(_pair(column, now, _at(captions, index), _at(notes, index) or ("", "")))
+        pages.append(np.asarray(_stack(blocks, gap=18, margin=16)))
+    return write_animation(np.stack(pages), path, fps)
+
+
+# --- the curve's panels ------------------------------------------------------------------------------------------------------
+
+
+def _reward_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("reward", **_TITLE)
+    if train:
+        x, y = _series(train, "reward_mean")
+        axes.plot(x, y, color=BLUE, alpha=0.25, linewidth=1)
+        axes.plot(x, _smooth(y), color=BLUE, linewidth=1.8, label="training rollouts")
+    x, y = _series(held_out, "reward_mean")
+    axes.plot(x, y, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="held-out items")
+
+
+def _won_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("held-out pairs won against the untouched policy", **_TITLE)
+    measured = [row for row in held_out if row["iteration"] > 0]
+    x, y = _series(measured, "win")
+    if len(x):
+        low, high = _series(measured, "win_low")[1], _series(measured, "win_high")[1]
+        axes.fill_between(x, low, high, color=GREEN, alpha=0.15, linewidth=0, label="95% interval")
+        axes.plot(x, y, color=GREEN, linewidth=1.8, marker="o", markersize=4)
+    axes.axhline(0.5, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _oracle_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("the renderer's own measures", **_TITLE)
+    for name, colour in (("identity", PURPLE), ("alignment", FAINT)):
+        x, y = _series(held_out, name)
+        if len(x):
+            axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=f"{name} (no reward sees it)")
+
+
+def _kl_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("KL to the reference policy", **_TITLE)
+    x, y = _series(train, "kl")
+    axes.plot(x, y, color=INK, alpha=0.25, linewidth=1)
+    axes.plot(x, _smooth(y), color=INK, linewidth=1.8)
+
+
+_TITLE = {"fontsize": 9.5, "color": INK, "loc": "left", "pad": 8}
+
+
+def _plain(axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=FAINT, labelsize=8, labelcolor=INK)
+    axes.grid(axis="y", color="#e6e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("iteration", fontsize=8.5, color=INK)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["iteration"], row[name]) for row in rows if row.get(name) is not None]
+    return np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a tenth of the run to both sides (fewer at its ends)."""
+    half = max(1, len(values) // 20)
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------------------
+
+
+def _block(column: Image.Image, rows: Sequence[Image.Image], caption: str, notes: tuple[str, str]) -> Image.Image:
+    """References on the left, the rows one above the other on the right, the caption above."""
+    right = _stack([_labelled(*part) for part in zip(rows, ("before", "after"), notes, (FAINT, GREEN), strict=True)], 0, 0)
+    return _captioned(column, right, caption)
+
+
+def _pair(column: Image.Image, now: Sequence[Image.Image], caption: str, notes: tuple[str, str]) -> Image.Image:
+    """References, then the two frames side by side."""
+    right = _strip([_labelled(*part) for part in zip(now, ("before", "after"), notes, (FAINT, GREEN), strict=True)], GAP)
+    return _captioned(column, right, caption)
+
+
+def _captioned(column: Image.Image, right: Image.Image, caption: str) -> Image.Image:
+    lines = _wrapped(caption, column.width + GAP + right.width)
+    top = 20 * len(lines)
+    canvas = Image.new("RGB", (column.width + GAP + right.width, top + right.height), PAPER)
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(canvas).text((0, 20 * number), line, fill=INK, font=_font(15))
+    canvas.paste(column, (0, top + LABEL))
+    canvas.paste(right, (column.width + GAP, top))
+    return canvas
+
+
+def _labelled(picture: Image.Image, name: str, note: str, colour: str) -> Image.Image:
+    canvas = Image.new("RGB", (picture.width, picture.height + LABEL), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((0, 5), name, fill=colour, font=_font(14))
+    draw.text((draw.textlength(name, font=_font(14)) + 10, 6), note, fill=INK, font=_font(13))
+    canvas.paste(picture, (0, LABEL))
+    return canvas
+
+
+def _columns(references: Sequence[Sequence[Any]], heights: Sequence[int]) -> list[Image.Image]:
+    """Every item's reference pictures as a column; all columns are equally wide, so that the clips stand in line."""
+    columns = [_column([read_picture(p) for p in pictures], h) for pictures, h in zip(references, heights, strict=True)]
+    width = max(column.width for column in columns)
+    return [ImageOps.pad(c, (width, c.height), color=PAPER, centering=(0, 0)) for c in columns]
+
+
+def _column(pictures: Sequence[Image.Image], height: int) -> Image.Image:
+    """Pictures one above the other, as wide as needed to fill `height`, 1 pixel frames."""
+    gap = 6
+    each = (height - gap * (len(pictures) - 1)) // max(1, len(pictures))
+    fitted = [p.resize((max(1, round(p.width * each / p.height)), each), _filter(p.height, each)) for p in pictures]
+    column = Image.new("RGB", (max((p.width for p in fitted), default=1), height), PAPER)
+    for index, picture in enumerate(fitted):
+        column.paste(picture, (0, index * (each + gap)))
+        frame = (0, index * (each + gap), picture.width - 1, index * (each + gap) + each - 1)
+        ImageDraw.Draw(column).rectangle(frame, outline="#d5d9e0")
+    return column
+
+
+def _scaled(frame: np.ndarray, width: int) -> Image.Image:
+    """A frame about `width` wide: drawn ones are enlarged by whole pixels, photographs shrink smoothly."""
+    picture = Image.fromarray(frame)
+    if picture.width < width:
+        factor = max(1, round(width / picture.width))
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+
+
+def _filter(old: int, new: int) -> Image.Resampling:
+    return Image.Resampling.LANCZOS if new < old else Image.Resampling.BICUBIC
+
+
+def _strip(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    strip = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, pictures[0].height), PAPER)
+    left = 0
+    for picture in pictures:
+        strip.paste(picture, (left, 0))
+        left += picture.width + gap
+    return strip
+
+
+def _stack(blocks: Sequence[Image.Image], gap: int, margin: int) -> Image.Image:
+    width, height = max(b.width for b in blocks), sum(b.height + gap for b in blocks) - gap
+    canvas = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAPER)
+    top = margin
+    for block in blocks:
+        canvas.paste(block, (margin, top))
+        top += block.height + gap
+    return canvas
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _font(15).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _font(size: int) -> ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _at(values: Sequence[Any], index: int) -> Any:
+    return values[index] if index < len(values) else ""
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
