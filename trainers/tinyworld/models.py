@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 FRAMES, HEIGHT, WIDTH, FPS = 9, 48, 80, 10.0
-TEXT_LENGTH = 40
+PORTRAIT = 96
+TEXT_LENGTH = 52
 WEIGHTS = Path(__file__).parent / "weights"
 
 VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": [],

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distort import random_distortion
-from .models import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH, build_text_encoder, build_tokenizer, build_vace, build_vae
+from .distort import distort, random_kinds
+from .models import FRAMES, HEIGHT, PORTRAIT, TEXT_LENGTH, WIDTH, build_text_encoder, build_tokenizer, build_vace, build_vae
 from .people import appearance
-from .render import render, render_portraits
+from .render import Motion, render, render_portraits
 from .scenes import SceneBatch, prompt, sample_scenes
 
 IMPERFECTIONS = {"swap": 0.25, "blend": 0.2, "drift": 0.15}
@@ -55,10 +55,16 @@ def cosine(fraction: float, warmup: float = 0.02) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(fraction, 1.0))).item()) + 0.01
 
 
+def imperfect(scenes: SceneBatch, shares: dict[str, float], generator: torch.Generator) -> tuple[Tensor, Motion]:
+    """Appearance and motion of scenes of which the given shares are distorted, half to fully."""
+    severity = 0.5 + 0.5 * torch.rand(len(scenes), generator=generator, device=generator.device)
+    return distort(scenes, random_kinds(len(scenes), shares, generator), severity, generator)
+
+
 def portraits_as_frames(people: Tensor) -> Tensor:
     """Portraits [N, A] on the white canvas that VACE encodes: float [N, 3, 1, H, W] in [-1, 1]."""
-    square = render_portraits(appearance(people), size=84)
-    small = F.interpolate(square, size=(HEIGHT, HEIGHT), mode="bicubic", antialias=True).clamp(-1, 1)
+    square = render_portraits(appearance(people), PORTRAIT)
+    small = F.interpolate(square, size=(HEIGHT, HEIGHT), mode="bilinear", align_corners=False)
     side = (WIDTH - HEIGHT) // 2
     return F.pad(small, (side, side, 0, 0), value=1.0).unsqueeze(2)
 
@@ -78,8 +84,8 @@ def train_vae(steps: int, seconds: float, device: torch.device, batch: int = 48,
             if step % 4 == 3:
                 clip = portraits_as_frames(scenes.people.flatten(0, 1)[: batch * 2])
             else:
-                altered, scenes, _ = random_distortion(scenes, {"swap": 0.1, "blend": 0.2, "drift": 0.2}, generator)
-                clip = render(scenes, altered)
+                altered, moves = imperfect(scenes, {"blend": 0.2, "drift": 0.2}, generator)
+                clip = render(scenes, altered, moves=moves)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             posterior = vae.encode(clip).latent_dist
             latents = posterior.mean + torch.randn_like(posterior.mean) * torch.exp(0.5 * posterior.logvar.clamp(-30, 20))
@@ -130,12 +136,13 @@ class LatentScenes:
         parts = []
         for _ in range(scenes // batch):
             drawn = sample_scenes(batch, generator, counts=(count,)).to(device)
-            altered, imperfect, _ = random_distortion(drawn, IMPERFECTIONS, generator)
+            altered, moves = imperfect(drawn, IMPERFECTIONS, generator)
             people = portraits_as_frames(drawn.people[:, :count].flatten(0, 1))
             references = encode(people).unflatten(0, (batch, count))[:, :, :, 0].transpose(1, 2)
-            texts = tokenizer([prompt(drawn[i : i + 1]) for i in range(batch)], padding="max_length", max_length=TEXT_LENGTH,
+            told = drawn.to("cpu")
+            texts = tokenizer([prompt(told[i : i + 1]) for i in range(batch)], padding="max_length", max_length=TEXT_LENGTH,
                               return_tensors="pt").input_ids.to(device)
-            parts.append((encode(render(drawn)), encode(render(imperfect, altered)), references, texts))
+            parts.append((encode(render(drawn)), encode(render(drawn, altered, moves=moves)), references, texts))
         self.clean, self.imperfect, self.references, self.texts = (torch.cat(p) for p in zip(*parts, strict=True))
 
     def control(self, references: Tensor) -> Tensor:
@@ -147,12 +154,12 @@ class LatentScenes:
         return torch.cat([latents, mask], 1)
 
 
-def flow_loss(transformer, text_encoder, data: LatentScenes, imperfect: bool, batch: int, shift: float = 3.0) -> Tensor:
+def flow_loss(transformer, text_encoder, data: LatentScenes, flawed: bool, batch: int, shift: float = 3.0) -> Tensor:
     """Flow matching: x = (1 - s) x0 + s e, target e - x0, s drawn uniformly and shifted; a tenth of the texts is empty."""
     device = data.clean.device
     index = torch.randint(len(data.clean), (batch,), device=device)
     references = data.references[index].float()
-    target = torch.cat([references, (data.imperfect if imperfect else data.clean)[index].float()], 2)
+    target = torch.cat([references, (data.imperfect if flawed else data.clean)[index].float()], 2)
     texts = data.texts[index]
     empty = torch.zeros_like(texts)
     empty[:, 0] = 1
@@ -190,7 +197,7 @@ def graphed(step: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]
 
 
 def train_policy(
-    transformer, text_encoder, data: list[LatentScenes], imperfect: bool, steps: int, seconds: float, learning_rate: float,
+    transformer, text_encoder, data: list[LatentScenes], flawed: bool, steps: int, seconds: float, learning_rate: float,
     batch: int, name: str, tick: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train in place; what remains in the models at the end is the exponential average of their weights."""
@@ -204,7 +211,7 @@ def train_policy(
     def step_on(scenes: LatentScenes) -> Callable[[], Tensor]:
         def step() -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-                loss = flow_loss(transformer, text_encoder, scenes, imperfect, batch)
+                loss = flow_loss(transformer, text_encoder, scenes, flawed, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
@@ -227,7 +234,7 @@ def train_policy(
 
 
 def vocabulary_sentences(generator: torch.Generator, count: int = 6000) -> list[str]:
-    scenes: SceneBatch = sample_scenes(count, generator)
+    scenes = sample_scenes(count, generator).to("cpu")
     return [prompt(scenes[i : i + 1]) for i in range(count)]
 
 
@@ -251,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     device, started = torch.device(options.device), time.time()
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     if options.vae:
         from diffusers import AutoencoderKLWan
 

@@ -116,7 +116,7 @@ def draw_person(
     soft = pixels * radius  # pixels in a head radius
     part = {name: look[..., where] for name, where in PARTS.items()}
     style = [at(w) for w in part["style"].unbind(-1)]
-    bald, short, long, bun, spiky, curly = style
+    bald, _, long, bun, spiky, curly = style
     wide, tall, square = (at(f) for f in part["face"].unbind(-1))
     colour = {n: part[n][:, :, None, None] for n in ("skin", "hair", "eyes", "clothes")}
     hairy = 1 - bald

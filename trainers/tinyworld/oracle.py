@@ -1,0 +1,234 @@
+"""TinyWorld's own measure of a video: who is where, and do they do what they should. It knows the renderer and no reward.
+
+Analysis by synthesis: where the scene says that somebody walks, every person of the scene is drawn in nine directions of
+looking and slid over the frame; what fits best says who is there, how high and how turned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .people import appearance, sample_people
+from .render import draw_person, motion
+from .scenes import CROSS, JUMP, MAX_PEOPLE, TURN, WAVE, SceneBatch
+
+RADIUS = 0.165
+TURNS = 9
+# A template spans these pixels around the head's centre (for 48 rows), and is slid by these.
+TOP, BOTTOM, SIDE = 15, 25, 13
+LEFT, UP, DOWN = 2, 9, 2
+MARGIN = 32
+HEAD_LINE = 0.44
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """Per video, float32 [B] unless said. `identity`: mean over people and frames of the likeness to the own reference, 0 for
+    whoever is swapped or missing (1: exact, 0: like a stranger). `per_person` [B, 3]. `swapped`, `missing`: shares of people and
+    frames. `count_right`, `action_right`: shares; `alignment` is their mean."""
+
+    identity: Tensor
+    per_person: Tensor
+    swapped: Tensor
+    missing: Tensor
+    count_right: Tensor
+    action_right: Tensor
+
+    @property
+    def alignment(self) -> Tensor:
+        return (self.count_right + self.action_right) / 2
+
+
+@torch.no_grad()
+def measure(videos: Tensor, scenes: SceneBatch, batch: int = 16) -> OracleResult:
+    """Measure videos uint8 [B, F, 48, 80, 3] that should show the scenes. Runs on the videos' device."""
+    scenes = scenes.to(videos.device)
+    parts = [_measure(videos[i : i + batch].float() / 127.5 - 1, scenes[i : i + batch]) for i in range(0, len(videos), batch)]
+    return OracleResult(*(torch.cat([getattr(p, n) for p in parts]) for n in OracleResult.__dataclass_fields__))
+
+
+def _measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
+    b, frames, height, width, _ = videos.shape
+    device = videos.device
+    sky = videos[:, :, :2].flatten(1, 3).median(1).values
+    still = scenes.present().unsqueeze(-1)
+    moves = motion(scenes, frames, width / height)
+    distance, up, turned = _fit(videos, scenes, moves.x, sky)
+    same, stranger = reference_distances()
+    likeness = (1 - ((distance - same) / (stranger - same)).clamp(0, 1).sqrt()) * still.unsqueeze(-1)
+
+    present = (_present(videos, moves.x, up, sky) | (likeness.amax(3) > 0.55)) & still
+    clear = _clear(moves.x, still)
+    best = torch.stack([sum(likeness[:, k, :, p[k]] for k in range(MAX_PEOPLE)) for p in permutations(range(MAX_PEOPLE))])
+    # Padding rows are unlike everybody, so that a permutation which moves them never wins by more than the first, the identity.
+    order = torch.tensor(list(permutations(range(MAX_PEOPLE))), device=device)
+    own = torch.arange(MAX_PEOPLE, device=device)
+    moved = torch.stack([(o != own)[None, :] & ~scenes.present() for o in order]).any(-1)
+    best = (best - 10.0 * moved.unsqueeze(-1)).argmax(0)
+    right = (order[best] == own).permute(0, 2, 1)
+    own_likeness = likeness[:, own, :, own].permute(1, 0, 2)
+    scores = own_likeness * right * present
+    weight = clear.sum(2).clamp(min=1e-6)
+    per_person = (scores * clear).sum(2) / weight
+    people = scenes.count.float()
+    swapped = (((~right) & present) * clear).sum((1, 2)) / clear.sum((1, 2)).clamp(min=1e-6)
+    missing = ((~present & still) * clear).sum((1, 2)) / clear.sum((1, 2)).clamp(min=1e-6)
+
+    here = ((present * clear).sum(2) / weight > 0.5) & scenes.present()
+    extra = _extra(videos, moves.x, sky, still)
+    count_right = here.sum(1) / people * (~extra).float()
+    acts = _acts(videos, scenes, moves.x, up, turned, clear, sky) & here
+    return OracleResult(per_person.sum(1) / people, per_person, swapped, missing, count_right, acts.sum(1) / people)
+
+
+def _grid(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Template coordinates in units of the picture's height."""
+    rows = torch.arange(-TOP, BOTTOM, device=device).view(1, 1, -1, 1) / 48
+    columns = torch.arange(-SIDE, SIDE + 1, device=device).view(1, 1, 1, -1) / 48
+    return rows, columns
+
+
+def _templates(looks: Tensor, sky: Tensor, offset: float = 0.0) -> Tensor:
+    """Drawings [N, TURNS, h, w, 3] of looks [N, P] on the sky's colours [N, 3], `offset` pixels right and down of the middle."""
+    rows, columns = _grid(looks.device)
+    n = len(looks)
+    canvas = sky.view(n, 1, 1, 1, 3).expand(n, TURNS, rows.shape[2], columns.shape[3], 3)
+    zero = looks.new_zeros(n, TURNS)
+    turn = torch.linspace(-1, 1, TURNS, device=looks.device).expand(n, TURNS)
+    return draw_person(canvas, looks.unsqueeze(1).expand(n, TURNS, -1), rows - offset / 48, columns - offset / 48,
+                       RADIUS, 48, zero, zero, turn, zero, zero, zero + 1)
+
+
+@lru_cache(maxsize=4)
+def _weights(device: torch.device) -> Tensor:
+    """[TURNS, h, w], summing to 1: hair, face, eyes and clothes count alike, however many pixels they have."""
+    rows, columns = _grid(device)
+    u, v = columns / RADIUS, rows / RADIUS
+    centre = 0.42 * torch.linspace(-1, 1, TURNS, device=device).view(-1, 1, 1, 1)
+    head = (u**2 + (v / 1.05) ** 2) < 1
+    eyes = ((u - centre).abs() < 0.8) & ((v - 0.03).abs() < 0.34) & head
+    regions = [
+        ((u.abs() < 1.5) & (v > -1.9) & (v < 0.9) & ~head).expand(TURNS, -1, -1, -1),
+        head & ~eyes,
+        eyes,
+        ((u.abs() < 1.2) & (v > 1.75) & (v < 3.0)).expand(TURNS, -1, -1, -1),
+    ]
+    return sum(r.float() / r.sum((2, 3), keepdim=True) for r in regions)[:, 0] / len(regions)
+
+
+@lru_cache(maxsize=1)
+def reference_distances() -> tuple[float, float]:
+    """The two ends of the scale, as weighted squared colour distances of people who look ahead: somebody and the same person a
+    third of a pixel aside (likeness 1), and two different people (likeness 0)."""
+    looks = appearance(sample_people(256, torch.Generator().manual_seed(0)))
+    sky = torch.full((256, 3), 0.75)
+    weights = _weights(torch.device("cpu"))[TURNS // 2].unsqueeze(-1)
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        return ((a - b) ** 2 * weights).sum((1, 2, 3)).mean().item()
+
+    drawn, aside = _templates(looks, sky)[:, TURNS // 2], _templates(looks, sky, offset=0.33)[:, TURNS // 2]
+    return distance(drawn, aside), distance(drawn[:128], drawn[128:])
+
+
+def _windows(videos: Tensor, x: Tensor) -> Tensor:
+    """Pixels around each person's place: [B, 3, F, h + UP + DOWN, w + 2 LEFT, 3], x [B, 3, F] in heights."""
+    height = videos.shape[2]
+    sides = (MARGIN, MARGIN, MARGIN, MARGIN, 0, 0)
+    padded = F.pad(videos.permute(0, 4, 1, 2, 3), sides, mode="replicate").permute(0, 2, 3, 4, 1)
+    first_row = round(HEAD_LINE * height) - TOP - UP + MARGIN
+    rows = torch.arange(TOP + BOTTOM + UP + DOWN, device=videos.device) + first_row
+    columns = (x * height - 0.5).round().long().unsqueeze(-1) + torch.arange(-SIDE - LEFT, SIDE + LEFT + 1, device=videos.device) + MARGIN
+    b = torch.arange(len(videos), device=videos.device).view(-1, 1, 1, 1, 1)
+    f = torch.arange(videos.shape[1], device=videos.device).view(1, 1, -1, 1, 1)
+    return padded[b, f, rows.view(1, 1, 1, -1, 1), columns.clamp(0, padded.shape[3] - 1).unsqueeze(3)]
+
+
+def _fit(videos: Tensor, scenes: SceneBatch, x: Tensor, sky: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Best fits at each place: distance [B, 3, F, 3] to each person of the scene; of the best of them the rise in pixels
+    [B, 3, F] (positive is up) and the direction of looking [B, 3, F] in [-1, 1]."""
+    b, _, frames = x.shape
+    looks = appearance(scenes.people).flatten(0, 1)
+    drawn = _templates(looks, sky.repeat_interleave(MAX_PEOPLE, 0)).unflatten(0, (b, MAX_PEOPLE))
+    weights = _weights(videos.device).unsqueeze(-1)
+    h, w = drawn.shape[3:5]
+    windows = _windows(videos, x).flatten(0, 2).permute(0, 3, 1, 2)
+    patches = F.unfold(windows, (h, w)).transpose(1, 2).unflatten(0, (b, MAX_PEOPLE * frames))  # [B, 3F, shifts, 3hw]
+    flat = (drawn * weights).permute(0, 1, 2, 5, 3, 4).flatten(3).flatten(1, 2)  # [B, 3 TURNS, 3hw]
+    each = weights.expand(TURNS, h, w, 3).permute(0, 3, 1, 2).flatten(1)  # [TURNS, 3hw]
+    constant = (drawn**2 * weights).sum((3, 4, 5)).flatten(1)
+    cross = torch.einsum("bnsp,btp->bnst", patches, flat)
+    square = (patches**2 @ each.T).repeat(1, 1, 1, MAX_PEOPLE)
+    fits = (square - 2 * cross + constant[:, None, None]).clamp(min=0)
+    fits = fits.unflatten(3, (MAX_PEOPLE, TURNS)).permute(0, 1, 3, 2, 4).flatten(3)  # [B, 3F, 3, shifts TURNS]
+    distance, at = fits.min(3)
+    at = at.gather(2, distance.argmin(2, keepdim=True)).squeeze(2)
+    shift, turn = at // TURNS, at % TURNS
+    up = UP - shift // (2 * LEFT + 1)
+    shape = (MAX_PEOPLE, frames)
+    return (distance.unflatten(1, shape), up.unflatten(1, shape).float(), (turn.unflatten(1, shape) - TURNS // 2) / (TURNS // 2))
+
+
+def _foreground(videos: Tensor, sky: Tensor) -> Tensor:
+    """Pixels [B, F, H, W] above the ground that are not sky."""
+    return ((videos - sky.view(-1, 1, 1, 1, 3)).abs().amax(-1) > 0.22).float()
+
+
+def _share(mask: Tensor, x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
+    """Share of mask [B, F, H, W] that is set in a box around (x, y) [B, N, F], in heights."""
+    height, width = mask.shape[2:]
+    rows = (torch.arange(height, device=mask.device) + 0.5) / height
+    columns = (torch.arange(width, device=mask.device) + 0.5) / height
+    inside = ((rows[:, None] - y[..., None, None]).abs() < half_height) & ((columns - x[..., None, None]).abs() < half_width)
+    return (mask.unsqueeze(1) * inside).sum((3, 4)) / inside.sum((3, 4)).clamp(min=1)
+
+
+def _present(videos: Tensor, x: Tensor, up: Tensor, sky: Tensor) -> Tensor:
+    """Bool [B, 3, F]: a head and a body are there at all."""
+    mask = _foreground(videos, sky)
+    y = HEAD_LINE - up / 48
+    return (_share(mask, x, y, 0.6 * RADIUS, 0.7 * RADIUS) > 0.6) & (_share(mask, x, y + 2.3 * RADIUS, 0.7 * RADIUS, 0.4 * RADIUS) > 0.5)
+
+
+def _clear(x: Tensor, still: Tensor) -> Tensor:
+    """Weight [B, 3, F] of a person's frames: 0 while somebody passes in front or behind."""
+    apart = (x[:, :, None] - x[:, None]).abs() / RADIUS
+    nobody = ~(still[:, :, None] & still[:, None]) | torch.eye(MAX_PEOPLE, dtype=torch.bool, device=x.device)[None, :, :, None]
+    nearest = apart.masked_fill(nobody, 9.0).amin(2)
+    return ((nearest - 1.6) / 1.0).clamp(0, 1) * still
+
+
+def _extra(videos: Tensor, x: Tensor, sky: Tensor, still: Tensor) -> Tensor:
+    """Bool [B]: somebody stands where nobody should."""
+    height, width = videos.shape[2:4]
+    columns = (torch.arange(width, device=videos.device) + 0.5) / height
+    near = (((columns - x.unsqueeze(-1)).abs() < 2.0 * RADIUS) & still.unsqueeze(-1)).any(1)
+    band = _foreground(videos, sky)[:, :, int(0.3 * height) : int(0.6 * height)]
+    stray = (band.mean(2) > 0.6) & ~near
+    return stray.sum(2).float().mean(1) > RADIUS * height
+
+
+def _acts(videos: Tensor, scenes: SceneBatch, x: Tensor, up: Tensor, turned: Tensor, clear: Tensor, sky: Tensor) -> Tensor:
+    """Bool [B, 3]: everybody does what the scene says, and nothing else that would be seen."""
+    seen = clear > 0.5
+    mask = _foreground(videos, sky)
+    rise = up.masked_fill(~seen, -99).amax(2) - up.masked_fill(~seen, 99).amin(2)
+    swing = turned.masked_fill(~seen, -9).amax(2) - turned.masked_fill(~seen, 9).amin(2)
+    hand = _share(mask, x + 1.5 * RADIUS, torch.full_like(x, HEAD_LINE) - up / 48 - 0.05 * RADIUS, 0.2 * RADIUS, 0.3 * RADIUS)
+    raised = (hand * seen).sum(2) / seen.sum(2).clamp(min=1) > 0.55
+    # Half way through a crossing the places at both ends are empty.
+    start = motion(scenes, 2, videos.shape[3] / videos.shape[2], action=torch.zeros_like(scenes.action)).x[..., :1]
+    middle = mask[:, mask.shape[1] // 2 : mask.shape[1] // 2 + 1]
+    gone = _share(middle, start, torch.full_like(start, HEAD_LINE), 0.5 * RADIUS, 0.5 * RADIUS).squeeze(2) < 0.5
+    jumps, turns = rise >= 4, swing > 0.9
+    action = scenes.action
+    return torch.where(action == CROSS, gone,
+           torch.where(action == JUMP, jumps,
+           torch.where(action == TURN, turns & ~jumps & ~gone,
+           torch.where(action == WAVE, raised & ~jumps & ~gone, ~jumps & ~turns & ~gone & ~raised))))
