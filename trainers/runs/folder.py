@@ -10,12 +10,14 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..config import TrainConfig, read_config
 from ..errors import UserError
 from .atomic import write_atomic
 from .processes import started
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
 
 RUN_ID = re.compile(r"[a-z0-9-]+")
 REQUESTS = ("stop", "save", "sample")
@@ -70,6 +72,8 @@ class RunFolder:
 
     def config(self) -> TrainConfig:
         """The frozen configuration. Raises UserError when it cannot be read."""
+        from ..config import read_config
+
         return read_config(self.path / "config.yaml")
 
     # --- status ----------------------------------------------------------------------------------------------------------

@@ -10,20 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..clips import frames_array, read_picture, write_animation
+from .table import table
+
+__all__ = ["before_after", "clip_sheet", "frame_strip", "plot_curve", "table"]
 
 PAPER, INK, FAINT = "#ffffff", "#22252b", "#8a919c"
 GAP, LABEL = 12, 26
 BLUE, ORANGE, GREEN, PURPLE = "#2563eb", "#ea580c", "#15803d", "#7c3aed"
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A markdown table that is aligned in a terminal too; columns are the keys of the rows in order of appearance."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names] + [[_cell(row.get(name, "")) for name in names] for row in rows]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(names))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
 
 
 def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
@@ -93,6 +86,20 @@ def before_after(
             blocks.append(_pair(column, now, _at(captions, index), _at(notes, index) or ("", "")))
         pages.append(np.asarray(_stack(blocks, gap=18, margin=16)))
     return write_animation(np.stack(pages), path, fps)
+
+
+def frame_strip(
+    references: Sequence[Any], clip: Any, path: str | Path, caption: str = "", frames: int = 5, frame_width: int = 200
+) -> Path:
+    """A PNG of one clip uint8 [F, H, W, 3]: its reference pictures and `frames` evenly spaced frames in a row."""
+    clip = frames_array(clip)
+    chosen = np.linspace(0, len(clip) - 1, min(frames, len(clip))).round().astype(int)
+    strip = _strip([_scaled(clip[i], frame_width) for i in chosen])
+    column = _column([read_picture(p) for p in references], strip.height)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _stack([_captioned(column, strip, caption, top=8)], 0, 24).save(path, optimize=True)
+    return path
 
 
 # --- the curve's panels ------------------------------------------------------------------------------------------------------
@@ -177,13 +184,14 @@ def _pair(column: Image.Image, now: Sequence[Image.Image], caption: str, notes: 
     return _captioned(column, right, caption)
 
 
-def _captioned(column: Image.Image, right: Image.Image, caption: str) -> Image.Image:
+def _captioned(column: Image.Image, right: Image.Image, caption: str, top: int = 0) -> Image.Image:
+    """The caption above; `column` and `right` below it, level at their lower edges."""
     lines = _wrapped(caption, column.width + GAP + right.width)
-    top = 20 * len(lines)
+    top += 20 * len(lines)
     canvas = Image.new("RGB", (column.width + GAP + right.width, top + right.height), PAPER)
     for number, line in enumerate(lines):
         ImageDraw.Draw(canvas).text((0, 20 * number), line, fill=INK, font=_font(15))
-    canvas.paste(column, (0, top + LABEL))
+    canvas.paste(column, (0, canvas.height - column.height))
     canvas.paste(right, (column.width + GAP, top))
     return canvas
 
@@ -266,7 +274,3 @@ def _font(size: int) -> ImageFont.ImageFont:
 
 def _at(values: Sequence[Any], index: int) -> Any:
     return values[index] if index < len(values) else ""
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
