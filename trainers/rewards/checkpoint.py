@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -215,10 +216,10 @@ def _load_non_lora(folder: Path) -> dict[str, Tensor]:
 def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        if isinstance(error, OSError | SafetensorError | RuntimeError | EOFError | ValueError) or "nickling" in repr(error):
-            raise UserError(f"{path} cannot be read ({error}): download it again from its source.") from error
-        raise
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than tensors and was not opened: download it again from its source.") from None
+    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}): download it again from its source.") from error
     if not (isinstance(tensors, dict) and all(isinstance(v, Tensor) for v in tensors.values())):
         raise UserError(f"{path} is not a plain dictionary of tensors: download it again from its source.")
     return tensors
