@@ -54,7 +54,7 @@ def measure(videos: Tensor, scenes: SceneBatch, batch: int = 16) -> OracleResult
 
 
 def _measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
-    b, frames, height, width, _ = videos.shape
+    _, frames, height, width, _ = videos.shape
     device = videos.device
     sky = videos[:, :, :2].flatten(1, 3).median(1).values
     still = scenes.present().unsqueeze(-1)

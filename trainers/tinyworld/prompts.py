@@ -21,13 +21,15 @@ def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
 
     Item k is the same however many are asked for.
     """
-    items = []
-    for index in range(count):
-        scene = sample_scenes(1, torch.Generator().manual_seed(SPLITS[split] + 100_003 * seed + index))
-        people = scene.people[0, : int(scene.count[0])]
-        portraits = to_frames(render_portraits(appearance(people), PORTRAIT).unsqueeze(2))[:, 0].numpy()
-        items.append(PromptItem(f"tiny-{split.replace('_', '-')}-{index:04d}", prompt(scene), tuple(portraits), extra={"scene": scene.to_dict()}))
-    return items
+    first = SPLITS[split] + 100_003 * seed
+    scenes = [sample_scenes(1, torch.Generator().manual_seed(first + index)) for index in range(count)]
+    people = [scene.people[0, : int(scene.count[0])] for scene in scenes]
+    drawn = to_frames(render_portraits(appearance(torch.cat(people)), PORTRAIT).unsqueeze(2))[:, 0]
+    portraits = drawn.split([len(p) for p in people])
+    return [
+        PromptItem(f"tiny-{split.replace('_', '-')}-{index:04d}", prompt(scene), tuple(faces.numpy()), extra={"scene": scene.to_dict()})
+        for index, (scene, faces) in enumerate(zip(scenes, portraits, strict=True))
+    ]
 
 
 def scenes_of(items: Sequence[PromptItem]) -> SceneBatch:
