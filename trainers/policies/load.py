@@ -77,6 +77,7 @@ def infer_config(shapes: dict[str, tuple[int, ...]], hints: dict) -> dict:
     """diffusers' configuration of a VACE transformer from the shapes of its original-named tensors.
 
     `hints`: what shapes cannot tell, if known: `num_heads` (else heads are 128 wide), `vace_layers` (else spread evenly), `eps`.
+    Raises UserError when the control blocks cannot be spread evenly over the layers.
     """
     def count(kind: str) -> int:
         return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith(kind))
@@ -84,13 +85,15 @@ def infer_config(shapes: dict[str, tuple[int, ...]], hints: dict) -> dict:
     dim, channels, *patch = shapes["patch_embedding.weight"]
     layers, controls = count("blocks."), count("vace_blocks.")
     heads = hints.get("num_heads") or dim // 128
-    spread = list(range(0, layers, max(1, layers // controls)))[:controls]
+    if "vace_layers" not in hints and layers % controls:
+        raise UserError(f"shapes do not tell after which of the {layers} layers the {controls} control blocks act; "
+                        "put the model's config.json with its vace_layers beside the file")
     return {
         "patch_size": patch, "num_attention_heads": heads, "attention_head_dim": dim // heads, "in_channels": channels,
         "out_channels": shapes["head.head.weight"][0] // (patch[0] * patch[1] * patch[2]),
         "text_dim": shapes["text_embedding.0.weight"][1], "freq_dim": shapes["time_embedding.0.weight"][1],
         "ffn_dim": shapes["blocks.0.ffn.0.weight"][0], "num_layers": layers, "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
-        "eps": hints.get("eps", 1e-6), "vace_layers": hints.get("vace_layers") or spread,
+        "eps": hints.get("eps", 1e-6), "vace_layers": hints.get("vace_layers") or list(range(0, layers, layers // controls)),
         "vace_in_channels": shapes["vace_patch_embedding.weight"][1],
     }
 
