@@ -57,9 +57,8 @@ def reference_pixels(reference: Reference, maximum: int = MAX_PIXELS) -> Tensor:
 
     A uint8 tensor that has that size already stays as it is, on its device.
     """
-    if isinstance(reference, Tensor) and reference.dtype == torch.uint8 and reference.ndim == 3:
-        if resized(*reference.shape[:2], IMAGE_MIN_PIXELS, maximum) == tuple(reference.shape[:2]):
-            return reference
+    if isinstance(reference, Tensor) and _fits(reference, maximum):
+        return reference
     image = open_reference(reference)
     try:
         height, width = resized(image.height, image.width, IMAGE_MIN_PIXELS, maximum)
@@ -68,6 +67,12 @@ def reference_pixels(reference: Reference, maximum: int = MAX_PIXELS) -> Tensor:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image))
+
+
+def _fits(image: Tensor, maximum: int) -> bool:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        return False
+    return resized(*image.shape[:2], IMAGE_MIN_PIXELS, maximum) == tuple(image.shape[:2])
 
 
 def normalise(pixels: Tensor) -> Tensor:

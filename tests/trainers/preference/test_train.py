@@ -1,0 +1,124 @@
+"""Training a reward: it learns, repeats, and is read back as it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainers.errors import UserError
+from trainers.preference.pairs import Pair, accuracy
+from trainers.preference.train import RewardTraining, train_base, train_reward
+from trainers.rewards.identity import IdentityReward
+
+FAST = RewardTraining(steps=8, batch_size=4, learning_rate=3e-3, warmup=0.0, rank=4, alpha=8)
+
+
+def _scores(folder: Path, base: Path, pairs: list[Pair]) -> torch.Tensor:
+    return IdentityReward.load(folder, base).score([p.video_a for p in pairs[:6]], [p.references for p in pairs[:6]])
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["bright is better", "dark is better"])
+def test_a_reward_learns_which_clip_is_better(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path, sign: int
+) -> None:
+    """Either way round, which no random network satisfies."""
+    pairs = [replace(p, label=sign * p.label) for p in bright_pairs]
+    result = train_reward(base_model, pairs, tmp_path / "reward", replace(FAST, steps=16), held_out=pairs[:9])
+    assert result.accuracy.without_ties == 1.0
+    assert result.loss < 0.7
+
+
+def test_the_file_scores_what_the_trained_model_scored(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    """Also in half precision: the model is rounded to what is stored before it is measured."""
+    training = replace(FAST, storage=torch.float16)
+    result = train_reward(base_model, bright_pairs, tmp_path / "reward", training, held_out=bright_pairs)
+    reward = IdentityReward.load(tmp_path / "reward", base_model)
+    assert accuracy(reward, bright_pairs) == result.accuracy
+
+
+def test_only_lora_touches_the_language_model(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=2))
+    folder = tmp_path / "reward" / "checkpoint-2"
+    adapter, full = load_file(folder / "adapter_model.safetensors"), load_file(folder / "non_lora_state_dict.safetensors")
+    assert len(adapter) == 2 * 7 * 2
+    assert all(".layers." in k and k.startswith("base_model.model.model.") for k in adapter)
+    assert not any(".layers." in k for k in full)
+    assert {"base_model.model.rm_head.weight", "base_model.model.model.embed_tokens.weight"} <= set(full)
+    base = load_file(base_model / "model.safetensors")
+    changed = full["base_model.model.visual.patch_embed.proj.weight"] != base["visual.patch_embed.proj.weight"]
+    assert changed.any()
+    assert any(v.abs().max() > 0 for k, v in adapter.items() if "lora_B" in k)
+
+
+def test_the_layout_is_the_released_one(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
+    config = json.loads((tmp_path / "reward" / "model_config.json").read_text(encoding="utf-8"))
+    assert config["data_config"]["num_frames"] == 5.0
+    assert config["model_config"]["loss_type"] == "btt" and config["peft_lora_config"]["lora_r"] == 4
+    described = json.loads((tmp_path / "reward" / "checkpoint-1" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert described["r"] == 4 and "model.layers.0.self_attn.q_proj" in described["target_modules"]
+
+
+def test_a_base_beside_the_reward_is_named_without_its_path(base_model: Path, bright_pairs: list[Pair]) -> None:
+    folder = base_model.parent / "identity_reward"
+    train_reward(base_model, bright_pairs, folder, replace(FAST, steps=1))
+    config = json.loads((folder / "model_config.json").read_text(encoding="utf-8"))
+    assert config["model_config"]["model_name_or_path"] == "base_model"
+    assert torch.isfinite(IdentityReward.load(folder).score([bright_pairs[0].video_a], [bright_pairs[0].references])).all()
+
+
+def test_the_same_seed_gives_the_same_reward(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        train_reward(base_model, bright_pairs, tmp_path / name, replace(FAST, steps=3, seed=seed))
+    one, again, other = (_scores(tmp_path / name, base_model, bright_pairs) for name in ("one", "again", "other"))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_a_stream_of_batches_trains_until_the_steps_are_done(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path
+) -> None:
+    stream = iter(lambda: bright_pairs[:4], None)
+    assert train_reward(base_model, stream, tmp_path / "reward", replace(FAST, steps=3)).steps == 3
+
+
+def test_the_time_budget_ends_training(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    result = train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=10**6, seconds=0.5))
+    assert 0 < result.steps < 10**4
+    assert (tmp_path / "reward" / f"checkpoint-{result.steps}").is_dir()
+
+
+def test_a_trained_base_becomes_the_base_of_a_reward(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    train_base(base_model, bright_pairs, tmp_path / "base_model", replace(FAST, steps=2))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base_model, tmp_path / "base_model"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert set(before) == set(after) and not torch.equal(before[name], after[name])
+    train_reward(tmp_path / "base_model", bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
+    assert torch.isfinite(_scores(tmp_path / "reward", tmp_path / "base_model", bright_pairs)).all()
+
+
+def test_a_folder_with_a_reward_is_not_written_over(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
+    with pytest.raises(UserError, match="already holds"):
+        train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
+
+
+def test_a_loss_that_is_not_finite_stops_and_writes_nothing(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="not finite.*lower the learning rate"):
+        train_reward(
+            base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=60, learning_rate=1e20, max_grad_norm=1e9),
+            progress=lambda event: None,
+        )
+    assert not (tmp_path / "reward").exists()
+
+
+def test_no_pairs_are_refused(base_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no preference pairs"):
+        train_reward(base_model, [], tmp_path / "reward", FAST)
