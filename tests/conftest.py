@@ -4,10 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout."""
-    return Path(__file__).parents[1]
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory) -> dict:
+    """Settings that name a policy and a reward of the real classes with random weights, and rows to train on."""
+    import torch
+
+    from trainers.tinyworld.models import build_text_encoder, build_tokenizer, build_vace, build_vae
+
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer(["two people wave"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = {"transformer": build_vace(), "vae": build_vae(), "text_encoder": build_text_encoder(len(tokenizer))}
+    for name, part in (parts | {"tokenizer": tokenizer}).items():
+        part.save_pretrained(folder / "policy" / name)
+    rng = np.random.default_rng(0)
+    rows = ["ref_paths,prompt"]
+    for index in range(8):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"face{index}.png")
+        rows.append(f"face{index}.png;face{(index + 1) % 8}.png,two people wave")
+    (folder / "prompts.csv").write_text("\n".join(rows), encoding="utf-8")
+    kit = REPOSITORY / "tests" / "golden" / "identity_reward"
+    return {
+        "policy": {"source": str(folder / "policy")},
+        "reward": {"source": str(kit / "identity_reward"), "base_model": str(kit / "base_model")},
+        "prompts": str(folder / "prompts.csv"), "held_out": 2,
+    }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig
 
 COLUMNS = ("ref_paths", "prompt")
-TINYWORLD_ITEMS = 1024
+TINYWORLD_ITEMS = (64, 512)
 PROBLEMS_SHOWN = 10
 
 
@@ -149,7 +149,7 @@ def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
     if config.prompts == "tinyworld":
         if config.held_out:
             raise UserError("held_out takes rows off a CSV; TinyWorld brings its own held-out items: leave held_out at 0")
-        train = _tinyworld("train", TINYWORLD_ITEMS)
+        train = _tinyworld("train", _tinyworld_items(config.rollout.groups * config.iterations))
     else:
         train = load_prompt_set(config.prompts)
     if config.evaluation_prompts and config.held_out:
@@ -182,6 +182,12 @@ def _refuse_overlap(train: PromptSet, held_out: PromptSet) -> None:
         if trained is not None:
             raise UserError(f"held-out item `{item.id}` of {held_out.source} is also trained on (`{trained}` of {train.source}), "
                             "so it would measure memory; take it out of one of the two")
+
+
+def _tinyworld_items(draws: int) -> int:
+    """A power of two: drawing portraits takes time, so no more than a run of so many groups comes to see."""
+    least, most = TINYWORLD_ITEMS
+    return min(most, max(least, 1 << (draws - 1).bit_length()))
 
 
 def _tinyworld(split: str, count: int) -> PromptSet:

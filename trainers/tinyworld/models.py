@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FRAMES, HEIGHT, WIDTH, FPS = 9, 48, 80, 10.0
-PORTRAIT = 96
+PORTRAIT = 84
 TEXT_LENGTH = 52
 WEIGHTS = Path(__file__).parent / "weights"
 

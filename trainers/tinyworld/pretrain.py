@@ -25,7 +25,7 @@ from .people import appearance
 from .render import Motion, render, render_portraits
 from .scenes import SceneBatch, prompt, sample_scenes
 
-IMPERFECTIONS = {"swap": 0.25, "blend": 0.2, "drift": 0.15}
+IMPERFECTIONS = {"swap": 0.2, "blend": 0.3, "drift": 0.2}
 
 
 class Clock:
@@ -56,8 +56,8 @@ def cosine(fraction: float, warmup: float = 0.02) -> float:
 
 
 def imperfect(scenes: SceneBatch, shares: dict[str, float], generator: torch.Generator) -> tuple[Tensor, Motion]:
-    """Appearance and motion of scenes of which the given shares are distorted, half to fully."""
-    severity = 0.5 + 0.5 * torch.rand(len(scenes), generator=generator, device=generator.device)
+    """Appearance and motion of scenes of which the given shares are distorted; a swap happens in the middle of the clip."""
+    severity = 0.5 + 0.4 * torch.rand(len(scenes), generator=generator, device=generator.device)
     return distort(scenes, random_kinds(len(scenes), shares, generator), severity, generator)
 
 

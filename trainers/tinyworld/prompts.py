@@ -17,7 +17,7 @@ SPLITS = {"train": 1_000_000, "held_out": 2_000_000}
 
 
 def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
-    """`count` items of the split `train` or `held_out`: portraits uint8 [96, 96, 3] as references, the scene in `extra`.
+    """`count` items of the split `train` or `held_out`: portraits uint8 [84, 84, 3] as references, the scene in `extra`.
 
     Item k is the same however many are asked for.
     """
