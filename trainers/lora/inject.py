@@ -83,7 +83,7 @@ def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) ->
     present = dict(_layers(transformer))
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     for name, (down, up) in lora.modules.items():
-        target = present.get(name) or linear.get(name)
+        target = (present or linear).get(name)
         if target is None:
             raise UserError(f"the LoRA changes {name}, which this model does not have{' adapted' if present else ''}: "
                             "it was made for another model, or trains more layers than this run")
