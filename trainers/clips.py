@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .errors import UserError
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+NOTE = re.compile(rb"identity-grpo frames=(\d{1,5}) fps=(\d{1,4}(?:\.\d+)?)")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
@@ -43,9 +45,12 @@ def write_animation(frames: Any, path: str | Path, fps: float = 10.0, scale: int
     """
     path = Path(path)
     pictures = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames_array(frames)]
-    options = {"lossless": True, "quality": 60, "method": 4} if path.suffix == ".webp" else {"disposal": 1}
+    # Writers merge equal frames into one that lasts longer; this tells a reader how many there were.
+    note = f"identity-grpo frames={len(pictures)} fps={fps:g}".encode()
     if path.suffix == ".gif":
-        pictures = _one_palette(pictures)
+        pictures, options = _one_palette(pictures), {"disposal": 1, "comment": note}
+    else:
+        options = {"lossless": True, "quality": 60, "method": 4, "xmp": note}
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options)
     return path
@@ -78,14 +83,25 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float | None]:
     try:
         with Image.open(path) as opened:
             frames, milliseconds = [], []
+            note = opened.info.get("comment") or opened.info.get("xmp") or b""
             for index in range(getattr(opened, "n_frames", 1)):
                 opened.seek(index)
                 frames.append(np.asarray(opened.convert("RGB")))
                 milliseconds.append(opened.info.get("duration", 0))
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an animation ({error}); give a GIF, WebP, folder of frames or video") from error
-    mean = sum(milliseconds) / len(milliseconds)
-    return _stacked(frames, path), 1000 / mean if mean else None
+    shortest, ours = min(milliseconds), NOTE.fullmatch(note)
+    if ours:
+        rate = float(ours[2])
+        if len(frames) == 1:
+            milliseconds = [1000 * int(ours[1]) / rate]
+    elif shortest and all(m % shortest == 0 for m in milliseconds):
+        rate = 1000 / shortest
+    else:
+        mean = sum(milliseconds) / len(milliseconds)
+        return _stacked(frames, path), 1000 / mean if mean else None
+    times = [max(1, round(m * rate / 1000)) for m in milliseconds]
+    return _stacked([frame for frame, count in zip(frames, times, strict=True) for _ in range(count)], path), rate
 
 
 def _read_video(path: Path) -> tuple[np.ndarray, float | None]:

@@ -1,0 +1,140 @@
+"""A run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from trainers.clips import read_clip
+from trainers.config import make_config
+from trainers.errors import UserError
+from trainers.prompts import PromptItem
+from trainers.runs.folder import RUN_ID, RunFolder
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder.create(tmp_path, make_config("tiny"))
+
+
+@pytest.mark.parametrize("name", [None, "My Run #2", "../../etc", "ünï"])
+def test_ids_are_ours_and_plain(tmp_path, name):
+    run = RunFolder.create(tmp_path, make_config("tiny"), name)
+    assert RUN_ID.fullmatch(run.id) and run.path.parent == tmp_path
+
+
+def test_two_runs_of_one_second_differ(tmp_path):
+    assert len({RunFolder.create(tmp_path, make_config("tiny")).id for _ in range(5)}) == 5
+
+
+def test_the_config_is_frozen_as_it_was(run):
+    assert run.config() == make_config("tiny")
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="not a run"):
+        RunFolder(tmp_path)
+
+
+def test_a_new_run_is_queued(run):
+    assert run.status()["state"] == "queued" and run.status()["iterations"] == run.config().iterations
+
+
+def test_fields_of_the_status_are_laid_over(run):
+    run.set_status(message="hello")
+    run.set_status(iteration=3)
+    assert (run.status()["message"], run.status()["iteration"], run.status()["state"]) == ("hello", 3, "queued")
+
+
+def test_who_runs_signs_with_its_process(run):
+    run.set_status(state="running")
+    assert run.status()["pid"] == os.getpid() and run.status()["pid_started"] > 0
+
+
+def test_a_run_asked_to_stop_is_stopping_until_it_has(run):
+    run.set_status(state="running")
+    run.request("stop")
+    assert run.status()["state"] == "stopping"
+    assert run.take("stop")
+    assert run.status()["state"] == "running"
+
+
+def test_a_damaged_status_is_a_failed_run(run):
+    (run.path / "status.json").write_text('{"state": "run')
+    assert run.status()["state"] == "failed"
+
+
+def test_metrics_read_back_in_order(run):
+    for iteration in range(3):
+        run.append_metrics({"kind": "train", "iteration": iteration, "reward": 0.1 * iteration})
+    assert [row["iteration"] for row in run.read_metrics()] == [0, 1, 2]
+
+
+def test_a_torn_line_costs_only_itself(run):
+    run.append_metrics({"iteration": 0})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 1, "rew')
+    assert [row["iteration"] for row in run.read_metrics()] == [0]
+    run.append_metrics({"iteration": 2})
+    assert [row["iteration"] for row in run.read_metrics()] == [0, 2]
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(run):
+    for iteration in range(5):
+        run.append_metrics({"iteration": iteration})
+    run.truncate_metrics(2)
+    assert [row["iteration"] for row in run.read_metrics()] == [0, 1, 2]
+
+
+def test_metrics_are_json_for_everyone(run):
+    run.append_metrics({"iteration": 0, "a": float("nan"), "b": [float("inf"), 1.0]})
+    def refuse(constant):
+        raise AssertionError(constant)
+    assert json.loads((run.path / "metrics.jsonl").read_text(), parse_constant=refuse) == {"iteration": 0, "a": None, "b": [None, 1.0]}
+
+
+def test_a_measurement_comes_back_as_what_it_was(run):
+    @dataclass
+    class Scores:
+        ids: list
+        rewards: list
+
+    run.write_measurement(0, {"ids": ["a"], "rewards": [0.1]})
+    assert run.read_measurement(0, Scores) == Scores(["a"], [0.1])
+    assert run.read_measurement(1, Scores) is None
+
+
+def test_a_request_is_taken_once(run):
+    run.request("save")
+    assert run.take("save") and not run.take("save")
+
+
+def test_only_known_requests_are_made(run):
+    with pytest.raises(ValueError, match="unknown"):
+        run.request("../../x")
+
+
+def test_old_requests_can_be_forgotten(run):
+    run.request("stop")
+    run.clear_requests()
+    assert not run.take("stop")
+
+
+def test_clips_keep_every_pixel_and_a_harmless_name(run):
+    videos = np.random.default_rng(0).integers(0, 255, (2, 5, 16, 24, 3), np.uint8)
+    items = [PromptItem("../ü b", "x", ()), PromptItem("two", "y", ())]
+    paths = run.write_clips(7, items, videos, fps=10)
+    assert [p.name for p in paths] == ["00-b.webp", "01-two.webp"]
+    assert all(p.parent == run.samples / "000007" for p in paths)
+    assert np.array_equal(read_clip(paths[1])[0], videos[1])
+
+
+def test_the_log_s_tail_is_its_last_lines(run):
+    assert run.log_tail() == ""
+    for number in range(5000):
+        run.log_file.open("a").write(f"line {number}\n")
+    assert run.log_tail(3).splitlines() == ["line 4997", "line 4998", "line 4999"]

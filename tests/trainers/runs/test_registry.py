@@ -1,0 +1,110 @@
+"""Finding runs, and saying what has become of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainers.config import make_config
+from trainers.errors import UserError
+from trainers.runs.folder import RunFolder
+from trainers.runs.processes import alive, started
+from trainers.runs.registry import find, is_alive, latest, list_runs, refresh
+
+
+def make(root, name="tiny") -> RunFolder:
+    return RunFolder.create(root, make_config("tiny"), name)
+
+
+def dated(root, run: RunFolder, stamp: str) -> RunFolder:
+    return RunFolder(run.path.rename(root / f"{run.id.rsplit('-', 3)[0]}-{stamp}"))
+
+
+def dead_process() -> tuple[int, float]:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    since = started(child.pid)
+    child.communicate()
+    return child.pid, since
+
+
+def test_runs_are_listed_by_age_whatever_their_names(tmp_path):
+    second = dated(tmp_path, make(tmp_path, "a"), "20260102-000000-0000")
+    first = dated(tmp_path, make(tmp_path, "b"), "20260101-000000-ffff")
+    (tmp_path / "notes").mkdir()
+    assert [r.id for r in list_runs(tmp_path)] == [first.id, second.id]
+    assert latest(tmp_path).id == second.id
+
+
+def test_a_folder_that_is_not_there_has_no_runs(tmp_path):
+    assert list_runs(tmp_path / "none") == []
+    with pytest.raises(UserError, match="there are no runs"):
+        latest(tmp_path / "none")
+
+
+def test_a_run_is_found_by_id_beginning_path_and_age(tmp_path):
+    one, two = make(tmp_path, "one"), make(tmp_path, "two")
+    for text, expected in ((one.id, one), ("two", two), (str(one.path), one), ("latest", latest(tmp_path))):
+        assert find(tmp_path, text).id == expected.id
+
+
+def test_an_ambiguous_beginning_names_the_candidates(tmp_path):
+    ids = [make(tmp_path, "same").id for _ in range(2)]
+    with pytest.raises(UserError, match="may be any of") as caught:
+        find(tmp_path, "same")
+    assert all(i in str(caught.value) for i in ids)
+
+
+def test_an_unknown_run_names_the_known_ones(tmp_path):
+    run = make(tmp_path)
+    with pytest.raises(UserError, match=run.id):
+        find(tmp_path, "other")
+
+
+def test_a_dead_process_makes_a_failed_run_with_the_log_s_end(tmp_path):
+    run = make(tmp_path)
+    pid, since = dead_process()
+    run.set_status(state="running", pid=pid, pid_started=since)
+    run.log_file.write_text("loading\nCUDA out of memory\n")
+    status = refresh(run)
+    assert status["state"] == "failed" and "CUDA out of memory" in status["last_error"]
+    assert run.status()["state"] == "failed"
+
+
+def test_a_number_given_to_another_process_does_not_keep_a_run_alive(tmp_path):
+    run = make(tmp_path)
+    run.set_status(state="running", pid=os.getpid(), pid_started=started(os.getpid()) - 1000)
+    assert refresh(run)["state"] == "failed"
+
+
+def test_a_zombie_is_dead():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    since = started(child.pid)
+    assert alive(child.pid, since)
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not alive(child.pid, since)
+    child.wait()
+
+
+def test_a_living_run_stays_as_it_is(tmp_path):
+    run = make(tmp_path)
+    run.set_status(state="running")
+    assert refresh(run)["state"] == "running" and is_alive(run)
+
+
+def test_a_stopping_run_that_died_has_failed(tmp_path):
+    run = make(tmp_path)
+    pid, since = dead_process()
+    run.set_status(state="running", pid=pid, pid_started=since)
+    run.request("stop")
+    assert refresh(run)["state"] == "failed"
+
+
+@pytest.mark.parametrize("state", ["queued", "stopped", "finished", "failed"])
+def test_a_run_at_rest_needs_no_process(tmp_path, state):
+    run = make(tmp_path)
+    run.set_status(state=state)
+    assert refresh(run)["state"] == state

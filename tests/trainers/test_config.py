@@ -1,0 +1,67 @@
+"""Configurations: presets stand, impossible ones are refused with the sentence that mends them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainers.config import PRESETS, make_config, read_config
+from trainers.errors import UserError
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_possible(preset):
+    assert make_config(preset).preset == preset
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"video": {"height": 250}}, "height 250 is not a multiple of 16; use 240 or 256"),
+    ({"video": {"width": 100}}, "width 100 is not a multiple of 16; use 96 or 112"),
+    ({"video": {"frames": 34}}, "frames 34 must be 4n\\+1 .*; use 33"),
+    ({"rollout": {"window": {"size": 26}}}, "window.size 26 is more than the 25 steps; lower it or raise steps"),
+    ({"rollout": {"window": {"kind": "random", "size": 3, "last": 30}}}, "window.last 30 is beyond the 25 steps"),
+    ({"rollout": {"window": {"kind": "sliding", "size": 13}}}, "does not fit before step 12; lower size or raise window.last"),
+    ({"optim": {"ratio": "guard"}, "rollout": {"dynamics": "cps"}}, "choose one of the two"),
+    ({"rollout": {"group_size": 1}}, "rollout.group_size: .*greater than or equal to 2"),
+    ({"optim": {"learning_rate": 0}}, "optim.learning_rate: .*greater than 0"),
+    ({"iterations": "many"}, "iterations: .*integer"),
+    ({"rolout": {}}, "rolout: Extra inputs are not permitted"),
+    ({"ema": {"decay": 1.0}}, "ema.decay: .*less than 1"),
+])
+def test_an_impossible_config_says_how_to_mend_it(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_config("paper", changes)
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(UserError, match="choose one of paper, fast, tiny"):
+        make_config("huge")
+
+
+def test_all_faults_are_named_at_once():
+    with pytest.raises(UserError) as caught:
+        make_config("paper", {"video": {"frames": 34}, "lora": {"rank": 0}})
+    assert "frames 34" in str(caught.value) and "lora.rank" in str(caught.value)
+
+
+def test_a_config_survives_its_file(tmp_path):
+    config = make_config("fast", {"seed": 3, "optim": {"betas": [0.8, 0.9]}})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "preset: paper\nspeed: 2"])
+def test_a_damaged_file_is_a_user_error(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_paths_are_frozen_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = make_config("tiny", {"prompts": "a.csv", "start_lora": "~/x", "reward": {"base_model": "b"}}).with_absolute_paths()
+    assert config.prompts == str(Path.cwd() / "a.csv")
+    assert config.start_lora == str(Path.home() / "x")
+    assert config.reward.base_model == str(Path.cwd() / "b")
+    assert config.policy.source == "tinyworld" and config.evaluation_prompts is None
