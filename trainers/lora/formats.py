@@ -181,7 +181,7 @@ def _usual(values: Mapping[str, float]) -> float:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+    return tensor.detach().cpu().contiguous().clone()
 
 
 def _write_aside(target: Path, write: Callable[[Path], None]) -> None:
