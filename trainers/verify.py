@@ -26,8 +26,8 @@ KITS = {
 class Check:
     """One expected quantity: how far ours is from it.
 
-    `error` is the largest absolute difference, for kind `relative` divided by the largest expected magnitude, for kind `exact`
-    the number of unequal entries. `relative` is always the relative one (0 where everything is equal).
+    `error` is the largest absolute difference, for kind `relative` divided by the largest expected magnitude, for kind
+    `exact` the number of unequal entries. `relative` is always the relative one (0 where everything is equal).
     """
 
     name: str
@@ -41,12 +41,17 @@ class Check:
         return self.error <= self.tolerance
 
 
-def check(name: str, found, expected, tolerance: float = 0.0, kind: Literal["absolute", "relative", "exact"] = "absolute") -> Check:
+def check(
+    name: str, found, expected, tolerance: float = 0.0, kind: Literal["absolute", "relative", "exact"] = "absolute"
+) -> Check:
     """Compare tensors, arrays or numbers; a wrong shape or a number that is not finite is infinitely wrong."""
     import numpy as np
     import torch
 
-    ours, theirs = (np.asarray(v.detach().double().cpu() if isinstance(v, torch.Tensor) else v, np.float64) for v in (found, expected))
+    ours, theirs = (
+        np.asarray(v.detach().double().cpu() if isinstance(v, torch.Tensor) else v, np.float64)
+        for v in (found, expected)
+    )
     if ours.shape != theirs.shape or not np.isfinite(ours).all():
         return Check(name, math.inf, tolerance, kind, math.inf)
     if not ours.size:
@@ -76,7 +81,7 @@ def kit_kind(path: Path) -> str | None:
 
 
 def find_kits(path: str | Path) -> list[Path]:
-    """The folder itself if it is a kit or has no folders inside; else what its folders hold. Raises UserError for no folder."""
+    """The folder itself if it is a kit or holds no folders; else what its folders hold. Raises UserError."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is no folder; give the folder of a golden kit, or one that holds several")
@@ -137,5 +142,8 @@ def table(results: Sequence[Check]) -> str:
     lines = [f"{'quantity':<{width}}  {'relative':>9}  {'error':>9}  {'tolerance':>9}  {'kind':<8}"]
     for r in results:
         relative = "-" if math.isnan(r.relative) else f"{r.relative:9.2e}"
-        lines.append(f"{r.name:<{width}}  {relative:>9}  {r.error:9.2e}  {r.tolerance:9.2e}  {r.kind:<8}  {'ok' if r.ok else 'OUT'}")
+        lines.append(
+            f"{r.name:<{width}}  {relative:>9}  {r.error:9.2e}  {r.tolerance:9.2e}  {r.kind:<8}  "
+            f"{'ok' if r.ok else 'OUT'}"
+        )
     return "\n".join(lines)

@@ -35,20 +35,23 @@ def test_a_kit_is_known_by_its_files_and_within_tolerance(kind, capsys):
     assert printed.rstrip().endswith("all within tolerance")
 
 
-@pytest.mark.parametrize(("kit", "file", "key"), [
-    ("sde", "sigmas.safetensors", "shift5.sigmas"),
-    ("sde", "steps.safetensors", "shift3.step12.log_prob"),
-    ("sde", "steps.safetensors", "shift5.mixed.prev_sample_mean"),
-    ("sde", "steps.safetensors", "shift3.step24.ode_next_sample"),
-    ("sde", "losses.safetensors", "shift3.step05.grad_model_output"),
-    ("sde", "losses.safetensors", "shift3.step00.policy_loss"),
-    ("vace", "conditioning.safetensors", "refs3_video_mask.m0"),
-    ("vace", "conditioning.safetensors", "refs2_no_video.z0"),
-    ("vace", "velocity.safetensors", "velocity.video_scaled.0"),
-    ("lora", "velocity.safetensors", "velocity.original_merged.0.5"),
-    ("lora", "comfy_native.safetensors", "diffusion_model.blocks.1.self_attn.o.alpha"),
-    ("lora", "comfy_native.safetensors", "diffusion_model.blocks.0.cross_attn.k.lora_up.weight"),
-])
+@pytest.mark.parametrize(
+    ("kit", "file", "key"),
+    [
+        ("sde", "sigmas.safetensors", "shift5.sigmas"),
+        ("sde", "steps.safetensors", "shift3.step12.log_prob"),
+        ("sde", "steps.safetensors", "shift5.mixed.prev_sample_mean"),
+        ("sde", "steps.safetensors", "shift3.step24.ode_next_sample"),
+        ("sde", "losses.safetensors", "shift3.step05.grad_model_output"),
+        ("sde", "losses.safetensors", "shift3.step00.policy_loss"),
+        ("vace", "conditioning.safetensors", "refs3_video_mask.m0"),
+        ("vace", "conditioning.safetensors", "refs2_no_video.z0"),
+        ("vace", "velocity.safetensors", "velocity.video_scaled.0"),
+        ("lora", "velocity.safetensors", "velocity.original_merged.0.5"),
+        ("lora", "comfy_native.safetensors", "diffusion_model.blocks.1.self_attn.o.alpha"),
+        ("lora", "comfy_native.safetensors", "diffusion_model.blocks.0.cross_attn.k.lora_up.weight"),
+    ],
+)
 def test_a_changed_expectation_is_noticed(tmp_path, capsys, kit, file, key):
     root = copy(tmp_path, kit, *({"vace"} if kit == "lora" else set()))
     change(root / kit / file, key)
@@ -127,38 +130,76 @@ def test_a_kit_of_other_sizes_is_read_from_its_files(tmp_path):
     kit = tmp_path / "vace"
     kit.mkdir()
     model = WanVACETransformer3DModel(
-        num_attention_heads=3, attention_head_dim=12, text_dim=20, freq_dim=64, ffn_dim=40, num_layers=5, vace_layers=[0, 1, 4],
-        vace_in_channels=96, rope_max_seq_len=64)
+        num_attention_heads=3,
+        attention_head_dim=12,
+        text_dim=20,
+        freq_dim=64,
+        ffn_dim=40,
+        num_layers=5,
+        vace_layers=[0, 1, 4],
+        vace_in_channels=96,
+        rope_max_seq_len=64,
+    )
     model.save_pretrained(kit / "diffusers")
     names = {to_original(n): n for n in model.state_dict()}
-    save_file({o: model.state_dict()[n].contiguous() for o, n in names.items()}, kit / "net.safetensors",
-              metadata={"config": '{"transformer": {"num_heads": 3, "text_dim": 20, "text_len": 9}}'})
+    save_file(
+        {o: model.state_dict()[n].contiguous() for o, n in names.items()},
+        kit / "net.safetensors",
+        metadata={"config": '{"transformer": {"num_heads": 3, "text_dim": 20, "text_len": 9}}'},
+    )
     (kit / "config.json").write_text(json.dumps({"dim": 36, "num_heads": 3, "vace_layers": [0, 1, 4], "text_len": 9}))
     (kit / "key_map.json").write_text(json.dumps(names))
     mask = torch.rand(1, 5, 16, 32)
     inactive, reactive, references = torch.randn(16, 2, 2, 4), torch.randn(16, 2, 2, 4), torch.randn(4, 16, 1, 2, 4)
     control = control_latents(inactive, reactive, list(references), mask[0])
-    save_file({"source_frames": torch.rand(3, 5, 16, 32), "source_mask": mask, "refs4_video_mask.latent_inactive": inactive,
-               "refs4_video_mask.latent_reactive": reactive, "refs4_video_mask.latent_refs": references,
-               "refs4_video_mask.z0": control[:32].clone(), "refs4_video_mask.m0": control[32:].clone(),
-               "refs4_video_mask.vace_context": control}, kit / "conditioning.safetensors")
+    save_file(
+        {
+            "source_frames": torch.rand(3, 5, 16, 32),
+            "source_mask": mask,
+            "refs4_video_mask.latent_inactive": inactive,
+            "refs4_video_mask.latent_reactive": reactive,
+            "refs4_video_mask.latent_refs": references,
+            "refs4_video_mask.z0": control[:32].clone(),
+            "refs4_video_mask.m0": control[32:].clone(),
+            "refs4_video_mask.vace_context": control,
+        },
+        kit / "conditioning.safetensors",
+    )
     exact_time(model)
     noise, text = torch.randn(16, 6, 2, 4), torch.randn(5, 20)
     padded = torch.cat([text, torch.zeros(4, 20)])
     with torch.no_grad():
-        velocity = predict(model, noise[None], torch.tensor([321.5]), padded[None], control[None], torch.full((3,), 0.7))[0]
-    save_file({"noise.refs4_video_mask": noise, "context0": text, "velocity.only.0": velocity}, kit / "velocity.safetensors")
-    (kit / "cases.json").write_text(json.dumps({"cases": {"only": {
-        "samples": ["refs4_video_mask"], "context": [0], "t": [321.5], "seq_len": 12, "scale": 0.7}}}))
+        velocity = predict(
+            model, noise[None], torch.tensor([321.5]), padded[None], control[None], torch.full((3,), 0.7)
+        )[0]
+    save_file(
+        {"noise.refs4_video_mask": noise, "context0": text, "velocity.only.0": velocity}, kit / "velocity.safetensors"
+    )
+    (kit / "cases.json").write_text(
+        json.dumps(
+            {
+                "cases": {
+                    "only": {"samples": ["refs4_video_mask"], "context": [0], "t": [321.5], "seq_len": 12, "scale": 0.7}
+                }
+            }
+        )
+    )
     results = verify_kit(kit)
     assert {r.name for r in results} >= {"velocity.only.0 (original weights)", "refs4_video_mask.m0", "key_map"}
     assert [r for r in results if not r.ok] == []
 
 
-@pytest.mark.parametrize(("found", "expected", "kind", "error"), [
-    ([1.0, 2.5], [1.0, 2.0], "absolute", 0.5), ([1.0, 2.5], [1.0, 2.0], "relative", 0.25), ([1, 3, 3], [1, 2, 4], "exact", 2),
-    ([1.0], [1.0, 2.0], "absolute", float("inf")), ([float("nan")], [1.0], "absolute", float("inf")), ([], [], "absolute", 0),
-])
+@pytest.mark.parametrize(
+    ("found", "expected", "kind", "error"),
+    [
+        ([1.0, 2.5], [1.0, 2.0], "absolute", 0.5),
+        ([1.0, 2.5], [1.0, 2.0], "relative", 0.25),
+        ([1, 3, 3], [1, 2, 4], "exact", 2),
+        ([1.0], [1.0, 2.0], "absolute", float("inf")),
+        ([float("nan")], [1.0], "absolute", float("inf")),
+        ([], [], "absolute", 0),
+    ],
+)
 def test_errors_are_what_their_kind_says(found, expected, kind, error):
     assert check("q", torch.tensor(found), torch.tensor(expected), 1.0, kind).error == error
 

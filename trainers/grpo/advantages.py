@@ -17,9 +17,9 @@ def group_advantages(
 ) -> Tensor:
     """(reward - mean of its group) / (population std + eps), float64 [N] on the CPU.
 
-    rewards: [N]; groups: [N] ids of the prompt items (not their texts: two items may share a text and differ in people).
-    The std is the group's own or, with `global_std`, that of all N rewards. A group of one, or of equal rewards, says nothing:
-    it gets exactly 0 and keeps its place.
+    rewards: [N]; groups: [N] ids of the prompt items (not their texts: two items may share a text and differ in
+    people). The std is the group's own or, with `global_std`, that of all N rewards. A group of one, or of equal
+    rewards, says nothing: it gets exactly 0 and keeps its place.
     Raises ValueError when the lengths differ or a reward is not finite (the index is named).
     Source: DeepSeekMath's GRPO (arXiv 2402.03300), constants of identity-grpo's `PerPromptStatTracker`.
     """

@@ -1,7 +1,8 @@
 """One step of the denoising process: stochastic (Flow-SDE, CPS) or deterministic, addressed by step index.
 
 Latents move along x_sigma = (1 - sigma) x_0 + sigma noise; the model predicts the velocity v = noise - x_0.
-Everything is float32, whatever the model's dtype: log-probabilities of neighbouring policies differ by less than bfloat16 can say.
+Everything is float32, whatever the model's dtype: log-probabilities of neighbouring policies differ by less than
+bfloat16 can say.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels of N denoising steps: `sigmas` float32 [N+1] from almost 1 down to 0, `timesteps` int64 [N] (0..1000)."""
+    """Noise levels of N denoising steps.
+
+    `sigmas` float32 [N+1] from almost 1 down to 0; `timesteps` int64 [N] (0..1000).
+    """
 
     sigmas: Tensor
     timesteps: Tensor
@@ -33,7 +37,8 @@ class Transition:
     """One stochastic step of B samples.
 
     `next_latents`, `mean`: float32 [B, ...]. `std`, `sqrt_neg_dt`: float32 [B, 1, ...]; the standard deviation of the
-    transition is their product. `log_prob`: float32 [B], averaged over all but the batch; its gradient flows through `mean`.
+    transition is their product. `log_prob`: float32 [B], averaged over all but the batch; its gradient flows through
+    `mean`.
     """
 
     next_latents: Tensor
@@ -68,8 +73,9 @@ def sde_step(
 ) -> Transition:
     """Flow-SDE step from sigmas[index] to sigmas[index + 1].
 
-    latents, velocity: [B, ...]; index: one step for all, or int64 [B]. Give `noise` (unit Gaussian, [B, ...]) to sample the
-    next latents, or `next_latents` to evaluate the density of given ones; both paths compute the density alike, to the bit.
+    latents, velocity: [B, ...]; index: one step for all, or int64 [B]. Give `noise` (unit Gaussian, [B, ...]) to sample
+    the next latents, or `next_latents` to evaluate the density of given ones; both paths compute the density alike, to
+    the bit.
 
         std  = s_N + (s_1 - s_N) s_i                     (s_1: the second noise level, s_N = 0 the last)
         mean = x (1 + std^2 dt / (2 s_i)) + v (1 + std^2 (1 - s_i) / (2 s_i)) dt,   dt = s_{i+1} - s_i
@@ -87,7 +93,9 @@ def sde_step(
     mean = x * (1 + std**2 / (2 * sigma) * dt) + v * (1 + std**2 * (1 - sigma) / (2 * sigma)) * dt
     deviation = std * sqrt_neg_dt
     next_latents = _sample(mean, deviation, noise, next_latents)
-    density = -((next_latents.detach() - mean) ** 2) / (2 * deviation**2) - torch.log(deviation) - 0.5 * math.log(2 * math.pi)
+    density = (
+        -((next_latents.detach() - mean) ** 2) / (2 * deviation**2) - torch.log(deviation) - 0.5 * math.log(2 * math.pi)
+    )
     return Transition(next_latents, mean, std, sqrt_neg_dt, density.flatten(1).mean(1))
 
 
@@ -100,7 +108,7 @@ def cps_step(
     next_latents: Tensor | None = None,
     eta: float = 0.8,
 ) -> Transition:
-    """Coefficients-preserving step: adds as much noise as it removes, so the sample stays at the schedule's noise level.
+    """Coefficients-preserving step: adds as much noise as it removes, and stays at the schedule's noise level.
 
         d = s_{i+1} sin(eta pi / 2),  mean = (1 - s_{i+1}) x_0 + sqrt(s_{i+1}^2 - d^2) x_1,  next = mean + d noise
         log_prob = -mean((next - mean)^2)               (no variance in it: the authors' choice, which `log_prob` keeps)
@@ -146,5 +154,7 @@ def _sample(mean: Tensor, deviation: Tensor, noise: Tensor | None, next_latents:
         raise ValueError("give either noise (to sample) or next_latents (to evaluate), not both and not neither")
     given = noise if next_latents is None else next_latents
     if given.shape != mean.shape:
-        raise ValueError(f"noise or next_latents of shape {tuple(given.shape)} for latents of shape {tuple(mean.shape)}")
+        raise ValueError(
+            f"noise or next_latents of shape {tuple(given.shape)} for latents of shape {tuple(mean.shape)}"
+        )
     return mean + deviation * noise.float() if next_latents is None else next_latents.float()

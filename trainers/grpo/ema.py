@@ -30,7 +30,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the parameters hold the average; afterwards, even after an error, exactly what they held before."""
+        """Within the block the parameters hold the average; afterwards exactly what they held before."""
         trained = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._write(self.average)
         try:

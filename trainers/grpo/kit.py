@@ -22,15 +22,24 @@ def verify_kit(path: Path) -> list[Check]:
     schedules = {_family(c["key"]): flow_schedule(c["num_inference_steps"], c["flow_shift"]) for c in meta["cases"]}
     results = []
     for family in sorted({_family(key) for key in sigmas}):
-        schedule = schedules.get(family) or flow_schedule(len(sigmas[f"{family}.timesteps"]), float(family.removeprefix("shift")))
-        results += [check(f"{family}.sigmas", schedule.sigmas, sigmas[f"{family}.sigmas"], 1e-5),
-                    check(f"{family}.timesteps", schedule.timesteps, sigmas[f"{family}.timesteps"], kind="exact")]
+        schedule = schedules.get(family) or flow_schedule(
+            len(sigmas[f"{family}.timesteps"]), float(family.removeprefix("shift"))
+        )
+        results += [
+            check(f"{family}.sigmas", schedule.sigmas, sigmas[f"{family}.sigmas"], 1e-5),
+            check(f"{family}.timesteps", schedule.timesteps, sigmas[f"{family}.timesteps"], kind="exact"),
+        ]
     for case in meta["cases"]:
         key = case["key"]
         step, loss = (_of_case(tensors, key) for tensors in (steps, losses))
         index = torch.tensor(case["step_index"])
-        results += [Check(f"{key}.{r.name}", r.error, r.tolerance, r.kind, r.relative)
-                    for r in [*_steps(step, schedules[_family(key)], index), *_losses(step, loss, schedules[_family(key)], index, meta)]]
+        results += [
+            Check(f"{key}.{r.name}", r.error, r.tolerance, r.kind, r.relative)
+            for r in [
+                *_steps(step, schedules[_family(key)], index),
+                *_losses(step, loss, schedules[_family(key)], index, meta),
+            ]
+        ]
     for case in json.loads((path / "advantages.json").read_text(encoding="utf-8")):
         results += _advantages(case)
     return results
@@ -48,15 +57,24 @@ def _steps(given: dict[str, Tensor], schedule: Schedule, index: Tensor) -> list[
         check("sqrt_neg_dt", judged.sqrt_neg_dt, given["sqrt_neg_dt"], 1e-5),
         check("log_prob", judged.log_prob, given["log_prob"], 1e-5),
         check("ode_next_sample", ode, given["ode_next_sample"], 1e-5),
-        check("ode_log_prob", sde_step(latents, velocity, schedule, index, next_latents=ode).log_prob, given["ode_log_prob"], 1e-5),
+        check(
+            "ode_log_prob",
+            sde_step(latents, velocity, schedule, index, next_latents=ode).log_prob,
+            given["ode_log_prob"],
+            1e-5,
+        ),
     ]
 
 
-def _losses(step: dict[str, Tensor], given: dict[str, Tensor], schedule: Schedule, index: Tensor, meta: dict) -> list[Check]:
+def _losses(
+    step: dict[str, Tensor], given: dict[str, Tensor], schedule: Schedule, index: Tensor, meta: dict
+) -> list[Check]:
     velocity = step["model_output"].clone().requires_grad_(True)
     now = sde_step(step["sample"], velocity, schedule, index, next_latents=step["prev_sample"])
     base = sde_step(step["sample"], step["model_output_ref"], schedule, index, next_latents=step["prev_sample"])
-    per_sample, ratio = policy_loss(now.log_prob, given["log_prob_old"], given["advantages"], meta["clip_range"], meta["adv_clip_max"])
+    per_sample, ratio = policy_loss(
+        now.log_prob, given["log_prob_old"], given["advantages"], meta["clip_range"], meta["adv_clip_max"]
+    )
     policy, kl = per_sample.mean(), kl_divergence(now.mean, base.mean, now.std, now.sqrt_neg_dt).mean()
     loss = policy + meta["beta"] * kl
     loss.backward()
@@ -78,9 +96,13 @@ def _advantages(case: dict) -> list[Check]:
     rewards = torch.tensor(case["rewards"], dtype=torch.float64)
     results = []
     for name, whole in (("false", False), ("true", True)):
-        columns = [group_advantages(column, case["prompts"], whole) for column in rewards.reshape(len(rewards), -1).unbind(1)]
+        columns = [
+            group_advantages(column, case["prompts"], whole) for column in rewards.reshape(len(rewards), -1).unbind(1)
+        ]
         found = torch.stack(columns, 1).view(rewards.shape)
-        results.append(check(f"advantages.{case['name']}.global_std_{name}", found, case[f"advantages_global_std_{name}"], 1e-9))
+        results.append(
+            check(f"advantages.{case['name']}.global_std_{name}", found, case[f"advantages_global_std_{name}"], 1e-9)
+        )
     return results
 
 

@@ -43,10 +43,14 @@ class LoRA:
     def __post_init__(self) -> None:
         for name, (down, up) in self.modules.items():
             if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
-                raise UserError(f"the LoRA's factors of {name} do not fit: A {tuple(down.shape)}, B {tuple(up.shape)}; "
-                                "only linear layers with A [r, in] and B [out, r] are supported")
+                raise UserError(
+                    f"the LoRA's factors of {name} do not fit: A {tuple(down.shape)}, B {tuple(up.shape)}; "
+                    "only linear layers with A [r, in] and B [out, r] are supported"
+                )
             if not (torch.isfinite(down).all() and torch.isfinite(up).all() and math.isfinite(self.alpha[name])):
-                raise UserError(f"the LoRA holds numbers that are not finite in {name}: it is broken, use an earlier one")
+                raise UserError(
+                    f"the LoRA holds numbers that are not finite in {name}: it is broken, use an earlier one"
+                )
 
     def rank(self, name: str) -> int:
         return self.modules[name][0].shape[0]
@@ -71,14 +75,18 @@ def read_lora(path: str | Path) -> LoRA:
     if path.is_dir():
         found = [path / name for name in (WEIGHTS, "pytorch_lora_weights.safetensors") if (path / name).is_file()]
         if not found:
-            raise UserError(f"no LoRA in the folder {path}: neither {WEIGHTS} nor pytorch_lora_weights.safetensors is there")
+            raise UserError(
+                f"no LoRA in the folder {path}: neither {WEIGHTS} nor pytorch_lora_weights.safetensors is there"
+            )
         path = found[0]
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the LoRA {path} ({error}); give a complete .safetensors file or a PEFT folder") from error
+        raise UserError(
+            f"cannot read the LoRA {path} ({error}); give a complete .safetensors file or a PEFT folder"
+        ) from error
     pairs, alphas = _sorted(tensors, path)
     is_peft = any(key.startswith("base_model.model.") for key in tensors)
     if is_peft:
@@ -87,22 +95,25 @@ def read_lora(path: str | Path) -> LoRA:
 
 
 def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write ComfyUI's native form, which core and WanVideoWrapper read alike: `diffusion_model.<name>.lora_down/lora_up.weight`, `.alpha`.
+    """Write ComfyUI's native form, which core and WanVideoWrapper read alike.
 
-    The file keeps the LoRA's own metadata under the given one, and replaces an older file at once or not at all.
-    Raises UserError when it cannot be written.
+    Keys: `diffusion_model.<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`. The file keeps the LoRA's own metadata
+    under the given one, and replaces an older file at once or not at all. Raises UserError when it cannot be written.
     """
     tensors = {}
     for name, (down, up) in lora.modules.items():
         native = f"diffusion_model.{to_original(name)}"
-        tensors |= {f"{native}.lora_down.weight": _plain(down), f"{native}.lora_up.weight": _plain(up),
-                    f"{native}.alpha": torch.tensor(lora.alpha[name], dtype=torch.float32)}
+        tensors |= {
+            f"{native}.lora_down.weight": _plain(down),
+            f"{native}.lora_up.weight": _plain(up),
+            f"{native}.alpha": torch.tensor(lora.alpha[name], dtype=torch.float32),
+        }
     merged = {**lora.metadata, **(metadata or {})}
     _write_aside(Path(path), lambda aside: save_file(tensors, aside, metadata=merged or None))
 
 
 def write_peft(lora: LoRA, folder: str | Path) -> None:
-    """Write a PEFT adapter folder: weights with diffusers' names, and a configuration with rank and alpha of every module.
+    """Write a PEFT adapter folder: weights with diffusers' names, rank and alpha of every module.
 
     An older folder is replaced when the new one is complete. Raises UserError when it cannot be written.
     """
@@ -110,15 +121,28 @@ def write_peft(lora: LoRA, folder: str | Path) -> None:
     ranks = {name: lora.rank(name) for name in lora.modules}
     rank, alpha = _usual(ranks), _usual(lora.alpha)
     config = {
-        "peft_type": "LORA", "auto_mapping": None, "base_model_name_or_path": None, "bias": "none", "fan_in_fan_out": False,
-        "inference_mode": True, "init_lora_weights": "gaussian", "lora_dropout": 0.0, "r": rank, "lora_alpha": alpha,
+        "peft_type": "LORA",
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": "gaussian",
+        "lora_dropout": 0.0,
+        "r": rank,
+        "lora_alpha": alpha,
         "rank_pattern": {n: r for n, r in ranks.items() if r != rank},
         "alpha_pattern": {n: a for n, a in lora.alpha.items() if a != alpha},
-        "target_modules": sorted(lora.modules), "use_dora": False, "use_rslora": False,
+        "target_modules": sorted(lora.modules),
+        "use_dora": False,
+        "use_rslora": False,
     }
     tensors = {}
     for name, (down, up) in lora.modules.items():
-        tensors |= {f"base_model.model.{name}.lora_A.weight": _plain(down), f"base_model.model.{name}.lora_B.weight": _plain(up)}
+        tensors |= {
+            f"base_model.model.{name}.lora_A.weight": _plain(down),
+            f"base_model.model.{name}.lora_B.weight": _plain(up),
+        }
 
     def write(aside: Path) -> None:
         aside.mkdir()
@@ -140,18 +164,23 @@ def _sorted(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, tuple[Ten
         elif key.endswith(".alpha") and value.numel() == 1:
             alphas[_module(key.removesuffix(".alpha"))] = float(value)
         else:
-            raise UserError(f"{path} is no LoRA for Wan that is understood here: it holds `{key}` of shape {tuple(value.shape)}; "
-                            "give PEFT, diffusers or ComfyUI-native names with lora_A/lora_B or lora_down/lora_up")
+            raise UserError(
+                f"{path} is no LoRA for Wan that is understood here: it holds `{key}` of shape {tuple(value.shape)}; "
+                "give PEFT, diffusers or ComfyUI-native names with lora_A/lora_B or lora_down/lora_up"
+            )
     lonely = sorted(set(down) ^ set(up)) + sorted(set(alphas) - set(down))
     if lonely or not down:
-        raise UserError(f"{path} is incomplete: " + (f"{lonely[0]} lacks one of its two factors" if lonely else "it holds no factors"))
+        raise UserError(
+            f"{path} is incomplete: "
+            + (f"{lonely[0]} lacks one of its two factors" if lonely else "it holds no factors")
+        )
     return {name: (down[name], up[name]) for name in sorted(down)}, alphas
 
 
 def _module(key: str) -> str:
     for prefix in _PREFIXES:
         if key.startswith(prefix):
-            key = key[len(prefix):]
+            key = key[len(prefix) :]
             break
     return to_diffusers(key)
 
@@ -161,7 +190,9 @@ def _peft_alphas(path: Path, ranks: dict[str, int]) -> dict[str, float]:
         config = json.loads(path.read_text(encoding="utf-8"))
         usual, pattern = float(config["lora_alpha"]), dict(config.get("alpha_pattern") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}): a PEFT LoRA has its alpha there; put the file beside the weights") from error
+        raise UserError(
+            f"cannot read {path} ({error}): a PEFT LoRA has its alpha there; put the file beside the weights"
+        ) from error
     if config.get("use_dora"):
         raise UserError(f"{path} describes a DoRA, which is not supported; train or convert it as a plain LoRA")
 
@@ -200,7 +231,9 @@ def _write_aside(target: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         if old.exists() and not target.exists():
             old.rename(target)
-        raise UserError(f"cannot write the LoRA {target} ({error}); make room or choose another place, nothing was replaced") from error
+        raise UserError(
+            f"cannot write the LoRA {target} ({error}); make room or choose another place, nothing was replaced"
+        ) from error
     finally:
         _remove(aside)
         _remove(old)

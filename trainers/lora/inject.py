@@ -19,14 +19,21 @@ TARGETS = r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
 def add_lora(transformer: nn.Module, rank: int, alpha: float, seed: int) -> None:
     """Freeze the transformer and add a trainable LoRA to the attention projections of `blocks` and `vace_blocks`.
 
-    A is normal with deviation 1/rank and B zero (PEFT's `gaussian`, as the published trainer), float32 whatever the base's
-    dtype, and the same on every device and version for one `seed`. Raises UserError when there is a LoRA already.
+    A is normal with deviation 1/rank and B zero (PEFT's `gaussian`, as the published trainer), float32 whatever the
+    base's dtype, and the same on every device and version for one `seed`. Raises UserError when there is a LoRA
+    already.
     """
     _refuse_second(transformer)
     transformer.requires_grad_(False)
-    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear) and re.fullmatch(TARGETS, name)]
+    names = [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(TARGETS, name)
+    ]
     if not names:
-        raise UserError("this model has no attention projections that a LoRA could train; give a Wan transformer of diffusers")
+        raise UserError(
+            "this model has no attention projections that a LoRA could train; give a Wan transformer of diffusers"
+        )
     _inject(transformer, {name: rank for name in names}, {name: alpha for name in names})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -39,7 +46,7 @@ def add_lora(transformer: nn.Module, rank: int, alpha: float, seed: int) -> None
 
 
 def lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """`<module>.lora_A.weight` [r, in] and `<module>.lora_B.weight` [out, r] of every adapted layer, in the model's order."""
+    """`<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r] of every adapted layer, in model order."""
     found = {}
     for name, layer in _layers(transformer):
         found[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
@@ -52,7 +59,8 @@ def lora_disabled(transformer: nn.Module) -> Iterator[None]:
     """Within the block the transformer is the reference policy: its LoRA counts for nothing."""
     layers = [layer for _, layer in _layers(transformer)]
     before = [layer._disable_adapters for layer in layers]
-    # Not peft's enable_adapters(): that also takes requires_grad from the parameters, in the middle of somebody's graph.
+    # Not peft's enable_adapters(): that also takes requires_grad from the parameters, in the middle of somebody's
+    # graph.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -76,23 +84,29 @@ def to_lora(transformer: nn.Module) -> LoRA:
 def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) -> None:
     """Make the transformer act with `lora` at `strength`.
 
-    A transformer without a LoRA gets one, frozen, with the file's modules and ranks. One that has a LoRA keeps its own alpha and
-    trainability and takes the file's values over (factor included): its modules that the file lacks become neutral.
-    Raises UserError, before anything is changed, when the file has modules or ranks that do not fit.
+    A transformer without a LoRA gets one, frozen, with the file's modules and ranks. One that has a LoRA keeps its own
+    alpha and trainability and takes the file's values over (factor included): its modules that the file lacks become
+    neutral. Raises UserError, before anything is changed, when the file has modules or ranks that do not fit.
     """
     present = dict(_layers(transformer))
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     for name, (down, up) in lora.modules.items():
         target = (present or linear).get(name)
         if target is None:
-            raise UserError(f"the LoRA changes {name}, which this model does not have{' adapted' if present else ''}: "
-                            "it was made for another model, or trains more layers than this run")
+            raise UserError(
+                f"the LoRA changes {name}, which this model does not have{' adapted' if present else ''}: "
+                "it was made for another model, or trains more layers than this run"
+            )
         if (up.shape[0], down.shape[1]) != (target.out_features, target.in_features):
-            raise UserError(f"the LoRA's {name} is {up.shape[0]}x{down.shape[1]}, the model's {target.out_features}x{target.in_features}: "
-                            "it was made for a model of another size")
+            raise UserError(
+                f"the LoRA's {name} is {up.shape[0]}x{down.shape[1]}, the model's {target.out_features}x"
+                f"{target.in_features}: it was made for a model of another size"
+            )
         if present and target.r[ADAPTER] != lora.rank(name):
-            raise UserError(f"the LoRA has rank {lora.rank(name)}, the one in training {target.r[ADAPTER]}; "
-                            f"set lora.rank to {lora.rank(name)}")
+            raise UserError(
+                f"the LoRA has rank {lora.rank(name)}, the one in training {target.r[ADAPTER]}; "
+                f"set lora.rank to {lora.rank(name)}"
+            )
     if not present:
         _inject(transformer, {name: lora.rank(name) for name in lora.modules}, lora.alpha)
         for parameter in lora_parameters(transformer).values():
@@ -122,7 +136,10 @@ def _inject(transformer: nn.Module, ranks: dict[str, int], alphas: dict[str, flo
     first = next(iter(ranks))
     exactly = "|".join(map(re.escape, ranks))
     config = LoraConfig(
-        r=ranks[first], lora_alpha=alphas[first], init_lora_weights="gaussian", target_modules=rf"(?:{exactly})",
+        r=ranks[first],
+        lora_alpha=alphas[first],
+        init_lora_weights="gaussian",
+        target_modules=rf"(?:{exactly})",
         rank_pattern={f"^{re.escape(n)}": r for n, r in ranks.items() if r != ranks[first]},
         alpha_pattern={f"^{re.escape(n)}": a for n, a in alphas.items() if a != alphas[first]},
     )

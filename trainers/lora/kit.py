@@ -32,11 +32,15 @@ def verify_kit(path: Path) -> list[Check]:
     names = {f"base_model.model.{name}": f"diffusion_model.{to_original(name)}" for name in peft.modules}
     results = [same("module_map", names, expected_map), *_files(path, peft), _equal("native file read", native, peft)]
     model = _transformer(path, peft, given)
-    results += [check(key, _velocity(model, given), value, TOLERANCE) for key, value in given.items() if key.endswith(".base")]
+    results += [
+        check(key, _velocity(model, given), value, TOLERANCE) for key, value in given.items() if key.endswith(".base")
+    ]
     for key in sorted(given):
         match = _EXPECTED.fullmatch(key)
         if match:
-            results.append(check(key, _with_adapter(model, given, match[1], float(match[2]), peft, native), given[key], TOLERANCE))
+            results.append(
+                check(key, _with_adapter(model, given, match[1], float(match[2]), peft, native), given[key], TOLERANCE)
+            )
     return results
 
 
@@ -47,23 +51,31 @@ def _files(path: Path, lora: LoRA) -> list[Check]:
         write_peft(lora, Path(folder) / "peft")
         ours, theirs = load_file(Path(folder) / "native.safetensors"), load_file(path / "comfy_native.safetensors")
         again = read_lora(Path(folder) / "peft")
-    wrong = sum(k not in ours or k not in theirs or not torch.equal(ours[k], theirs[k]) or ours[k].dtype != theirs[k].dtype
-                for k in ours.keys() | theirs.keys())
-    return [Check("native file written", float(wrong), 0.0, "exact", float(wrong > 0)), _equal("peft folder written and read", again, lora)]
+    wrong = sum(
+        k not in ours or k not in theirs or not torch.equal(ours[k], theirs[k]) or ours[k].dtype != theirs[k].dtype
+        for k in ours.keys() | theirs.keys()
+    )
+    return [
+        Check("native file written", float(wrong), 0.0, "exact", float(wrong > 0)),
+        _equal("peft folder written and read", again, lora),
+    ]
 
 
 def _equal(name: str, found: LoRA, expected: LoRA) -> Check:
     wrong = 0
     for module in found.modules.keys() | expected.modules.keys():
         both = module in found.modules and module in expected.modules
-        equal = both and found.alpha[module] == expected.alpha[module] and all(
-            torch.equal(a, b) for a, b in zip(found.modules[module], expected.modules[module], strict=True))
+        equal = (
+            both
+            and found.alpha[module] == expected.alpha[module]
+            and all(torch.equal(a, b) for a, b in zip(found.modules[module], expected.modules[module], strict=True))
+        )
         wrong += not equal
     return Check(name, float(wrong), 0.0, "exact", float(wrong > 0))
 
 
 def _transformer(path: Path, lora: LoRA, given: dict[str, Tensor]) -> nn.Module:
-    """Of the kits beside this one the transformer that the adapter fits; of several the one that gives the base velocity."""
+    """The transformer beside this kit that the adapter fits; of several the one that gives the base velocity."""
     fitting = []
     for kit in sorted(p for p in path.resolve().parent.iterdir() if p.is_dir() and kit_kind(p) == "vace"):
         model = load_transformer(weight_file(kit))
@@ -79,10 +91,19 @@ def _transformer(path: Path, lora: LoRA, given: dict[str, Tensor]) -> nn.Module:
 @torch.no_grad()
 def _velocity(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
     scales = torch.ones(len(model.config.vace_layers))
-    return predict(model, given["noise"][None], given["timestep"], given["context_padded"][None], given["vace_context"][None], scales)[0]
+    return predict(
+        model,
+        given["noise"][None],
+        given["timestep"],
+        given["context_padded"][None],
+        given["vace_context"][None],
+        scales,
+    )[0]
 
 
-def _with_adapter(model: nn.Module, given: dict[str, Tensor], how: str, strength: float, peft: LoRA, native: LoRA) -> Tensor:
+def _with_adapter(
+    model: nn.Module, given: dict[str, Tensor], how: str, strength: float, peft: LoRA, native: LoRA
+) -> Tensor:
     if how == "original_merged":
         return _merged(model, given, strength, native)
     if how == "comfy.native_without_alpha":

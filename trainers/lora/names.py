@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import re
 
-# (original, diffusers), for one dotted part or two; a rule holds for whole parts only. In the original only norm3 has weights.
+# (original, diffusers), for one dotted part or two; a rule holds for whole parts only. In the original only norm3 has
+# weights.
 _WITHIN_BLOCK = [
-    ("self_attn", "attn1"), ("cross_attn", "attn2"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"),
-    ("k_img", "add_k_proj"), ("v_img", "add_v_proj"), ("norm_k_img", "norm_added_k"), ("norm3", "norm2"),
-    ("ffn.0", "ffn.net.0.proj"), ("ffn.2", "ffn.net.2"), ("before_proj", "proj_in"), ("after_proj", "proj_out"),
+    ("self_attn", "attn1"),
+    ("cross_attn", "attn2"),
+    ("q", "to_q"),
+    ("k", "to_k"),
+    ("v", "to_v"),
+    ("o", "to_out.0"),
+    ("k_img", "add_k_proj"),
+    ("v_img", "add_v_proj"),
+    ("norm_k_img", "norm_added_k"),
+    ("norm3", "norm2"),
+    ("ffn.0", "ffn.net.0.proj"),
+    ("ffn.2", "ffn.net.2"),
+    ("before_proj", "proj_in"),
+    ("after_proj", "proj_out"),
     ("modulation", "scale_shift_table"),
 ]
 _AROUND = [
-    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"), ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
-    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"), ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
-    ("time_projection.1", "condition_embedder.time_proj"), ("head.head", "proj_out"), ("head.modulation", "scale_shift_table"),
+    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
+    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
+    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
+    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
+    ("time_projection.1", "condition_embedder.time_proj"),
+    ("head.head", "proj_out"),
+    ("head.modulation", "scale_shift_table"),
 ]
 _BLOCK = re.compile(r"((?:vace_)?blocks\.\d+)\.(.+)")
 

@@ -20,11 +20,14 @@ from .vace import control_latents, predict, split_source
 def verify_kit(path: Path) -> list[Check]:
     """Checks of layout, names and velocities; tolerances are those of the kit's README."""
     given = load_file(path / "conditioning.safetensors")
-    results = [r for name in sorted(key.removesuffix(".vace_context") for key in given if key.endswith(".vace_context"))
-               for r in _layout(name, given)]
+    results = [
+        r
+        for name in sorted(key.removesuffix(".vace_context") for key in given if key.endswith(".vace_context"))
+        for r in _layout(name, given)
+    ]
     weights = weight_file(path)
     with safe_open(weights, "pt") as file:
-        names = {name: to_diffusers(name) for name in file.keys()}
+        names = {name: to_diffusers(name) for name in list(file.keys())}
     results.append(same("key_map", names, json.loads((path / "key_map.json").read_text(encoding="utf-8"))))
     ours, theirs = load_transformer(weights), load_transformer(path / "diffusers")
     state, expected = ours.state_dict(), theirs.state_dict()
@@ -63,15 +66,23 @@ def _layout(name: str, given: dict[str, Tensor]) -> list[Check]:
     ]
     if "stub_A" in given:
         kept, redone = (_stub_encode(part, inactive, given) for part in split_source(video, mask))
-        results += [check(f"{name}.latent_inactive", kept, inactive, 1e-5), check(f"{name}.latent_reactive", redone, reactive, 1e-5)]
+        results += [
+            check(f"{name}.latent_inactive", kept, inactive, 1e-5),
+            check(f"{name}.latent_reactive", redone, reactive, 1e-5),
+        ]
         pictures = given["references"][: len(references)]
-        results += [check(f"{name}.latent_refs.{i}", _stub_encode(pictures[i], latent, given), latent, 1e-5)
-                    for i, latent in enumerate(references)]
+        results += [
+            check(f"{name}.latent_refs.{i}", _stub_encode(pictures[i], latent, given), latent, 1e-5)
+            for i, latent in enumerate(references)
+        ]
     return results
 
 
 def _stub_encode(video: Tensor, like: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """The kit's stand-in for a VAE: spatial means, frame 0 alone and then means of 4 frames, A rgb + b. [3, F, H, W] -> `like`'s shape."""
+    """The kit's stand-in for a VAE, [3, F, H, W] -> the shape of `like`.
+
+    Spatial means; frame 0 alone, then means of 4 frames; A rgb + b.
+    """
     cell = video.shape[2] // like.shape[2]
     pooled = F.avg_pool2d(video.transpose(0, 1), cell)
     times = [pooled[:1]] + [pooled[start : start + 4].mean(0, keepdim=True) for start in range(1, len(pooled), 4)]
@@ -87,8 +98,14 @@ def _velocities(kind: str, model: nn.Module, path: Path, conditioning: dict[str,
         for k, sample in enumerate(case["samples"]):
             text = given[f"context{case['context'][k]}"]
             found = predict(
-                model, given[f"noise.{sample}"][None], torch.tensor([case["t"][k]]), F.pad(text, (0, 0, 0, text_len - len(text)))[None],
-                conditioning[f"{sample}.vace_context"][None], scales,
+                model,
+                given[f"noise.{sample}"][None],
+                torch.tensor([case["t"][k]]),
+                F.pad(text, (0, 0, 0, text_len - len(text)))[None],
+                conditioning[f"{sample}.vace_context"][None],
+                scales,
             )
-            results.append(check(f"velocity.{name}.{k} ({kind} weights)", found[0], given[f"velocity.{name}.{k}"], 2e-4))
+            results.append(
+                check(f"velocity.{name}.{k} ({kind} weights)", found[0], given[f"velocity.{name}.{k}"], 2e-4)
+            )
     return results

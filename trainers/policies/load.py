@@ -22,8 +22,9 @@ def load_policy(source: str | Path, dtype: torch.dtype = torch.float32, device: 
     """The policy at `source`, frozen, in evaluation mode.
 
     source: `tinyworld`, a diffusers folder (transformer/, vae/, text_encoder/, tokenizer/), or a .safetensors file of a
-    transformer in the original's naming with vae/, text_encoder/ and tokenizer/ beside it. `dtype` is that of transformer and
-    text encoder; the VAE stays float32. Nothing is downloaded. Raises UserError that lists what was looked for.
+    transformer in the original's naming with vae/, text_encoder/ and tokenizer/ beside it. `dtype` is that of
+    transformer and text encoder; the VAE stays float32. Nothing is downloaded. Raises UserError that lists what was
+    looked for.
     """
     if str(source) == "tinyworld":
         from ..tinyworld.models import WEIGHTS
@@ -36,8 +37,11 @@ def load_policy(source: str | Path, dtype: torch.dtype = torch.float32, device: 
         wanted["transformer"] = source
     missing = [f"{name}: {path}" for name, path in wanted.items() if not path.exists()]
     if missing:
-        raise UserError(f"no policy at {source}: not found are\n  " + "\n  ".join(missing) +
-                        "\ngive a diffusers folder with transformer/, vae/, text_encoder/ and tokenizer/, or `tinyworld`")
+        raise UserError(
+            f"no policy at {source}: not found are\n  "
+            + "\n  ".join(missing)
+            + "\ngive a diffusers folder with transformer/, vae/, text_encoder/ and tokenizer/, or `tinyworld`"
+        )
     transformer = load_transformer(wanted["transformer"], dtype).to(device)
 
     from diffusers import AutoencoderKLWan
@@ -45,15 +49,28 @@ def load_policy(source: str | Path, dtype: torch.dtype = torch.float32, device: 
 
     from .vace import VacePolicy
 
-    vae = _part("VAE", wanted["vae"], lambda p: AutoencoderKLWan.from_pretrained(p, torch_dtype=torch.float32, local_files_only=True))
-    text = _part("text encoder", wanted["text_encoder"], lambda p: UMT5EncoderModel.from_pretrained(p, local_files_only=True))
-    tokenizer = _part("tokenizer", wanted["tokenizer"], lambda p: AutoTokenizer.from_pretrained(p, local_files_only=True))
-    return VacePolicy(transformer, _frozen(vae).to(device), _frozen(text).to(device, dtype), tokenizer,
-                      min(TEXT_LENGTH, tokenizer.model_max_length))
+    vae = _part(
+        "VAE",
+        wanted["vae"],
+        lambda p: AutoencoderKLWan.from_pretrained(p, torch_dtype=torch.float32, local_files_only=True),
+    )
+    text = _part(
+        "text encoder", wanted["text_encoder"], lambda p: UMT5EncoderModel.from_pretrained(p, local_files_only=True)
+    )
+    tokenizer = _part(
+        "tokenizer", wanted["tokenizer"], lambda p: AutoTokenizer.from_pretrained(p, local_files_only=True)
+    )
+    return VacePolicy(
+        transformer,
+        _frozen(vae).to(device),
+        _frozen(text).to(device, dtype),
+        tokenizer,
+        min(TEXT_LENGTH, tokenizer.model_max_length),
+    )
 
 
 def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A frozen WanVACETransformer3DModel from a diffusers folder or from one .safetensors file in the original's naming."""
+    """A frozen WanVACETransformer3DModel from a diffusers folder, or from one original-naming .safetensors file."""
     path = Path(path)
     model = _from_original(path, dtype) if path.is_file() else _from_folder(path, dtype)
     exact_time(model)
@@ -65,20 +82,26 @@ def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
     try:
         kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {config} ({error}); it should be the configuration of a diffusers transformer") from error
+        raise UserError(
+            f"cannot read {config} ({error}); it should be the configuration of a diffusers transformer"
+        ) from error
     _refuse_other_kinds(kind, path)
     from diffusers import WanVACETransformer3DModel
 
-    return _part("transformer", path, lambda p: WanVACETransformer3DModel.from_pretrained(
-        p, torch_dtype=dtype, local_files_only=True))
+    return _part(
+        "transformer",
+        path,
+        lambda p: WanVACETransformer3DModel.from_pretrained(p, torch_dtype=dtype, local_files_only=True),
+    )
 
 
 def infer_config(shapes: dict[str, tuple[int, ...]], hints: dict) -> dict:
     """diffusers' configuration of a VACE transformer from the shapes of its original-named tensors.
 
-    `hints`: what shapes cannot tell, if known: `num_heads` (else heads are 128 wide), `vace_layers` (else spread evenly), `eps`.
-    Raises UserError when the control blocks cannot be spread evenly over the layers.
+    `hints`: what shapes cannot tell, if known: `num_heads` (else heads are 128 wide), `vace_layers` (else spread
+    evenly), `eps`. Raises UserError when the control blocks cannot be spread evenly over the layers.
     """
+
     def count(kind: str) -> int:
         return 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith(kind))
 
@@ -86,14 +109,23 @@ def infer_config(shapes: dict[str, tuple[int, ...]], hints: dict) -> dict:
     layers, controls = count("blocks."), count("vace_blocks.")
     heads = hints.get("num_heads") or dim // 128
     if "vace_layers" not in hints and layers % controls:
-        raise UserError(f"shapes do not tell after which of the {layers} layers the {controls} control blocks act; "
-                        "put the model's config.json with its vace_layers beside the file")
+        raise UserError(
+            f"shapes do not tell after which of the {layers} layers the {controls} control blocks act; "
+            "put the model's config.json with its vace_layers beside the file"
+        )
     return {
-        "patch_size": patch, "num_attention_heads": heads, "attention_head_dim": dim // heads, "in_channels": channels,
+        "patch_size": patch,
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": channels,
         "out_channels": shapes["head.head.weight"][0] // (patch[0] * patch[1] * patch[2]),
-        "text_dim": shapes["text_embedding.0.weight"][1], "freq_dim": shapes["time_embedding.0.weight"][1],
-        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0], "num_layers": layers, "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
-        "eps": hints.get("eps", 1e-6), "vace_layers": hints.get("vace_layers") or list(range(0, layers, layers // controls)),
+        "text_dim": shapes["text_embedding.0.weight"][1],
+        "freq_dim": shapes["time_embedding.0.weight"][1],
+        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
+        "num_layers": layers,
+        "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
+        "eps": hints.get("eps", 1e-6),
+        "vace_layers": hints.get("vace_layers") or list(range(0, layers, layers // controls)),
         "vace_in_channels": shapes["vace_patch_embedding.weight"][1],
     }
 
@@ -105,12 +137,17 @@ def _from_original(path: Path, dtype: torch.dtype) -> nn.Module:
 
     try:
         with safe_open(path, "pt") as file:
-            names = {_without_prefix(key): key for key in file.keys()}
+            names = {_without_prefix(key): key for key in list(file.keys())}
             shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in names.items()}
             if "patch_embedding.weight" not in shapes or "head.head.weight" not in shapes:
-                raise UserError(f"{path} is not a Wan transformer in the original's naming: "
-                                "it has no patch_embedding.weight or no head.head.weight")
-            _refuse_other_kinds("WanVACETransformer3DModel" if "vace_patch_embedding.weight" in shapes else "WanTransformer3DModel", path)
+                raise UserError(
+                    f"{path} is not a Wan transformer in the original's naming: "
+                    "it has no patch_embedding.weight or no head.head.weight"
+                )
+            _refuse_other_kinds(
+                "WanVACETransformer3DModel" if "vace_patch_embedding.weight" in shapes else "WanTransformer3DModel",
+                path,
+            )
             with init_empty_weights(include_buffers=False):
                 model = WanVACETransformer3DModel(**infer_config(shapes, _hints(path, file.metadata() or {}, shapes)))
             wide = tuple(model._keep_in_fp32_modules)
@@ -123,7 +160,9 @@ def _from_original(path: Path, dtype: torch.dtype) -> nn.Module:
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"cannot read the transformer {path} ({error}); give a complete .safetensors file of a Wan VACE transformer") from error
+        raise UserError(
+            f"cannot read the transformer {path} ({error}); give a complete .safetensors file of a Wan VACE transformer"
+        ) from error
     return model
 
 

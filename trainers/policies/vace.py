@@ -22,7 +22,9 @@ class VacePolicy(Policy):
 
     kind = "vace"
 
-    def __init__(self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int | None = None) -> None:
+    def __init__(
+        self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int | None = None
+    ) -> None:
         self.transformer = transformer
         exact_time(transformer)
         self.vae = WanVae(vae, vae_pixels)
@@ -33,8 +35,10 @@ class VacePolicy(Policy):
         self._latents = Cache()
         expected = 2 * self.vae.channels + self.vae.spatial**2
         if transformer.config.vace_in_channels != expected:
-            raise UserError(f"this transformer takes {transformer.config.vace_in_channels} control channels, this VAE makes {expected}; "
-                            "use the VAE that belongs to the transformer")
+            raise UserError(
+                f"this transformer takes {transformer.config.vace_in_channels} control channels, "
+                f"this VAE makes {expected}; use the VAE that belongs to the transformer"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,7 +49,11 @@ class VacePolicy(Policy):
         return self.vae.channels, frames, size.height // self.vae.spatial, size.width // self.vae.spatial
 
     def encode(
-        self, item: PromptItem, size: VideoSize, control_video: np.ndarray | None = None, control_mask: np.ndarray | None = None
+        self,
+        item: PromptItem,
+        size: VideoSize,
+        control_video: np.ndarray | None = None,
+        control_mask: np.ndarray | None = None,
     ) -> Conditions:
         """Text and control latents of one item.
 
@@ -67,17 +75,27 @@ class VacePolicy(Policy):
         return Conditions(text, negative, control, len(references))
 
     def velocity(
-        self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: float, control_scale: float = 1.0
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: ConditionBatch,
+        guidance: float,
+        control_scale: float = 1.0,
     ) -> Tensor:
-        """u + guidance (c - u), float32, of latents [B, C, F, h, w] at `timesteps` [B] (0..1000); c and u share one forward.
+        """Guided velocity u + guidance (c - u), float32; c and u share one forward.
 
-        guidance 1 leaves the branch u out. `control_scale` multiplies every hint of the control branch.
+        latents: [B, C, F, h, w]; timesteps: [B] (0..1000). Guidance 1 leaves the branch u out. `control_scale`
+        multiplies every hint of the control branch.
         """
         branches = 1 if guidance == 1 else 2
         text = conditions.text if branches == 1 else torch.cat([conditions.text, conditions.negative_text])
         predicted = predict(
-            self.transformer, torch.cat([latents.to(self.dtype)] * branches), torch.cat([timesteps] * branches), text,
-            torch.cat([conditions.control] * branches), conditions.control.new_full((self.layers,), control_scale),
+            self.transformer,
+            torch.cat([latents.to(self.dtype)] * branches),
+            torch.cat([timesteps] * branches),
+            text,
+            torch.cat([conditions.control] * branches),
+            conditions.control.new_full((self.layers,), control_scale),
         )
         if branches == 1:
             return predicted
@@ -91,8 +109,10 @@ class VacePolicy(Policy):
     def _check(self, size: VideoSize) -> None:
         steps = [self.vae.spatial * p for p in self.patch[1:]]
         if size.height % steps[0] or size.width % steps[1] or min(size.height, size.width) <= 0:
-            raise UserError(f"a video of {size.width}x{size.height} cannot be cut into patches; "
-                            f"use a width that is a multiple of {steps[1]} and a height that is a multiple of {steps[0]}")
+            raise UserError(
+                f"a video of {size.width}x{size.height} cannot be cut into patches; "
+                f"use a width that is a multiple of {steps[1]} and a height that is a multiple of {steps[0]}"
+            )
         if size.frames < 1 or size.frames % self.vae.temporal != 1:
             raise UserError(f"{size.frames} frames cannot be encoded; use a multiple of {self.vae.temporal}, plus 1")
 
@@ -101,7 +121,9 @@ class VacePolicy(Policy):
         pictures = [load_picture(s) for s in sources]
 
         def compute(missing: list[int]) -> Tensor:
-            return self.vae.encode(torch.stack([fit_on_white(pictures[i], size.height, size.width) for i in missing])[:, :, None])
+            return self.vae.encode(
+                torch.stack([fit_on_white(pictures[i], size.height, size.width) for i in missing])[:, :, None]
+            )
 
         return self._latents.resolve([(fingerprint(p), size.height, size.width) for p in pictures], compute)
 
@@ -115,12 +137,16 @@ class VacePolicy(Policy):
 def predict(transformer, latents: Tensor, timesteps: Tensor, text: Tensor, control: Tensor, scales: Tensor) -> Tensor:
     """The transformer's velocity, float32 [B, C, F, h, w], without guidance.
 
-    latents: [B, C, F, h, w]; timesteps: [B] (0..1000); text: [B, text_len, dim], zero-padded; control: [B, 2z + s^2, F, h, w];
-    scales: one per control layer.
+    latents: [B, C, F, h, w]; timesteps: [B] (0..1000); text: [B, text_len, dim], zero-padded; control: [B, 2z + s^2, F,
+    h, w]; scales: one per control layer.
     """
     return transformer(
-        hidden_states=latents, timestep=timesteps, encoder_hidden_states=text, control_hidden_states=control,
-        control_hidden_states_scale=scales, return_dict=False,
+        hidden_states=latents,
+        timestep=timesteps,
+        encoder_hidden_states=text,
+        control_hidden_states=control,
+        control_hidden_states_scale=scales,
+        return_dict=False,
     )[0].float()
 
 
@@ -136,10 +162,10 @@ def split_source(video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def control_latents(inactive: Tensor, reactive: Tensor, references: Sequence[Tensor], mask: Tensor) -> Tensor:
     """The control input [2z + s^2, R + f, h, w] (96 channels for Wan): inactive, reactive, mask; references in front.
 
-    inactive, reactive: latents [z, f, h, w] of the two parts of the source; references: R latents [z, 1, h, w]; mask: soft,
-    [F, h s, w s]. A reference has zero latents for its reactive part (not the encoding of black) and zero mask.
-    Mask channel s dy + dx holds pixel (dy, dx) of every s x s cell; latent frame i takes the mask of frame floor((i + 0.5) F / f).
-    Source: ali-vilab/VACE `vace_encode_frames`, `vace_encode_masks`, `vace_latent`.
+    inactive, reactive: latents [z, f, h, w] of the two parts of the source; references: R latents [z, 1, h, w]; mask:
+    soft, [F, h s, w s]. A reference has zero latents for its reactive part (not the encoding of black) and zero mask.
+    Mask channel s dy + dx holds pixel (dy, dx) of every s x s cell; latent frame i takes the mask of frame floor((i +
+    0.5) F / f). Source: ali-vilab/VACE `vace_encode_frames`, `vace_encode_masks`, `vace_latent`.
     """
     frames, height, width = inactive.shape[1:]
     cell = mask.shape[1] // height
@@ -155,5 +181,7 @@ def _clip(given, size: VideoSize, tail: tuple[int, ...], name: str, default) -> 
     shape = (size.frames, size.height, size.width, *tail)
     clip = torch.as_tensor(np.asarray(given) if given is not None else default(shape)).float()
     if clip.shape != shape:
-        raise UserError(f"{name} has shape {tuple(clip.shape)}, the video needs {shape}; resize it or change the video's size")
+        raise UserError(
+            f"{name} has shape {tuple(clip.shape)}, the video needs {shape}; resize it or change the video's size"
+        )
     return clip

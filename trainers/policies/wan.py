@@ -44,7 +44,7 @@ class Cache:
             self.bytes -= self._entries.popitem(last=False)[1].nbytes
 
     def resolve(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
-        """The values of `keys`; `compute` gets the positions of the missing ones, all at once, and gives their values."""
+        """The values of `keys`; `compute` gets the positions of the missing ones at once, and gives their values."""
         held = {key: self[key] for key in keys if key in self}
         missing = [position for position, key in enumerate(keys) if key not in held and key not in keys[:position]]
         if missing:
@@ -54,9 +54,9 @@ class Cache:
 
 
 def load_picture(source: Path | str | np.ndarray) -> np.ndarray:
-    """RGB uint8 [H, W, 3] of a file or of pixels [H, W], [H, W, 3] or [H, W, 4]; transparency becomes white, grey becomes RGB.
+    """RGB uint8 [H, W, 3] of a file, or of pixels [H, W], [H, W, 3] or [H, W, 4].
 
-    Raises UserError naming the file when it cannot be read.
+    Transparency becomes white, grey becomes RGB. Raises UserError naming the file when it cannot be read.
     """
     try:
         picture = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source)
@@ -67,16 +67,20 @@ def load_picture(source: Path | str | np.ndarray) -> np.ndarray:
         return np.array(picture.convert("RGB"))
     except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
         if isinstance(source, np.ndarray):
-            raise UserError(f"a reference image of shape {source.shape} and type {source.dtype} is no picture; "
-                            "give uint8 pixels [height, width, 3]") from error
-        raise UserError(f"cannot read the reference image {source} ({error}); "
-                        "give an existing PNG, JPEG or WebP file") from error
+            raise UserError(
+                f"a reference image of shape {source.shape} and type {source.dtype} is no picture; "
+                "give uint8 pixels [height, width, 3]"
+            ) from error
+        raise UserError(
+            f"cannot read the reference image {source} ({error}); give an existing PNG, JPEG or WebP file"
+        ) from error
 
 
 def fit_on_white(picture: np.ndarray, height: int, width: int) -> Tensor:
-    """The whole picture uint8 [h, w, 3], as large as it fits and centred on white: float32 [3, height, width] in [-1, 1].
+    """The whole picture uint8 [h, w, 3], as large as it fits, centred on white: float32 [3, height, width].
 
-    Bilinear without antialias, sides and margins rounded down, as ali-vilab/VACE's `prepare_source` and diffusers do.
+    Values in [-1, 1]. Bilinear without antialias, sides and margins rounded down, as ali-vilab/VACE's `prepare_source`
+    and diffusers do.
     """
     pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
     rows, columns = pixels.shape[1:]
@@ -97,8 +101,8 @@ def fingerprint(pixels: np.ndarray) -> str:
 class WanVae:
     """AutoencoderKLWan between pixels and normalised latents, many videos at a time.
 
-    `pixels`: how many pixels (frames x height x width, over the batch) go through the network at once; more need more memory.
-    None: chosen by device.
+    `pixels`: how many pixels (frames x height x width, over the batch) go through the network at once; more need more
+    memory. None: chosen by device.
     """
 
     def __init__(self, model, pixels: int | None = None) -> None:
@@ -114,7 +118,10 @@ class WanVae:
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
-        """float [B, 3, F, H, W] in [-1, 1] -> most likely latents, normalised: float32 [B, z, 1 + (F-1)/4, H/8, W/8], on the CPU."""
+        """Videos float [B, 3, F, H, W] in [-1, 1] -> normalised latents float32 [B, z, 1 + (F-1)/4, H/8, W/8].
+
+        The most likely latents, on the CPU.
+        """
         parts = []
         for part in videos.split(self._at_once(videos.shape[2:].numel())):
             latents = self.model.encode(part.to(self.model.device, self.model.dtype)).latent_dist.mode()
@@ -140,7 +147,10 @@ class WanVae:
 
 
 class ChannelNorm(nn.Module):
-    """diffusers' WanRMS_norm (x / |x| over the channels, times sqrt(channels) gamma) with the same weights, 5 times as fast on a CPU."""
+    """diffusers' WanRMS_norm with the same weights, 5 times as fast on a CPU.
+
+    x / |x| over the channels, times sqrt(channels) gamma.
+    """
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
@@ -162,7 +172,7 @@ def _use_channel_norm(model: nn.Module) -> None:
 
 
 def clean_prompt(text: str) -> str:
-    """Mended encoding (where ftfy is installed), HTML entities resolved twice, white space collapsed: as Wan's own text input."""
+    """Encoding mended (where ftfy is installed), HTML entities resolved, white space collapsed: as Wan does."""
     try:
         import ftfy
 
@@ -183,24 +193,31 @@ class WanText:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """float32 [length, dim] per prompt, on the CPU; each text goes through the network once. Longer texts are cut."""
+        """Embeddings float32 [length, dim] per prompt, on the CPU; each text is encoded once, longer ones are cut."""
         cleaned = [clean_prompt(p) for p in prompts]
         embedded = self._cache.resolve(cleaned, lambda missing: self._embed([cleaned[i] for i in missing]))
         return [F.pad(e, (0, 0, 0, self.length - len(e))) for e in embedded]
 
     def _embed(self, prompts: list[str]) -> list[Tensor]:
         # Padding to the full length, although masked, is what makes the same text give the same numbers in any company.
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.length, truncation=True, return_attention_mask=True,
-                                return_tensors="pt")
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
         ids, mask = tokens.input_ids.to(self.encoder.device), tokens.attention_mask.to(self.encoder.device)
         hidden = self.encoder(ids, attention_mask=mask).last_hidden_state.float().cpu()
         return [h[:n].clone() for h, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
 
 
 class TimeFeatures(nn.Module):
-    """cos and sin of a timestep (0..1000) at `channels`/2 frequencies 10000^(-k / (channels/2)): [B] -> float32 [B, channels].
+    """cos and sin of timesteps [B] (0..1000) at channels/2 frequencies: float32 [B, channels].
 
-    Computed in float64 as the original Wan code does; diffusers' float32 angles move the velocity by about 1e-4.
+    Frequency k is 10000^(-k / (channels/2)). Computed in float64 as the original Wan code does; diffusers' float32
+    angles move the velocity by about 1e-4.
     """
 
     def __init__(self, channels: int) -> None:

@@ -116,7 +116,9 @@ def test_defect_11_steps_with_equal_timesteps_are_told_apart():
     times = schedule.timesteps.tolist()
     twin = next(i for i in range(2999) if times[i] == times[i + 1])
     x, v, noise = draw()
-    assert not torch.equal(sde_step(x, v, schedule, twin, noise=noise).mean, sde_step(x, v, schedule, twin + 1, noise=noise).mean)
+    assert not torch.equal(
+        sde_step(x, v, schedule, twin, noise=noise).mean, sde_step(x, v, schedule, twin + 1, noise=noise).mean
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
@@ -155,8 +157,9 @@ def test_cps_keeps_the_noise_level_of_the_schedule(eta):
 def test_cps_without_new_noise_is_the_ode():
     x, v, noise = draw()
     schedule = flow_schedule(9, 3.0)
-    torch.testing.assert_close(cps_step(x, v, schedule, 3, noise=noise, eta=0.0).next_latents, ode_step(x, v, schedule, 3),
-                               atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        cps_step(x, v, schedule, 3, noise=noise, eta=0.0).next_latents, ode_step(x, v, schedule, 3), atol=2e-6, rtol=0
+    )
 
 
 def test_cps_density_is_the_negative_squared_distance():

@@ -73,7 +73,9 @@ def test_kl_is_the_gaussians_divergence():
     now, base = (sde_step(x, velocity, schedule, 3, noise=noise) for velocity in (v, v + 0.1 * other))
     deviation = (now.std * now.sqrt_neg_dt).double()
     normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(now.mean.double(), deviation), normal(base.mean.double(), deviation))
+    expected = torch.distributions.kl_divergence(
+        normal(now.mean.double(), deviation), normal(base.mean.double(), deviation)
+    )
     found = kl_divergence(now.mean, base.mean, now.std, now.sqrt_neg_dt)
     torch.testing.assert_close(found.double(), expected.flatten(1).mean(1), rtol=1e-5, atol=0)
 

@@ -21,15 +21,22 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "lora"
 @st.composite
 def loras(draw):
     layers = draw(st.integers(1, 3))
-    names = [f"{kind}.{n}.attn{a}.{part}" for kind in ("blocks", "vace_blocks") for n in range(layers) for a in (1, 2)
-             for part in ("to_q", "to_k", "to_v", "to_out.0")] + [f"blocks.{layers}.ffn.net.0.proj", "blocks.0.ffn.net.2"]
+    names = [
+        f"{kind}.{n}.attn{a}.{part}"
+        for kind in ("blocks", "vace_blocks")
+        for n in range(layers)
+        for a in (1, 2)
+        for part in ("to_q", "to_k", "to_v", "to_out.0")
+    ] + [f"blocks.{layers}.ffn.net.0.proj", "blocks.0.ffn.net.2"]
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=8, unique=True))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     modules, alpha = {}, {}
     for name in chosen:
         rank, rows, columns = (draw(st.integers(1, 6)) for _ in range(3))
         dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
-        modules[name] = tuple(torch.from_numpy(rng.standard_normal(s)).to(dtype) for s in ((rank, columns), (rows, rank)))
+        modules[name] = tuple(
+            torch.from_numpy(rng.standard_normal(s)).to(dtype) for s in ((rank, columns), (rows, rank))
+        )
         alpha[name] = draw(st.floats(0.125, 512, width=32))
     metadata = draw(st.dictionaries(st.sampled_from(["run", "iteration"]), st.text(max_size=8)))
     return LoRA(modules, alpha, metadata)
@@ -69,7 +76,9 @@ def test_peft_folders_hold_everything(tmp_path_factory, lora):
 @settings(max_examples=25, deadline=None)
 def test_merged_delta_is_strength_alpha_over_rank_b_a(lora, strength):
     for name, (down, up) in lora.modules.items():
-        expected = np.einsum("or,ri->oi", up.double().numpy(), down.double().numpy()) * strength * lora.alpha[name] / len(down)
+        expected = (
+            np.einsum("or,ri->oi", up.double().numpy(), down.double().numpy()) * strength * lora.alpha[name] / len(down)
+        )
         np.testing.assert_allclose(lora.merged_delta(name, strength).numpy(), expected, atol=1e-9, rtol=1e-9)
 
 
@@ -102,7 +111,10 @@ def test_the_alpha_is_written_per_module_as_a_number_without_axes(tmp_path):
 def test_spellings_of_one_adapter_read_the_same(tmp_path, pair, prefix, native):
     module = "blocks.3.cross_attn.o" if native else "blocks.3.attn2.to_out.0"
     down, up = torch.randn(2, 5), torch.randn(4, 2)
-    save_file({f"{prefix}{module}.{pair[0]}.weight": down, f"{prefix}{module}.{pair[1]}.weight": up}, tmp_path / "a.safetensors")
+    save_file(
+        {f"{prefix}{module}.{pair[0]}.weight": down, f"{prefix}{module}.{pair[1]}.weight": up},
+        tmp_path / "a.safetensors",
+    )
     found = read_lora(tmp_path / "a.safetensors")
     assert list(found.modules) == ["blocks.3.attn2.to_out.0"]
     assert torch.equal(found.modules["blocks.3.attn2.to_out.0"][0], down)
@@ -110,16 +122,26 @@ def test_spellings_of_one_adapter_read_the_same(tmp_path, pair, prefix, native):
 
 
 def peft_folder(tmp_path, **config):
-    save_file({"base_model.model.blocks.0.attn1.to_q.lora_A.weight": torch.ones(4, 3),
-               "base_model.model.blocks.0.attn1.to_q.lora_B.weight": torch.ones(2, 4)}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {
+            "base_model.model.blocks.0.attn1.to_q.lora_A.weight": torch.ones(4, 3),
+            "base_model.model.blocks.0.attn1.to_q.lora_B.weight": torch.ones(2, 4),
+        },
+        tmp_path / "adapter_model.safetensors",
+    )
     if config:
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     return tmp_path
 
 
-@pytest.mark.parametrize(("config", "scale"), [
-    ({"lora_alpha": 8}, 2.0), ({"lora_alpha": 8, "alpha_pattern": {"to_q": 4}}, 1.0), ({"lora_alpha": 8, "use_rslora": True}, 4.0),
-])
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"lora_alpha": 8}, 2.0),
+        ({"lora_alpha": 8, "alpha_pattern": {"to_q": 4}}, 1.0),
+        ({"lora_alpha": 8, "use_rslora": True}, 4.0),
+    ],
+)
 def test_pefts_configuration_decides_the_factor(tmp_path, config, scale):
     assert read_lora(peft_folder(tmp_path, **config)).scale("blocks.0.attn1.to_q") == scale
 
@@ -134,15 +156,18 @@ def test_a_dora_is_refused(tmp_path):
         read_lora(peft_folder(tmp_path, lora_alpha=8, use_dora=True))
 
 
-@pytest.mark.parametrize(("tensors", "reason"), [
-    ({"blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 3)}, "lacks one of its two factors"),
-    ({"some.weight": torch.ones(2)}, "holds `some.weight`"),
-    ({"blocks.0.attn1.to_q.alpha": torch.tensor(1.0)}, "lacks one"),
-    ({"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(4, 3)}, "do not fit"),
-    ({"a.lora_A.weight": torch.ones(2, 3, 1, 1), "a.lora_B.weight": torch.ones(4, 2, 1, 1)}, "only linear layers"),
-    ({"a.lora_A.weight": torch.full((2, 3), float("nan")), "a.lora_B.weight": torch.ones(4, 2)}, "not finite"),
-    ({}, "holds no factors"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 3)}, "lacks one of its two factors"),
+        ({"some.weight": torch.ones(2)}, "holds `some.weight`"),
+        ({"blocks.0.attn1.to_q.alpha": torch.tensor(1.0)}, "lacks one"),
+        ({"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(4, 3)}, "do not fit"),
+        ({"a.lora_A.weight": torch.ones(2, 3, 1, 1), "a.lora_B.weight": torch.ones(4, 2, 1, 1)}, "only linear layers"),
+        ({"a.lora_A.weight": torch.full((2, 3), float("nan")), "a.lora_B.weight": torch.ones(4, 2)}, "not finite"),
+        ({}, "holds no factors"),
+    ],
+)
 def test_a_foreign_or_broken_file_is_refused_with_the_reason(tmp_path, tensors, reason):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=reason):
@@ -188,14 +213,16 @@ def test_a_disk_that_is_full_keeps_the_older_file(tmp_path, write, repository):
 import resource
 from trainers.errors import UserError
 from trainers.lora.formats import read_lora, {write}
-lora = read_lora({str(GOLDEN / 'peft')!r})
+lora = read_lora({str(GOLDEN / "peft")!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    {write}(lora, {str(tmp_path / 'out')!r})
+    {write}(lora, {str(tmp_path / "out")!r})
 except UserError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, timeout=120, check=False
+    )
     assert "nothing was replaced" in done.stdout, done.stderr
     assert_equal(read_lora(tmp_path / "out"), lora)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

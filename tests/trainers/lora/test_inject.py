@@ -20,8 +20,13 @@ def shake(transformer, seed=3):
 def test_every_attention_projection_of_both_stacks_is_adapted_and_nothing_else(transformer):
     add_lora(transformer, 4, 8.0, seed=0)
     modules = {name.rsplit(".", 2)[0] for name in lora_parameters(transformer)}
-    expected = {f"{stack}.{n}.attn{a}.{part}" for stack, count in (("blocks", 3), ("vace_blocks", 2)) for n in range(count)
-                for a in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")}
+    expected = {
+        f"{stack}.{n}.attn{a}.{part}"
+        for stack, count in (("blocks", 3), ("vace_blocks", 2))
+        for n in range(count)
+        for a in (1, 2)
+        for part in ("to_q", "to_k", "to_v", "to_out.0")
+    }
     assert modules == expected
     trained = [p for p in transformer.parameters() if p.requires_grad]
     assert {id(p) for p in trained} == {id(p) for p in lora_parameters(transformer).values()}
@@ -153,7 +158,10 @@ def test_training_starts_from_a_file_whatever_its_alpha(transformer, velocity):
 def test_ranks_and_alphas_may_differ_between_modules(transformer, velocity):
     generator = torch.Generator().manual_seed(0)
     sizes = {"blocks.0.attn1.to_q": (1, 3.0), "blocks.0.attn1.to_out.0": (5, 2.0), "vace_blocks.1.attn2.to_v": (2, 8.0)}
-    modules = {n: (torch.randn(r, 24, generator=generator), torch.randn(24, r, generator=generator)) for n, (r, _) in sizes.items()}
+    modules = {
+        n: (torch.randn(r, 24, generator=generator), torch.randn(24, r, generator=generator))
+        for n, (r, _) in sizes.items()
+    }
     lora = LoRA(modules, {n: a for n, (_, a) in sizes.items()})
     load_lora_into(transformer, lora)
     found = velocity(transformer)
@@ -175,7 +183,10 @@ def test_peft_reads_our_folder_with_the_same_effect(transformer, velocity, tmp_p
     remove_lora(transformer)
     config = LoraConfig.from_pretrained(str(tmp_path / "out"))
     inject_adapter_in_model(config, transformer)
-    state = {k.removeprefix("base_model.model."): v for k, v in load_file(tmp_path / "out" / "adapter_model.safetensors").items()}
+    state = {
+        k.removeprefix("base_model.model."): v
+        for k, v in load_file(tmp_path / "out" / "adapter_model.safetensors").items()
+    }
     set_peft_model_state_dict(transformer, state)
     torch.testing.assert_close(velocity(transformer), tuned, atol=1e-6, rtol=0)
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["lora_alpha"] == 10.0
@@ -186,10 +197,13 @@ def lora_for(name, rows=24, columns=24, rank=4):
     return LoRA({name: (torch.ones(rank, columns), torch.ones(rows, rank))}, {name: 4.0})
 
 
-@pytest.mark.parametrize(("lora", "reason"), [
-    (lora_for("blocks.7.attn1.to_q"), r"blocks\.7\.attn1\.to_q, which this model does not have"),
-    (lora_for("blocks.0.attn1.to_q", rows=32), "model of another size"),
-])
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        (lora_for("blocks.7.attn1.to_q"), r"blocks\.7\.attn1\.to_q, which this model does not have"),
+        (lora_for("blocks.0.attn1.to_q", rows=32), "model of another size"),
+    ],
+)
 def test_a_lora_of_another_model_is_refused_before_anything_changes(transformer, velocity, lora, reason):
     before = velocity(transformer)
     with pytest.raises(UserError, match=reason):
@@ -198,10 +212,13 @@ def test_a_lora_of_another_model_is_refused_before_anything_changes(transformer,
     assert torch.equal(velocity(transformer), before)
 
 
-@pytest.mark.parametrize(("lora", "reason"), [
-    (lora_for("blocks.0.attn1.to_q", rank=2), "set lora.rank to 2"),
-    (lora_for("blocks.0.ffn.net.2", columns=32), "does not have adapted"),
-])
+@pytest.mark.parametrize(
+    ("lora", "reason"),
+    [
+        (lora_for("blocks.0.attn1.to_q", rank=2), "set lora.rank to 2"),
+        (lora_for("blocks.0.ffn.net.2", columns=32), "does not have adapted"),
+    ],
+)
 def test_a_start_that_does_not_fit_the_training_is_refused(transformer, lora, reason):
     add_lora(transformer, 4, 8.0, seed=0)
     with pytest.raises(UserError, match=reason):

@@ -48,7 +48,9 @@ def test_a_file_in_the_originals_naming_becomes_the_same_policy(folder, parts, s
     batch = ours.batch([ours.encode(make_item(), size)])
     latents = torch.randn(1, *ours.latent_shape(size, 2))
     with torch.no_grad():
-        torch.testing.assert_close(*(p.velocity(latents, torch.tensor([500]), batch, 2.0) for p in (ours, theirs)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            *(p.velocity(latents, torch.tensor([500]), batch, 2.0) for p in (ours, theirs)), atol=1e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
@@ -66,19 +68,34 @@ def test_a_config_beside_the_file_tells_what_shapes_cannot(parts, tmp_path):
     assert loaded.config.eps == 1e-5
 
 
-@pytest.mark.parametrize(("dim", "layers", "controls", "placed"), [
-    (1536, 30, 15, list(range(0, 30, 2))), (5120, 40, 8, [0, 5, 10, 15, 20, 25, 30, 35]),
-])
+@pytest.mark.parametrize(
+    ("dim", "layers", "controls", "placed"),
+    [
+        (1536, 30, 15, list(range(0, 30, 2))),
+        (5120, 40, 8, [0, 5, 10, 15, 20, 25, 30, 35]),
+    ],
+)
 def test_the_published_sizes_are_recognised(dim, layers, controls, placed):
     from accelerate import init_empty_weights
     from diffusers import WanVACETransformer3DModel
 
-    config = {"num_attention_heads": dim // 128, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": layers, "vace_layers": placed}
+    config = {
+        "num_attention_heads": dim // 128,
+        "attention_head_dim": 128,
+        "ffn_dim": 8960,
+        "num_layers": layers,
+        "vace_layers": placed,
+    }
     with init_empty_weights():
         shapes = {to_original(n): tuple(p.shape) for n, p in WanVACETransformer3DModel(**config).state_dict().items()}
     found = infer_config(shapes, {})
     assert {key: found[key] for key in config} == config
-    assert (found["text_dim"], found["freq_dim"], found["vace_in_channels"], found["out_channels"]) == (4096, 256, 96, 16)
+    assert (found["text_dim"], found["freq_dim"], found["vace_in_channels"], found["out_channels"]) == (
+        4096,
+        256,
+        96,
+        16,
+    )
     assert len({n for n in shapes if n.startswith("vace_blocks.") and "before_proj" in n}) == 2
 
 
@@ -100,7 +117,9 @@ def test_a_half_precision_policy_answers_in_float32(folder, size, make_item):
     assert policy.vae.model.dtype == torch.float32
     conditions = [policy.encode(make_item(), size)]
     with torch.no_grad():
-        velocity = policy.velocity(torch.randn(1, *policy.latent_shape(size, 2)), torch.tensor([500]), policy.batch(conditions), 2.0)
+        velocity = policy.velocity(
+            torch.randn(1, *policy.latent_shape(size, 2)), torch.tensor([500]), policy.batch(conditions), 2.0
+        )
     assert velocity.dtype == torch.float32
     assert torch.isfinite(velocity).all()
 
@@ -121,7 +140,9 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 def test_phantom_is_refused_as_not_supported_yet(folder, tmp_path):
     from diffusers import WanTransformer3DModel
 
-    plain = WanTransformer3DModel(num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=32, ffn_dim=32, num_layers=1)
+    plain = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=32, ffn_dim=32, num_layers=1
+    )
     plain.save_pretrained(folder / "transformer")
     with pytest.raises(UserError, match="not supported yet"):
         load_policy(folder)
@@ -144,7 +165,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 def test_an_incomplete_file_is_refused(parts, tmp_path):
-    state = {to_original(n): v.contiguous() for n, v in parts[0].state_dict().items() if n != "blocks.1.attn1.to_q.weight"}
+    state = {
+        to_original(n): v.contiguous() for n, v in parts[0].state_dict().items() if n != "blocks.1.attn1.to_q.weight"
+    }
     save_file(state, tmp_path / "part.safetensors", metadata={"config": HINTS})
     with pytest.raises(UserError, match=r"(?s)part\.safetensors.*to_q"):
         load_transformer(tmp_path / "part.safetensors")

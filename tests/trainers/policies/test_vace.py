@@ -31,7 +31,9 @@ def pipeline_of(parts):
     from diffusers import UniPCMultistepScheduler, WanVACEPipeline
 
     transformer, vae, text, tokenizer = parts
-    return WanVACEPipeline(tokenizer=tokenizer, text_encoder=text, vae=vae, transformer=transformer, scheduler=UniPCMultistepScheduler())
+    return WanVACEPipeline(
+        tokenizer=tokenizer, text_encoder=text, vae=vae, transformer=transformer, scheduler=UniPCMultistepScheduler()
+    )
 
 
 def test_golden_kit_is_reproduced():
@@ -53,10 +55,16 @@ def test_defect_10_references_keep_their_order_where_diffusers_reverses_it(polic
         assert torch.equal(control[16:, place], torch.zeros(80, 4, 6))
     pictures = [Image.fromarray(p) for p in item.references]
     pipeline = pipeline_of(parts)
-    video, mask, references = pipeline.preprocess_conditions(None, None, pictures, 1, size.height, size.width, size.frames,
-                                                             torch.float32, torch.device("cpu"))
-    theirs = torch.cat([pipeline.prepare_video_latents(video, mask, references, device=torch.device("cpu")),
-                        pipeline.prepare_masks(mask, references)], 1)[0]
+    video, mask, references = pipeline.preprocess_conditions(
+        None, None, pictures, 1, size.height, size.width, size.frames, torch.float32, torch.device("cpu")
+    )
+    theirs = torch.cat(
+        [
+            pipeline.prepare_video_latents(video, mask, references, device=torch.device("cpu")),
+            pipeline.prepare_masks(mask, references),
+        ],
+        1,
+    )[0]
     torch.testing.assert_close(control[:, [2, 1, 0, 3, 4, 5]], theirs, atol=2e-5, rtol=1e-5)
 
 
@@ -101,7 +109,9 @@ def test_guidance_combines_both_branches_of_one_forward(policy, size, make_item)
         guided = policy.velocity(latents, times, batch, 3.5)
         assert len(calls) == 1
         with_text = policy.velocity(latents, times, batch, 1.0)
-        without = policy.velocity(latents, times, type(batch)(batch.negative_text, batch.text, batch.control, batch.references), 1.0)
+        without = policy.velocity(
+            latents, times, type(batch)(batch.negative_text, batch.text, batch.control, batch.references), 1.0
+        )
     assert guided.dtype == torch.float32
     assert (with_text - without).abs().max() > 1e-4
     torch.testing.assert_close(guided, without + 3.5 * (with_text - without), atol=2e-5, rtol=0)
@@ -208,10 +218,15 @@ def test_latent_shape_is_that_of_the_control(policy, make_item, references, fram
     assert policy.latent_shape(size, references) == (16, *control.shape[1:])
 
 
-@pytest.mark.parametrize(("size", "advice"), [
-    (VideoSize(40, 48, 5), "height that is a multiple of 16"), (VideoSize(32, 44, 5), "width that is a multiple of 16"),
-    (VideoSize(32, 48, 8), "multiple of 4, plus 1"), (VideoSize(32, 48, 0), "multiple of 4, plus 1"),
-])
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [
+        (VideoSize(40, 48, 5), "height that is a multiple of 16"),
+        (VideoSize(32, 44, 5), "width that is a multiple of 16"),
+        (VideoSize(32, 48, 8), "multiple of 4, plus 1"),
+        (VideoSize(32, 48, 0), "multiple of 4, plus 1"),
+    ],
+)
 def test_an_impossible_size_is_refused(policy, make_item, size, advice):
     with pytest.raises(UserError, match=advice):
         policy.encode(make_item(), size)
@@ -231,6 +246,8 @@ def test_a_missing_reference_is_named(policy, size, tmp_path):
 def test_a_vae_that_does_not_belong_is_refused(parts):
     from diffusers import AutoencoderKLWan
 
-    other = AutoencoderKLWan(base_dim=8, z_dim=8, dim_mult=[1, 2, 4, 4], num_res_blocks=1, latents_mean=[0.0] * 8, latents_std=[1.0] * 8)
+    other = AutoencoderKLWan(
+        base_dim=8, z_dim=8, dim_mult=[1, 2, 4, 4], num_res_blocks=1, latents_mean=[0.0] * 8, latents_std=[1.0] * 8
+    )
     with pytest.raises(UserError, match="96 control channels, this VAE makes 80"):
         VacePolicy(parts[0], other, *parts[2:])
