@@ -101,3 +101,13 @@ def make_item():
         return PromptItem(f"item{seed}", prompt, pictures, negative)
 
     return make
+
+
+@pytest.fixture
+def pipelines():
+    """diffusers' Wan pipelines; some diffusers versions cannot import them beside a newer transformers."""
+    try:
+        from diffusers import WanPipeline, WanVACEPipeline
+    except RuntimeError as error:
+        pytest.skip(f"this diffusers cannot import its own pipelines: {error}")
+    return WanPipeline, WanVACEPipeline

@@ -27,13 +27,11 @@ def count_calls(module):
     return calls
 
 
-def pipeline_of(parts):
-    from diffusers import UniPCMultistepScheduler, WanVACEPipeline
+def pipeline_of(parts, pipelines):
+    from diffusers import UniPCMultistepScheduler
 
-    transformer, vae, text, tokenizer = parts
-    return WanVACEPipeline(
-        tokenizer=tokenizer, text_encoder=text, vae=vae, transformer=transformer, scheduler=UniPCMultistepScheduler()
-    )
+    names = ("transformer", "vae", "text_encoder", "tokenizer")
+    return pipelines[1](**dict(zip(names, parts, strict=True)), scheduler=UniPCMultistepScheduler())
 
 
 def test_golden_kit_is_reproduced():
@@ -46,7 +44,7 @@ def test_velocities_are_the_originals_to_rounding():
     assert max(r.error for r in verify_kit(GOLDEN) if "velocity" in r.name) < 2e-5
 
 
-def test_defect_10_references_keep_their_order_where_diffusers_reverses_it(policy, parts, make_item):
+def test_defect_10_references_keep_their_order_where_diffusers_reverses_it(policy, parts, pipelines, make_item):
     item, size = make_item(references=3), VideoSize(32, 48, 9)
     control = policy.encode(item, size).control
     own = [policy.vae.encode(fit_on_white(p, size.height, size.width)[None, :, None])[0] for p in item.references]
@@ -54,7 +52,7 @@ def test_defect_10_references_keep_their_order_where_diffusers_reverses_it(polic
         torch.testing.assert_close(control[:16, place : place + 1], latent, atol=1e-5, rtol=1e-5)
         assert torch.equal(control[16:, place], torch.zeros(80, 4, 6))
     pictures = [Image.fromarray(p) for p in item.references]
-    pipeline = pipeline_of(parts)
+    pipeline = pipeline_of(parts, pipelines)
     video, mask, references = pipeline.preprocess_conditions(
         None, None, pictures, 1, size.height, size.width, size.frames, torch.float32, torch.device("cpu")
     )
@@ -68,13 +66,13 @@ def test_defect_10_references_keep_their_order_where_diffusers_reverses_it(polic
     torch.testing.assert_close(control[:, [2, 1, 0, 3, 4, 5]], theirs, atol=2e-5, rtol=1e-5)
 
 
-def test_a_source_clip_and_soft_mask_are_laid_out_as_in_diffusers(policy, parts, make_item):
+def test_a_source_clip_and_soft_mask_are_laid_out_as_in_diffusers(policy, parts, pipelines, make_item):
     size = VideoSize(32, 48, 9)
     rng = np.random.default_rng(3)
     video = rng.integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
     mask = rng.random((9, 32, 48), dtype=np.float32)
     control = policy.encode(make_item(references=1), size, video, mask).control
-    pipeline = pipeline_of(parts)
+    pipeline = pipeline_of(parts, pipelines)
     frames = torch.from_numpy(video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     soft = torch.from_numpy(mask)[None, None].expand(1, 3, -1, -1, -1)
     latents = pipeline.prepare_video_latents(frames, soft, [[]], device=torch.device("cpu"))
