@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 if TYPE_CHECKING:
     from ..grpo.loop import Report
 
+WIDTH = 30
+
 
 class Bar:
-    """Progress on a terminal: the iteration in flight counts by its parts."""
+    """Progress on a terminal, on one line: the iteration in flight counts by its parts."""
 
     def __init__(self) -> None:
-        form = "{percentage:3.0f}% {bar:30} {desc} {postfix}"
-        self.bar = tqdm(total=100, bar_format=form, file=sys.stderr, dynamic_ncols=True)
         self.reward = ""
 
     def __call__(self, report: Report) -> None:
@@ -26,13 +25,15 @@ class Bar:
         self.show(report.iteration, report.iterations, report.phase, report.fraction, report.eta_seconds)
 
     def show(self, iteration: int, iterations: int, phase: str, fraction: float, eta: float | None) -> None:
+        """Draw over the last line; `eta` in seconds, None while it is not known."""
         left = f", {duration(eta)} left" if eta is not None else ""
-        self.bar.n = round(100 * fraction, 1)
-        self.bar.set_description_str(f"{min(iteration + 1, iterations)}/{iterations} {phase}{self.reward}{left}", refresh=False)
-        self.bar.refresh()
+        filled = round(WIDTH * fraction)
+        line = f"{'█' * filled}{'░' * (WIDTH - filled)} {fraction:4.0%}  {min(iteration + 1, iterations)}/{iterations} {phase}{self.reward}{left}"
+        columns = shutil.get_terminal_size((100, 24)).columns
+        print(f"\r\x1b[K{line[: columns - 1]}", end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        self.bar.close()
+        print(file=sys.stderr)
 
 
 class Lines:
@@ -47,6 +48,15 @@ class Lines:
 
     def close(self) -> None:
         pass
+
+
+def quiet_libraries() -> None:
+    """Without the bars that transformers and diffusers draw over ours while they load."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def duration(seconds: float) -> str:

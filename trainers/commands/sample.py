@@ -11,6 +11,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..prompts import PromptItem
 from ..runs.report import frame_strip
+from .progress import quiet_libraries
 
 TINYWORLD_PEOPLE = 64
 
@@ -39,6 +40,7 @@ def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: flo
     from ..lora.inject import load_lora_into
     from ..policies.load import load_policy
 
+    quiet_libraries()
     policy = load_policy(config.policy.source, getattr(torch, config.policy.dtype), PartialState().device)
     if lora is not None:
         load_lora_into(policy.transformer, read_lora(lora), strength)

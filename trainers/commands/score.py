@@ -9,6 +9,7 @@ import numpy as np
 from ..clips import read_clip, read_picture
 from ..config import RewardConfig
 from ..runs.table import table
+from .progress import quiet_libraries
 
 
 def main(clips: list[Path], references: list[Path], config: RewardConfig, fps: float | None) -> int:
@@ -22,6 +23,7 @@ def main(clips: list[Path], references: list[Path], config: RewardConfig, fps: f
     from ..rewards.identity import preference_probabilities
     from ..rewards.load import load_reward
 
+    quiet_libraries()
     reward = load_reward(config, PartialState().device)
     scores = reward.score([frames for frames, _ in read], [pictures] * len(read), fps=rates).tolist()
     print(table([

@@ -15,7 +15,7 @@ from ..prompts import resolve_prompts
 from ..runs import launcher
 from ..runs.folder import RunFolder
 from ..runs.registry import is_alive
-from .progress import Bar, Lines
+from .progress import Bar, Lines, quiet_libraries
 
 if TYPE_CHECKING:
     from ..grpo.loop import Result
@@ -53,6 +53,7 @@ def execute(run: RunFolder, resuming: bool, show: Bar | Lines, share_devices: bo
 
     from ..grpo.loop import train
 
+    quiet_libraries()
     state = PartialState()
     with contextlib.ExitStack() as stack:
         if not share_devices and (state.device.type != "cpu" or state.is_local_main_process):

@@ -17,6 +17,7 @@ from .processes import adopt, alive, reap, started
 from .registry import is_alive, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 10.0  # seconds between SIGINT and force
 
 
 def command(run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False) -> list[str]:
@@ -53,7 +54,7 @@ def start(run: RunFolder, resume: bool = False, processes: int = 1, share_device
 
 
 def stop(run: RunFolder, wait: float = 60.0) -> str:
-    """End the run: by request (it stops after the step in flight), after `wait` seconds by SIGINT, after 10 more by force.
+    """End the run: by request (it stops after the step in flight), after `wait` seconds by SIGINT, PATIENCE later by force.
 
     Returns the state it ends in: `stopped`, or what it was already if nothing ran.
     """
@@ -62,7 +63,7 @@ def stop(run: RunFolder, wait: float = 60.0) -> str:
     run.request("stop")
     if not _ended(run, wait):
         _signal(run, signal.SIGINT)
-        if not _ended(run, 10):
+        if not _ended(run, PATIENCE):
             _signal(run, getattr(signal, "SIGKILL", signal.SIGTERM))
             _ended(run, 10)
             run.take("stop")

@@ -1,0 +1,158 @@
+"""Runs as children."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from trainers.config import make_config
+from trainers.runs.folder import RunFolder
+from trainers.runs.launcher import command, start, stop
+from trainers.runs.processes import alive
+from trainers.runs.registry import refresh
+
+SMALL = {
+    "iterations": 1, "rollout": {"steps": 3, "group_size": 2, "groups_per_update": 2, "window": {"kind": "random", "size": 1, "last": 2}},
+    "lora": {"rank": 2, "alpha": 2}, "evaluation": {"items": 2, "steps": 2},
+}
+
+# What ComfyUI does: the pack is a folder of any name, loaded as a package of another name; nothing is installed.
+HOST = """
+import importlib.util, sys
+from pathlib import Path
+pack = Path(sys.argv[1])
+spec = importlib.util.spec_from_file_location("identity_grpo", pack / "__init__.py", submodule_search_locations=[str(pack)])
+module = importlib.util.module_from_spec(spec)
+sys.modules["identity_grpo"] = module
+spec.loader.exec_module(module)
+from identity_grpo.trainers.runs.folder import RunFolder
+from identity_grpo.trainers.runs.launcher import start
+assert "trainers" not in sys.modules
+print(start(RunFolder(sys.argv[2])).pid)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def make(root: Path, models: dict, **changes) -> RunFolder:
+    return RunFolder.create(root, make_config("tiny", SMALL | models | changes))
+
+
+def wait_for(run: RunFolder, *states: str, seconds: float = 120) -> dict:
+    until = time.monotonic() + seconds
+    while (status := refresh(run))["state"] not in states:
+        assert status["state"] != "failed", status
+        assert time.monotonic() < until, status
+        time.sleep(0.1)
+    return status
+
+
+def test_the_child_is_an_argument_list_of_our_making(tmp_path, small_models):
+    run = make(tmp_path, small_models)
+    assert command(run) == [sys.executable, "-m", "trainers", "work", str(run.path)]
+    several = command(run, resume=True, processes=2)
+    assert several[-4:] == ["trainers", "work", str(run.path), "--resume"] and "--num_processes" in several
+
+
+def test_a_copy_of_the_pack_under_any_name_runs_what_outlives_its_host(repository, tmp_path, small_models):
+    pack = tmp_path / "comfy-pack copy"
+    pack.mkdir()
+    shutil.copy(repository / "__init__.py", pack)
+    shutil.copytree(repository / "trainers", pack / "trainers", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    with open(pack / "trainers" / "__main__.py", "r+") as file:
+        text = file.read()
+        file.seek(0)
+        file.write(text.replace("import sys\n", "import sys\nprint('the copy runs')\n"))
+    run = make(tmp_path / "runs", small_models)
+    comfy = tmp_path / "host"
+    for name in ("trainers", "utils"):
+        (comfy / name).mkdir(parents=True)
+        (comfy / name / "__init__.py").write_text("raise RuntimeError('a folder of the host was imported')")
+    host = subprocess.run([sys.executable, "-c", HOST, str(pack), str(run.path)], cwd=comfy, capture_output=True, text=True, check=False)
+    assert host.returncode == 0, host.stderr
+    child = psutil.Process(int(host.stdout))
+    assert os.getsid(child.pid) == child.pid != os.getsid(0)
+    child.wait(120)
+    assert refresh(run)["state"] == "finished"
+    assert "the copy runs" in run.log_tail(50) and "finished at iteration 1" in run.log_tail(50)
+    assert list(run.exports.glob("*.safetensors"))
+
+
+def test_stop_ends_a_run_gently_and_resume_finishes_it(tmp_path, small_models):
+    run = make(tmp_path, small_models, iterations=3)
+    child = start(run)
+    until = time.monotonic() + 120
+    while not list(run.checkpoints.glob("000001")):
+        assert child.poll() is None and time.monotonic() < until, run.log_tail()
+        time.sleep(0.02)
+    assert stop(run, wait=60) == "stopped"
+    assert child.wait(30) == 0 and run.status().get("message") == ""
+    run.request("stop")  # made to the process that is gone: it must not stop the next
+    assert start(run, resume=True).wait(120) == 0, run.log_tail()
+    assert run.status()["state"] == "finished"
+    assert [row["iteration"] for row in run.read_metrics() if row["kind"] == "train"] == [1, 2, 3]
+
+
+def deaf(run: RunFolder) -> subprocess.Popen:
+    """A process in the run's place that hears neither requests nor SIGINT."""
+    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert child.stdout.readline() == "deaf\n"
+    run.set_status(state="running", pid=child.pid, group=child.pid, pid_started=psutil.Process(child.pid).create_time())
+    return child
+
+
+def test_a_run_that_does_not_listen_is_ended_by_force(tmp_path, small_models, monkeypatch):
+    monkeypatch.setattr("trainers.runs.launcher.PATIENCE", 0.5)
+    run = make(tmp_path, small_models)
+    child = deaf(run)
+    assert stop(run, wait=0.5) == "stopped"
+    assert child.wait(5) == -signal.SIGKILL
+    assert "by force" in run.status()["message"] and not run.take("stop")
+
+
+def test_a_run_at_rest_cannot_be_stopped(tmp_path, small_models):
+    run = make(tmp_path, small_models)
+    run.set_status(state="finished")
+    assert stop(run) == "finished" and not run.take("stop")
+
+
+def test_a_child_that_dies_at_its_start_is_a_failed_run_with_its_words(tmp_path, small_models):
+    run = make(tmp_path, small_models | {"policy": {"source": str(tmp_path / "none")}})
+    child = start(run)
+    assert child.wait(120) == 2
+    status = refresh(run)
+    assert status["state"] == "failed" and "no policy at" in status["last_error"]
+
+
+def test_a_killed_child_is_a_failed_run_and_leaves_no_zombie(tmp_path, small_models):
+    run = make(tmp_path, small_models, iterations=500)
+    child = start(run)
+    status = wait_for(run, "running")
+    os.killpg(child.pid, signal.SIGKILL)
+    until = time.monotonic() + 10
+    while alive(status["pid"], status["pid_started"]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert refresh(run)["state"] == "failed"
+    while psutil.pid_exists(child.pid) and time.monotonic() < until:
+        refresh(run)
+    assert not psutil.pid_exists(child.pid)
+
+
+def test_two_processes_are_one_run(tmp_path, small_models):
+    run = make(tmp_path, small_models)
+    assert start(run, processes=2).wait(200) == 0, run.log_tail(40)
+    assert run.status()["state"] == "finished"
+    assert [row["iteration"] for row in run.read_metrics() if row["kind"] == "train"] == [1]
