@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,10 +77,13 @@ def _attend(run: RunFolder, resuming: bool, processes: int) -> int:
             state = _follow(run, resuming, processes, show)
         else:
             run.clear_requests()
-            run.set_status(state="queued", group=None)
+            run.set_status(state="starting", group=None)
             run.log(f"{'resumed' if resuming else 'started'} from the command line")
             state = execute(run, resuming, show).state
             run.log(state)
+    except Exception:
+        run.log(traceback.format_exc())
+        raise
     finally:
         show.close()
     _say_how_it_ended(run, state)
