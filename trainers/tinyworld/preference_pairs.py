@@ -23,31 +23,35 @@ from .people import PARTS, appearance
 from .render import Motion, render, render_portraits, to_frames
 from .scenes import MAX_PEOPLE, STAND, SceneBatch, sample_scenes
 
-SHARES = {"swap": 0.2, "blend": 0.2, "drift": 0.2, "lost attribute": 0.2, "missing": 0.12, "copy-paste": 0.08}
+WAYS = (*KINDS, "strangers")
+"""How a clip may fail: as `distort` knows it, or by some of its people being replaced from the start."""
+SHARES = {"swap": 0.17, "blend": 0.17, "drift": 0.18, "lost attribute": 0.2, "missing": 0.1, "copy-paste": 0.06}
+"""Shares of the ways among failing clips; the rest are strangers."""
 TIE_BAND = 0.05
 """Clips whose damage differs by less are a tie; 1 is everybody replaced by strangers, or gone."""
 STIFF = 0.25
 """Damage of a pasted portrait for everybody who should have moved."""
 PORTRAIT = 84
+SEEN = frame_indices(FRAMES)
+"""The frames that the reward looks at; nothing else is drawn, and the rate is lowered to match."""
 
 
 def damage(scenes: SceneBatch, altered: Tensor, moves: Motion, pasted: Tensor) -> Tensor:
     """How badly clips keep their people, float32 [B] in [0, 1], in the frames that the reward looks at.
 
-    altered [B, 3, F, P] and `moves` as `distort` gives them; pasted bool [B] marks clips that fail by copy-paste. Every
-    attribute counts alike, in units of its typical difference between strangers. Places are free but fixed: people who
+    altered [B, 3, F, P] and `moves` of those frames; pasted bool [B] marks clips that fail by copy-paste. Every attribute
+    counts alike, in units of its typical difference between strangers. Places are free but fixed: people who
     change looks half-way are damaged, people who stood elsewhere all along are not, since the reward sees no prompt.
     """
-    seen = frame_indices(altered.shape[2])
     clean = looks(scenes, 1)
     difference = torch.stack(
         [
-            ((altered[:, :, None, seen, part] - clean[:, None, :, :, part]).abs().mean(-1) / _typical(name)).clamp(max=1)
+            ((altered[:, :, None, :, part] - clean[:, None, :, :, part]).abs().mean(-1) / _typical(name)).clamp(max=1)
             for name, part in PARTS.items()
         ]
     )
     likeness = 1 - difference.mean(0)
-    likeness = likeness * moves.visible[:, :, None, seen]
+    likeness = likeness * moves.visible[:, :, None]
     present = scenes.present().float()
     best = torch.zeros_like(scenes.jitter[:, 0, 0])
     for order in permutations(range(MAX_PEOPLE)):
@@ -68,13 +72,16 @@ def _typical(name: str) -> float:
 class PairStream:
     """An endless stream of batches of pairs, a pure function of the seed, drawn on `device`.
 
-    Half of the clips A and a fifth of the clips B are clean; of two distorted clips half fail in the same way, so that
-    light is compared with heavy. The clips differ in jitter, background and depth order too, and are filmed more or less
-    softly and noisily whatever their label, so that none of it is worth looking at.
+    Half of the clips A and a fifth of the clips B are clean; of two failing clips half fail in the same way, so that light
+    is compared with heavy. The clips differ in jitter, background and depth order too, and are filmed more or less softly
+    and noisily whatever their label, so that none of it is worth looking at.
+
+    Over the first `easy_draws` batches a falling share of the pairs is clean against nobody right, which is where a network
+    that cannot compare people yet finds its first signal.
     """
 
-    def __init__(self, batch_size: int, seed: int, device: torch.device | str = "cpu", counts: tuple[int, ...] = (2, 3)):
-        self.batch_size, self.counts = batch_size, counts
+    def __init__(self, batch_size: int, seed: int, device: torch.device | str = "cpu", easy_draws: int = 0):
+        self.batch_size, self.easy_draws, self.drawn = batch_size, easy_draws, 0
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def __iter__(self) -> Iterator[list[Pair]]:
@@ -84,21 +91,27 @@ class PairStream:
     @torch.no_grad()
     def draw(self) -> list[Pair]:
         n, generator = self.batch_size, self.generator
-        scenes = sample_scenes(n, generator, self.counts).to(generator.device)
+        scenes = sample_scenes(n, generator)
         kind_a = torch.where(self._uniform(n) < 0.5, -1, self._kinds(n))
         kind_b = torch.where(self._uniform(n) < 0.2, -1, self._kinds(n))
         alike = (self._uniform(n) < 0.5) & (kind_a >= 0) & (kind_b >= 0)
         kind_b = torch.where(alike, kind_a, kind_b)
-        clips_a, damage_a = self._film(scenes, kind_a)
-        clips_b, damage_b = self._film(self._again(scenes), kind_b)
+        severity_a, severity_b = (0.2 + 0.8 * self._uniform(n) for _ in "ab")
+        easy = self._uniform(n) < 1 - self.drawn / max(self.easy_draws, 1)
+        easy &= self.drawn < self.easy_draws
+        kind_a, kind_b = torch.where(easy, -1, kind_a), torch.where(easy, WAYS.index("strangers"), kind_b)
+        self.drawn += 1
+        clips_a, damage_a = self._film(scenes, kind_a, severity_a)
+        clips_b, damage_b = self._film(self._again(scenes), kind_b, torch.where(easy, 1.0, severity_b))
         flip = self._uniform(n) < 0.5
         difference = torch.where(flip, damage_a - damage_b, damage_b - damage_a)
         labels = torch.where(difference > 0, A_BETTER, B_BETTER)
         labels = torch.where(difference.abs() < TIE_BAND, TIE, labels).tolist()
         portraits = self._portraits(scenes)
+        rate = FPS * len(SEEN) / FRAMES
         kinds = [_name(a, b) for a, b in zip(kind_a.tolist(), kind_b.tolist(), strict=True)]
         return [
-            Pair(portraits[i][:people], b if turned else a, a if turned else b, label, FPS, kind)
+            Pair(portraits[i][:people], b if turned else a, a if turned else b, label, rate, kind)
             for i, (people, a, b, turned, label, kind) in enumerate(
                 zip(scenes.count.tolist(), clips_a, clips_b, flip.tolist(), labels, kinds, strict=True)
             )
@@ -108,19 +121,27 @@ class PairStream:
         return torch.rand(shape, generator=self.generator, device=self.generator.device)
 
     def _kinds(self, count: int) -> Tensor:
-        return random_kinds(count, SHARES, self.generator)
+        kinds = random_kinds(count, SHARES, self.generator)
+        return torch.where(kinds < 0, WAYS.index("strangers"), kinds)
 
     def _again(self, scenes: SceneBatch) -> SceneBatch:
         """The same people and actions, filmed another time."""
-        other = sample_scenes(len(scenes), self.generator, self.counts).to(scenes.count.device)
+        other = sample_scenes(len(scenes), self.generator)
         return replace(scenes, jitter=other.jitter, depth=other.depth, background=other.background)
 
-    def _film(self, scenes: SceneBatch, kind: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips uint8 [B, F, H, W, 3] of scenes that fail in the given ways, and their damage [B]."""
-        severity = 0.2 + 0.8 * self._uniform(len(scenes))
-        altered, moves = distort(scenes, kind, severity, self.generator)
-        clips = self._camera(render(scenes, altered, FRAMES, moves=moves))
-        return to_frames(clips), damage(scenes, altered, moves, kind == KINDS.index("copy-paste"))
+    def _film(self, scenes: SceneBatch, kind: Tensor, severity: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips uint8 [B, 4, H, W, 3] of scenes that fail in the given ways, and their damage [B]."""
+        known = torch.where(kind < len(KINDS), kind, -1)
+        altered, moves = distort(scenes, known, severity, self.generator)
+        altered = altered[:, :, SEEN]
+        moves = Motion(**{name: track[:, :, SEEN] for name, track in vars(moves).items()})
+        strangers = appearance(sample_scenes(len(scenes), self.generator).people)
+        replaced = self._uniform(len(scenes), MAX_PEOPLE) < severity[:, None]
+        replaced[:, 0] |= ~replaced.any(1)
+        replaced &= (kind == WAYS.index("strangers"))[:, None]
+        altered = torch.where(replaced[..., None, None], strangers.unsqueeze(2), altered)
+        clips = self._camera(render(scenes, altered, len(SEEN), moves=moves))
+        return to_frames(clips), damage(scenes, altered, moves, kind == WAYS.index("copy-paste"))
 
     def _camera(self, clips: Tensor) -> Tensor:
         """Random softness, noise and exposure per clip; clips [B, 3, F, H, W] in [-1, 1]."""
@@ -148,5 +169,5 @@ def held_out_pairs(count: int, seed: int = 1_000_003, device: torch.device | str
 
 
 def _name(kind_a: int, kind_b: int) -> str:
-    a, b = ("clean" if kind < 0 else KINDS[kind] for kind in sorted((kind_a, kind_b)))
+    a, b = ("clean" if kind < 0 else WAYS[kind] for kind in sorted((kind_a, kind_b)))
     return f"{a} / {b}"
