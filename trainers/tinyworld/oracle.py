@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .people import appearance, sample_people
-from .render import draw_person, motion
+from .render import HEAD, Window, draw_people, motion
 from .scenes import CROSS, JUMP, MAX_PEOPLE, TURN, WAVE, SceneBatch
 
-RADIUS = 0.165
 TURNS = 9
 # A template spans these pixels around the head's centre (for 48 rows), and is slid by these.
 TOP, BOTTOM, SIDE = 15, 25, 13
@@ -96,20 +95,19 @@ def _grid(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _templates(looks: Tensor, sky: Tensor, offset: float = 0.0) -> Tensor:
     """Drawings [N, TURNS, h, w, 3] of looks [N, P] on the sky's colours [N, 3], `offset` pixels right and down of the middle."""
-    rows, columns = _grid(looks.device)
-    n = len(looks)
-    canvas = sky.view(n, 1, 1, 1, 3).expand(n, TURNS, rows.shape[2], columns.shape[3], 3)
-    zero = looks.new_zeros(n, TURNS)
-    turn = torch.linspace(-1, 1, TURNS, device=looks.device).expand(n, TURNS)
-    return draw_person(canvas, looks.unsqueeze(1).expand(n, TURNS, -1), rows - offset / 48, columns - offset / 48,
-                       RADIUS, 48, zero, zero, turn, zero, zero, zero + 1)
+    none = looks.new_zeros(len(looks) * TURNS)
+    turn = torch.linspace(-1, 1, TURNS, device=looks.device).repeat(len(looks))
+    window = Window(TOP, BOTTOM - 1, SIDE, SIDE)
+    drawn = draw_people(looks.repeat_interleave(TURNS, 0), HEAD * 48, window, none - offset, none - offset, turn, none, none)
+    drawn = drawn.unflatten(0, (len(looks), TURNS)).movedim(2, -1)
+    return drawn[..., :3] + (1 - drawn[..., 3:]) * sky.view(-1, 1, 1, 1, 3)
 
 
 @lru_cache(maxsize=4)
 def _weights(device: torch.device) -> Tensor:
     """[TURNS, h, w], summing to 1: hair, face, eyes and clothes count alike, however many pixels they have."""
     rows, columns = _grid(device)
-    u, v = columns / RADIUS, rows / RADIUS
+    u, v = columns / HEAD, rows / HEAD
     centre = 0.42 * torch.linspace(-1, 1, TURNS, device=device).view(-1, 1, 1, 1)
     head = (u**2 + (v / 1.05) ** 2) < 1
     eyes = ((u - centre).abs() < 0.8) & ((v - 0.03).abs() < 0.34) & head
@@ -193,12 +191,12 @@ def _present(videos: Tensor, x: Tensor, up: Tensor, sky: Tensor) -> Tensor:
     """Bool [B, 3, F]: a head and a body are there at all."""
     mask = _foreground(videos, sky)
     y = HEAD_LINE - up / 48
-    return (_share(mask, x, y, 0.6 * RADIUS, 0.7 * RADIUS) > 0.6) & (_share(mask, x, y + 2.3 * RADIUS, 0.7 * RADIUS, 0.4 * RADIUS) > 0.5)
+    return (_share(mask, x, y, 0.6 * HEAD, 0.7 * HEAD) > 0.6) & (_share(mask, x, y + 2.3 * HEAD, 0.7 * HEAD, 0.4 * HEAD) > 0.5)
 
 
 def _clear(x: Tensor, still: Tensor) -> Tensor:
     """Weight [B, 3, F] of a person's frames: 0 while somebody passes in front or behind."""
-    apart = (x[:, :, None] - x[:, None]).abs() / RADIUS
+    apart = (x[:, :, None] - x[:, None]).abs() / HEAD
     nobody = ~(still[:, :, None] & still[:, None]) | torch.eye(MAX_PEOPLE, dtype=torch.bool, device=x.device)[None, :, :, None]
     nearest = apart.masked_fill(nobody, 9.0).amin(2)
     return ((nearest - 1.6) / 1.0).clamp(0, 1) * still
@@ -208,10 +206,10 @@ def _extra(videos: Tensor, x: Tensor, sky: Tensor, still: Tensor) -> Tensor:
     """Bool [B]: somebody stands where nobody should."""
     height, width = videos.shape[2:4]
     columns = (torch.arange(width, device=videos.device) + 0.5) / height
-    near = (((columns - x.unsqueeze(-1)).abs() < 2.0 * RADIUS) & still.unsqueeze(-1)).any(1)
+    near = (((columns - x.unsqueeze(-1)).abs() < 2.0 * HEAD) & still.unsqueeze(-1)).any(1)
     band = _foreground(videos, sky)[:, :, int(0.3 * height) : int(0.6 * height)]
     stray = (band.mean(2) > 0.6) & ~near
-    return stray.sum(2).float().mean(1) > RADIUS * height
+    return stray.sum(2).float().mean(1) > HEAD * height
 
 
 def _acts(videos: Tensor, scenes: SceneBatch, x: Tensor, up: Tensor, turned: Tensor, clear: Tensor, sky: Tensor) -> Tensor:
@@ -220,12 +218,12 @@ def _acts(videos: Tensor, scenes: SceneBatch, x: Tensor, up: Tensor, turned: Ten
     mask = _foreground(videos, sky)
     rise = up.masked_fill(~seen, -99).amax(2) - up.masked_fill(~seen, 99).amin(2)
     swing = turned.masked_fill(~seen, -9).amax(2) - turned.masked_fill(~seen, 9).amin(2)
-    hand = _share(mask, x + 1.5 * RADIUS, torch.full_like(x, HEAD_LINE) - up / 48 - 0.05 * RADIUS, 0.2 * RADIUS, 0.3 * RADIUS)
+    hand = _share(mask, x + 1.5 * HEAD, torch.full_like(x, HEAD_LINE) - up / 48 - 0.05 * HEAD, 0.2 * HEAD, 0.3 * HEAD)
     raised = (hand * seen).sum(2) / seen.sum(2).clamp(min=1) > 0.55
     # Half way through a crossing the places at both ends are empty.
     start = motion(scenes, 2, videos.shape[3] / videos.shape[2], action=torch.zeros_like(scenes.action)).x[..., :1]
     middle = mask[:, mask.shape[1] // 2 : mask.shape[1] // 2 + 1]
-    gone = _share(middle, start, torch.full_like(start, HEAD_LINE), 0.5 * RADIUS, 0.5 * RADIUS).squeeze(2) < 0.5
+    gone = _share(middle, start, torch.full_like(start, HEAD_LINE), 0.5 * HEAD, 0.5 * HEAD).squeeze(2) < 0.5
     jumps, turns = rise >= 4, swing > 0.9
     action = scenes.action
     return torch.where(action == CROSS, gone,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .people import PARTS, appearance
@@ -13,6 +15,13 @@ from .scenes import CROSS, JUMP, MAX_PEOPLE, TURN, WAVE, SceneBatch
 
 SKIES = [(214, 232, 244), (242, 228, 208), (218, 238, 214), (234, 218, 238), (226, 228, 232), (250, 240, 200)]
 GROUNDS = [(150, 178, 150), (190, 160, 128), (140, 160, 180), (160, 140, 150), (170, 170, 160), (150, 150, 120)]
+# In units of the picture's height: a head's radius, where its centre is at rest, how high people jump.
+HEAD, HEAD_LINE, JUMP_HEIGHT = 0.165, 0.44, 0.13
+# What a person reaches from the head's centre to the side and up, in head radii, and the width of a soft edge in pixels.
+REACH_SIDE, REACH_UP, SOFT = 2.6, 2.4, 4.0
+
+# Signed distance in head radii at points (u to the right, v down, in head radii from the head's centre).
+Shape = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ def motion(scenes: SceneBatch, frames: int = 9, aspect: float = 80 / 48, action:
     x = place(slot) + (place(other) - place(slot)) * ease + dx * 0.02
     wave = 2 * math.pi * (time + 0.06 * phase)
     jump = (action == JUMP).unsqueeze(-1) * torch.sin(wave).abs()
-    y = 0.44 + dy * 0.015 - 0.13 * jump
+    y = HEAD_LINE + dy * 0.015 - JUMP_HEIGHT * jump
     walk = crossing * torch.sign(place(other) - place(slot)) * torch.sin(math.pi * time)
     turn = (action == TURN).unsqueeze(-1) * torch.sin(wave) + 0.7 * walk
     hand = (action == WAVE).unsqueeze(-1).float().expand_as(x)
@@ -64,28 +73,42 @@ def render(
     moves = moves or motion(scenes, frames, width / height)
     if altered is None:
         altered = appearance(scenes.people).unsqueeze(2).expand(-1, -1, frames, -1)
-    device = altered.device
-    rows = (torch.arange(height, device=device) + 0.5).view(1, 1, height, 1) / height
-    columns = (torch.arange(width, device=device) + 0.5).view(1, 1, 1, width) / height
-    canvas = _backdrop(scenes.background, rows, columns, frames)
     order = scenes.depth.argsort(1)
-    pick = torch.arange(len(scenes), device=device)
+    pick = torch.arange(len(scenes), device=altered.device).unsqueeze(1)
+    x, y, turn, hand, swing, visible = (
+        getattr(moves, name)[pick, order].flatten() for name in ("x", "y", "turn", "hand", "swing", "visible")
+    )
+    radius = HEAD * height
+    column, row = x * height - 0.5, y * height - 0.5
+    left, top = math.ceil(REACH_SIDE * radius), math.ceil(REACH_UP * radius)
+    bottom = math.ceil((1 - HEAD_LINE + JUMP_HEIGHT) * height) + 1
+    window = Window(top, bottom, left, left)
+    drawn = draw_people(
+        altered[pick, order].flatten(0, 2), radius, window, column.round() - column, row.round() - row, turn, hand, swing
+    )
+    drawn = drawn * visible.view(-1, 1, 1, 1)
+    shape = (len(scenes), MAX_PEOPLE, frames)
+    places = _places(window, row.round().long(), column.round().long(), height, width).unflatten(0, shape)
+    drawn = drawn.permute(0, 2, 3, 1).unflatten(0, shape)
+    # One pixel more per picture takes what falls outside of it.
+    canvas = F.pad(_backdrop(scenes.background, height, width), (0, 0, 0, 1))
+    canvas = canvas.unsqueeze(1).expand(-1, frames, -1, -1).flatten(0, 2).contiguous()
+    first = torch.arange(len(scenes) * frames, device=canvas.device).view(len(scenes), frames, 1, 1) * (height * width + 1)
     for layer in range(MAX_PEOPLE):
-        who = order[:, layer]
-        parts = [getattr(moves, n)[pick, who] for n in ("x", "y", "turn", "hand", "swing", "visible")]
-        canvas = draw_person(canvas, altered[pick, who], rows, columns, 0.165, height, *parts)
-    return canvas.permute(0, 4, 1, 2, 3)
+        at = (places[:, layer] + first).flatten()
+        over = drawn[:, layer].reshape(-1, 4)
+        canvas.index_copy_(0, at, torch.addcmul(over[:, :3], canvas.index_select(0, at), 1 - over[:, 3:]))
+    pictures = canvas.view(len(scenes), frames, height * width + 1, 3)[:, :, :-1]
+    return pictures.permute(0, 3, 1, 2).unflatten(3, (height, width)).contiguous()
 
 
 def render_portraits(looks: Tensor, size: int = 96) -> Tensor:
     """Frontal portraits float32 [N, 3, S, S] in [-1, 1] on white, of appearances [N, P]."""
-    device = looks.device
-    rows = (torch.arange(size, device=device) + 0.5).view(1, 1, size, 1) / size
-    columns = (torch.arange(size, device=device) + 0.5).view(1, 1, 1, size) / size
-    canvas = torch.ones(len(looks), 1, size, size, 3, device=device)
-    zero = torch.zeros(len(looks), 1, device=device)
-    drawn = draw_person(canvas, looks.unsqueeze(1), rows, columns, 0.25, size, zero + 0.5, zero + 0.47, zero, zero, zero, zero + 1)
-    return drawn[:, 0].permute(0, 3, 1, 2)
+    column, row = 0.5 * size - 0.5, 0.47 * size - 0.5
+    window = Window(round(row), size - 1 - round(row), round(column), size - 1 - round(column))
+    none = looks.new_zeros(len(looks))
+    drawn = draw_people(looks, 0.25 * size, window, none + (round(column) - column), none + (round(row) - row), none, none, none)
+    return drawn[:, :3] + (1 - drawn[:, 3:])
 
 
 def to_frames(clips: Tensor) -> Tensor:
@@ -93,94 +116,186 @@ def to_frames(clips: Tensor) -> Tensor:
     return ((clips.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
-def _backdrop(background: Tensor, rows: Tensor, columns: Tensor, frames: int) -> Tensor:
+def _backdrop(background: Tensor, height: int, width: int) -> Tensor:
+    """Pixels [B, H W, 3]."""
+    rows = ((torch.arange(height, device=background.device) + 0.5) / height).view(1, -1, 1)
+
     def colour(table: list[tuple[int, int, int]]) -> Tensor:
-        return (torch.tensor(table, device=rows.device, dtype=torch.float32)[background] / 127.5 - 1).view(-1, 1, 1, 1, 3)
+        return (torch.tensor(table, device=rows.device, dtype=torch.float32)[background] / 127.5 - 1).unsqueeze(1)
 
-    ground = torch.sigmoid((rows - 0.8) * 60).unsqueeze(-1)
-    shade = 1 - 0.06 * rows.unsqueeze(-1)
-    picture = (colour(SKIES) * (1 - ground) + colour(GROUNDS) * ground) * shade
-    return picture.expand(-1, frames, -1, columns.shape[-1], -1)
+    ground = torch.sigmoid((rows - 0.8) * 60)
+    picture = (colour(SKIES) * (1 - ground) + colour(GROUNDS) * ground) * (1 - 0.06 * rows)
+    return picture.unsqueeze(2).expand(-1, -1, width, -1).flatten(1, 2)
 
 
-def draw_person(
-    canvas: Tensor, look: Tensor, rows: Tensor, columns: Tensor, radius: float, pixels: int,
-    x: Tensor, y: Tensor, turn: Tensor, hand: Tensor, swing: Tensor, visible: Tensor,
+def _places(window: Window, row: Tensor, column: Tensor, height: int, width: int) -> Tensor:
+    """Where a window's pixels lie in the flattened picture, int64 [N, h, w]; height * width where they lie outside."""
+    rows = row.view(-1, 1, 1) + torch.arange(-window.top, window.bottom + 1, device=row.device).view(1, -1, 1)
+    columns = column.view(-1, 1, 1) + torch.arange(-window.left, window.right + 1, device=row.device)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    return torch.where(inside, rows * width + columns, height * width)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pixels up, down, left and right of the one that holds a head's centre."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def slices(self, radius: float, area: tuple[float, float, float, float]) -> tuple[slice, slice]:
+        """Rows and columns that hold (left, right, top, bottom) in head radii."""
+        u0, u1, v0, v1 = (a * radius for a in area)
+        return (slice(max(0, math.floor(v0) + self.top), max(0, math.ceil(v1) + self.top + 1)),
+                slice(max(0, math.floor(u0) + self.left), max(0, math.ceil(u1) + self.left + 1)))
+
+
+def draw_people(
+    looks: Tensor, radius: float, window: Window, right: Tensor, down: Tensor, turn: Tensor, hand: Tensor, swing: Tensor
 ) -> Tensor:
-    """Composite one person per clip onto canvas [B, F, H, W, 3]; look [B, F, P], the rest [B, F]; `radius` of a head."""
+    """One person per window: colours times coverage and coverage, float32 [N, 4, h, w]; looks [N, P].
+
+    `radius` of a head in pixels; right, down [N]: of the pixel that holds the head's centre, in pixels from that centre;
+    turn, hand, swing [N] as in Motion. Every part is drawn only where it can be seen.
+    """
+    device = looks.device
+
     def at(value: Tensor) -> Tensor:
-        return value[..., None, None]
+        return value[:, None, None]
 
-    u, v = (columns - at(x)) / radius, (rows - at(y)) / radius
-    turn, hand, swing = at(turn), at(hand), at(swing)
-    soft = pixels * radius  # pixels in a head radius
-    part = {name: look[..., where] for name, where in PARTS.items()}
-    style = [at(w) for w in part["style"].unbind(-1)]
-    bald, _, long, bun, spiky, curly = style
+    columns = (torch.arange(-window.left, window.right + 1, device=device) + at(right)) / radius
+    rows = (torch.arange(-window.top, window.bottom + 1, device=device).unsqueeze(1) + at(down)) / radius
+    picture = torch.zeros(len(looks), 4, rows.shape[1], columns.shape[2], device=device)
+    turn, swing = at(turn), at(swing)
+    part = {name: looks[:, where] for name, where in PARTS.items()}
+    bald, _, long, bun, spiky, curly = (at(w) for w in part["style"].unbind(-1))
     wide, tall, square = (at(f) for f in part["face"].unbind(-1))
-    colour = {n: part[n][:, :, None, None] for n in ("skin", "hair", "eyes", "clothes")}
-    hairy = 1 - bald
-
-    def paint(distance: Tensor, tint: Tensor | float, presence: Tensor | float = 1.0) -> None:
-        nonlocal canvas
-        alpha = (torch.sigmoid(-distance * soft * 2.5) * presence * at(visible)).unsqueeze(-1)
-        canvas = canvas + (tint - canvas) * alpha
-
-    def ellipse(cx, cy, rx, ry) -> Tensor:
-        return (torch.sqrt(((u - cx) / rx) ** 2 + ((v - cy) / ry) ** 2 + 1e-6) - 1) * torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry))
-
-    def box(cx, cy, rx, ry, round_: float = 0.1) -> Tensor:
-        qx, qy = (u - cx).abs() - rx + round_, (v - cy).abs() - ry + round_
-        return torch.sqrt(qx.clamp(min=0) ** 2 + qy.clamp(min=0) ** 2 + 1e-6) + torch.maximum(qx, qy).clamp(max=0) - round_
-
-    skin, hair, clothes = colour["skin"], colour["hair"], colour["clothes"]
-    dark = skin * 0.72 - 0.2
-    # Hair behind the head.
-    paint(box(0.0, 0.55, 1.18 + 0 * wide, 1.45, 0.6), hair, long)
-    paint(ellipse(0.0, -0.2, 1.5, 1.42), hair, curly)
-    paint(ellipse(-0.2 * turn, -1.35, 0.52, 0.5), hair, bun)
-    # Body.
-    body = torch.minimum(box(0.0, 2.9, 1.42, 1.55, 0.75), box(0.0, 4.4, 1.42, 1.6, 0.1))
-    stripes, dots = (at(p) for p in part["pattern"].unbind(-1))
-    paint(body, clothes)
-    pale = clothes * 0.35 + 0.55 * torch.where(clothes.mean(-1, keepdim=True) > 0.3, -1.0, 1.0)
-    paint(torch.maximum(body + 0.06, (torch.remainder(v - 1.6, 0.95) - 0.48).abs() - 0.2), pale, stripes)
-    spot = torch.sqrt((torch.remainder(u + 0.45, 0.9) - 0.45) ** 2 + (torch.remainder(v - 1.7, 0.9) - 0.45) ** 2 + 1e-6) - 0.24
-    paint(torch.maximum(body + 0.1, spot), pale, dots)
-    # Arm that waves.
-    ax, ay = 1.5 + 0.28 * swing, 0.1 + 0 * swing
-    along = ((v - 2.1) / (ay - 2.1)).clamp(0, 1)
-    paint((u - (1.2 + (ax - 1.2) * along)).abs() * 0.95 - 0.3 + torch.relu(v - 2.6) + torch.relu(0.1 - v), clothes, hand)
-    paint(ellipse(ax, ay, 0.36, 0.38), skin, hand)
-    # Neck and head.
-    paint(box(0.0, 1.15, 0.38, 0.5, 0.1), dark)
-    head = ellipse(0.0, 0.0, wide, tall)
-    jaw = box(0.0, 0.05, wide * 0.93, tall * 0.95, 0.35)
-    face = head * (1 - square) + jaw * square
-    paint(face, skin)
-    # Beard below the mouth.
-    look_x = 0.42 * turn
+    ring, frame = (at(g) for g in part["glasses"].unbind(-1))
     moustache, beard = (at(b) for b in part["beard"].unbind(-1))
-    chin = torch.maximum(face + 0.02, 0.32 - v + 0.25 * (u - look_x) ** 2 * 0)
-    paint(chin, hair * 0.8 - 0.08, beard)
+    stripes, dots = (at(p) for p in part["pattern"].unbind(-1))
+
+    def opaque(colour: Tensor) -> Tensor:
+        return F.pad(colour, (0, 1), value=1.0).view(-1, 4, 1, 1)
+
+    def flat(*colour: float) -> Tensor:
+        return torch.tensor([*colour, 1.0], device=device).view(1, 4, 1, 1)
+
+    skin, hair, eyes, clothes = (part[n] for n in ("skin", "hair", "eyes", "clothes"))
+    pale = clothes * 0.35 + 0.55 * torch.where(clothes.mean(-1, keepdim=True) > 0.3, -1.0, 1.0)
+    skin, hair, eyes, clothes, pale, shadow, stubble = (
+        opaque(c) for c in (skin, hair, eyes, clothes, pale, skin * 0.72 - 0.2, hair * 0.8 - 0.08)
+    )
+    white, black, lips = flat(0.95, 0.95, 0.95), flat(-0.85, -0.85, -0.85), flat(0.55, -0.45, -0.4)
+
+    def paint(area: tuple[float, float, float, float], shape: Shape, tint: Tensor, presence: Tensor | None = None) -> None:
+        """Blend `tint` over where the distance is negative; `area` (left, right, top, bottom) holds the shape."""
+        soft = SOFT / radius
+        where = window.slices(radius, (area[0] - soft, area[1] + soft, area[2] - soft, area[3] + soft))
+        alpha = torch.sigmoid(shape(columns[..., where[1]], rows[:, where[0]]) * (-2.5 * radius))
+        if presence is not None:
+            alpha = alpha * presence
+        picture[:, :, where[0], where[1]].lerp_(tint, alpha.unsqueeze(1))
+
+    def oval(cx: Tensor | float, cy: float, rx: float, ry: float, tint: Tensor, presence: Tensor | None = None,
+             span: tuple[float, float] | None = None) -> None:
+        """An ellipse; `span`: the least and greatest cx."""
+        # Its distance is that of a circle stretched: along the long axis the edge is softer.
+        low, high = span or (cx, cx)
+        grow = SOFT / radius * (max(rx, ry) / min(rx, ry) - 1)
+        more = (grow, 0.0) if rx > ry else (0.0, grow)
+        area = (low - rx - more[0], high + rx + more[0], cy - ry - more[1], cy + ry + more[1])
+        paint(area, ellipse(cx, cy, rx, ry), tint, presence)
+
+    # Hair behind the head.
+    paint((-1.18, 1.18, -0.9, 2.0), box(0.0, 0.55, 1.18, 1.45, 0.6), hair, long)
+    oval(0.0, -0.2, 1.5, 1.42, hair, curly)
+    oval(-0.2 * turn, -1.35, 0.52, 0.5, hair, bun, span=(-0.2, 0.2))
+    # Body.
+    trunk = (-1.42, 1.42, 1.35, 6.0)
+    upper, lower = box(0.0, 2.9, 1.42, 1.55, 0.75), box(0.0, 4.4, 1.42, 1.6, 0.1)
+
+    def body(u: Tensor, v: Tensor) -> Tensor:
+        return torch.minimum(upper(u, v), lower(u, v))
+
+    def striped(u: Tensor, v: Tensor) -> Tensor:
+        return torch.maximum(body(u, v) + 0.06, (torch.remainder(v - 1.6, 0.95) - 0.48).abs() - 0.2)
+
+    def dotted(u: Tensor, v: Tensor) -> Tensor:
+        away = (torch.remainder(u + 0.45, 0.9) - 0.45) ** 2 + (torch.remainder(v - 1.7, 0.9) - 0.45) ** 2
+        return torch.maximum(body(u, v) + 0.1, torch.sqrt(away + 1e-6) - 0.24)
+
+    paint(trunk, body, clothes)
+    paint(trunk, striped, pale, stripes)
+    paint(trunk, dotted, pale, dots)
+    # Arm that waves.
+    wrist = 1.5 + 0.28 * swing
+
+    def arm(u: Tensor, v: Tensor) -> Tensor:
+        along = ((2.1 - v) / 2.0).clamp(0, 1)
+        return (u - (1.2 + (wrist - 1.2) * along)).abs() * 0.95 - 0.3 + torch.relu(v - 2.6) + torch.relu(0.1 - v)
+
+    paint((0.88, 2.1, -0.2, 2.9), arm, clothes, at(hand))
+    oval(wrist, 0.1, 0.36, 0.38, skin, at(hand), span=(1.22, 1.78))
+    # Neck and head.
+    paint((-0.38, 0.38, 0.65, 1.65), box(0.0, 1.15, 0.38, 0.5, 0.1), shadow)
+    oblong, jaw = ellipse(0.0, 0.0, wide, tall), box(0.0, 0.05, wide * 0.93, tall * 0.95, 0.35)
+
+    def face(u: Tensor, v: Tensor) -> Tensor:
+        return oblong(u, v) * (1 - square) + jaw(u, v) * square
+
+    paint((-1.05, 1.05, -1.2, 1.2), face, skin)
+    gaze = 0.42 * turn
+    paint((-1.05, 1.05, 0.32, 1.2), lambda u, v: torch.maximum(face(u, v) + 0.02, 0.32 - v), stubble, beard)
     # Hair in front: a cap above the forehead, by style.
-    fringe = v + 0.42 - 0.12 * (u - look_x) ** 2
-    cap = torch.maximum(ellipse(0.0, -0.08, wide * 1.1, tall * 1.08), fringe)
-    paint(cap, hair, hairy)
-    side = torch.maximum(ellipse(0.0, 0.0, wide * 1.12, tall * 1.05), 0.74 - (u - 0.3 * look_x).abs())
-    paint(torch.maximum(side, v - 0.55), hair, torch.maximum(long, curly))
-    teeth = v + 1.2 + 0.42 * (torch.remainder(u * 1.5 + 0.5, 1.0) - 0.5).abs() * 2 - 0.35
-    paint(torch.maximum(teeth.abs() - 0.32, u.abs() - 0.92), hair, spiky)
+    crown, temples = ellipse(0.0, -0.08, wide * 1.1, tall * 1.08), ellipse(0.0, 0.0, wide * 1.12, tall * 1.05)
+
+    def cap(u: Tensor, v: Tensor) -> Tensor:
+        return torch.maximum(crown(u, v), v + 0.42 - 0.12 * (u - gaze) ** 2)
+
+    def sides(u: Tensor, v: Tensor) -> Tensor:
+        return torch.maximum(torch.maximum(temples(u, v), 0.74 - (u - 0.3 * gaze).abs()), v - 0.55)
+
+    def spikes(u: Tensor, v: Tensor) -> Tensor:
+        teeth = v + 1.2 + 0.42 * (torch.remainder(u * 1.5 + 0.5, 1.0) - 0.5).abs() * 2 - 0.35
+        return torch.maximum(teeth.abs() - 0.32, u.abs() - 0.92)
+
+    paint((-1.2, 1.2, -1.4, 0.1), cap, hair, 1 - bald)
+    paint((-1.25, 1.25, -1.25, 0.55), sides, hair, torch.maximum(long, curly))
+    paint((-0.92, 0.92, -1.6, -0.5), spikes, hair, spiky)
     # Eyes, glasses, nose, mouth.
     near = 1 - 0.15 * turn.abs()
     for sign in (-1.0, 1.0):
-        cx = look_x + sign * 0.38 * near
-        paint(ellipse(cx, 0.02, 0.24, 0.19), 0.95)
-        paint(ellipse(cx + 0.06 * turn, 0.03, 0.14, 0.16), colour["eyes"])
-        ring, frame = (at(g) for g in part["glasses"].unbind(-1))
-        paint(ellipse(cx, 0.04, 0.34, 0.33).abs() - 0.075, -0.85, ring)
-        paint(box(cx, 0.04, 0.33, 0.26, 0.03).abs() - 0.075, -0.85, frame)
-    paint(box(look_x, 0.28, 0.07, 0.12, 0.05), dark)
-    paint(ellipse(look_x, 0.47, 0.34, 0.13), hair * 0.8 - 0.08, moustache)
-    paint(ellipse(look_x, 0.66, 0.26, 0.09), torch.tensor([0.55, -0.45, -0.4], device=u.device))
-    return canvas
+        middle = gaze + sign * 0.38 * near
+        span = (-0.8, 0.1) if sign < 0 else (-0.1, 0.8)
+        lens = (span[0] - 0.42, span[1] + 0.42, -0.4, 0.48)
+        oval(middle, 0.02, 0.24, 0.19, white, span=span)
+        oval(middle + 0.06 * turn, 0.03, 0.14, 0.16, eyes, span=(span[0] - 0.06, span[1] + 0.06))
+        paint(lens, outline(ellipse(middle, 0.04, 0.34, 0.33)), black, ring)
+        paint(lens, outline(box(middle, 0.04, 0.33, 0.26, 0.03)), black, frame)
+    paint((-0.5, 0.5, 0.16, 0.4), box(gaze, 0.28, 0.07, 0.12, 0.05), shadow)
+    oval(gaze, 0.47, 0.34, 0.13, stubble, moustache, span=(-0.42, 0.42))
+    oval(gaze, 0.66, 0.26, 0.09, lips, span=(-0.42, 0.42))
+    return picture
+
+
+def ellipse(cx: Tensor | float, cy: float, rx: Tensor | float, ry: Tensor | float) -> Shape:
+    """Distance to an ellipse in its narrower radius (negative inside)."""
+    def distance(u: Tensor, v: Tensor) -> Tensor:
+        narrow = torch.minimum(rx, ry) if isinstance(rx, Tensor) else min(rx, ry)
+        return (torch.sqrt(((u - cx) / rx) ** 2 + ((v - cy) / ry) ** 2 + 1e-6) - 1) * narrow
+    return distance
+
+
+def box(cx: Tensor | float, cy: float, rx: Tensor | float, ry: Tensor | float, corner: float) -> Shape:
+    """Distance to a box of half width rx and half height ry with rounded corners."""
+    def distance(u: Tensor, v: Tensor) -> Tensor:
+        qx, qy = (u - cx).abs() - rx + corner, (v - cy).abs() - ry + corner
+        return torch.sqrt(qx.clamp(min=0) ** 2 + qy.clamp(min=0) ** 2 + 1e-6) + torch.maximum(qx, qy).clamp(max=0) - corner
+    return distance
+
+
+def outline(shape: Shape) -> Shape:
+    """The rim of a shape, 0.15 head radii thick."""
+    return lambda u, v: shape(u, v).abs() - 0.075
