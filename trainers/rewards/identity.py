@@ -34,7 +34,7 @@ class Collator:
             video = torch.from_numpy(np.ascontiguousarray(video))
         if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
             raise ValueError(f"a clip must be uint8 [F, H, W, 3] with F >= 1, got {video.dtype} {list(video.shape)}")
-        return video[frame_indices(len(video), self.frames)]
+        return video if len(video) == self.frames else video[frame_indices(len(video), self.frames)]
 
     def batch(
         self,

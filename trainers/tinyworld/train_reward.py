@@ -44,6 +44,7 @@ def main(
     pairs that training never drew, of the files as they are read back.
     """
     out_dir, started = Path(out_dir), time.time()
+    easy_draws = round(steps * BASE_SHARE / 4)
     half = torch.device(device).type == "cuda"
     watched = held_out_pairs(max(1, min(256, held_out)), seed + 2_000_003, device)
     result: dict[str, Any] = {"seed": seed, "batch": batch}
@@ -58,7 +59,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         random_base = build_reward_base(scratch, seed=seed)
         made = train_base(
-            random_base, PairStream(batch, seed, device), out_dir / "base_model",
+            random_base, PairStream(batch, seed, device, easy_draws), out_dir / "base_model",
             settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.4), device, watched, _teller("base"),
         )
     result["base"] = asdict(made)
