@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .models import FRAMES
 from .people import PARTS, appearance, sample_people
-from .render import Motion, motion
+from .render import HEAD_LINE, Motion, motion
 from .scenes import MAX_PEOPLE, SceneBatch
 
 KINDS = ("swap", "blend", "drift", "lost attribute", "missing", "copy-paste")
@@ -74,14 +74,21 @@ def distort(
     stiff = (chosen("copy-paste").squeeze(-1) & present.unsqueeze(-1)).expand_as(moves.x)
     still = torch.zeros_like(moves.x)
     return altered, replace(
-        moves, x=torch.where(stiff, moves.x[..., :1], moves.x), y=torch.where(stiff, still + 0.44, moves.y),
+        moves, x=torch.where(stiff, moves.x[..., :1], moves.x), y=torch.where(stiff, still + HEAD_LINE, moves.y),
         turn=torch.where(stiff, still, moves.turn), hand=torch.where(stiff, still, moves.hand),
         visible=torch.where(gone, still, moves.visible),
     )
 
 
 def random_kinds(count: int, shares: dict[str, float], generator: torch.Generator) -> Tensor:
-    """Kinds int64 [count] drawn with the given shares; what remains to 1 is -1, no distortion."""
+    """Kinds int64 [count] drawn with the given shares; what remains to 1 is -1, no distortion.
+
+    Raises ValueError for a name that is not in KINDS and for shares over 1.
+    """
+    if unknown := set(shares) - set(KINDS):
+        raise ValueError(f"unknown distortions {sorted(unknown)}; there are {', '.join(KINDS)}")
+    if sum(shares.values()) > 1 + 1e-6:
+        raise ValueError(f"shares {shares} add up to more than 1")
     bounds = torch.tensor([shares.get(k, 0.0) for k in KINDS], device=generator.device).cumsum(0)
     draw = torch.rand(count, generator=generator, device=generator.device)
     kind = torch.bucketize(draw, bounds, right=True)

@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .people import appearance, sample_people
-from .render import HEAD, Window, draw_people, motion
-from .scenes import CROSS, JUMP, MAX_PEOPLE, TURN, WAVE, SceneBatch
+from .render import HEAD, HEAD_LINE, SHADE, Window, draw_people, motion
+from .scenes import CROSS, JUMP, MAX_PEOPLE, STAND, TURN, WAVE, SceneBatch
 
 TURNS = 9
 # A template spans these pixels around the head's centre (for 48 rows), and is slid by these.
 TOP, BOTTOM, SIDE = 15, 25, 13
-LEFT, UP, DOWN = 2, 9, 2
+LEFT, UP, DOWN = 3, 9, 2
 MARGIN = 32
-HEAD_LINE = 0.44
+# Others must fit this much better (in likeness, per person moved) before people count as swapped: equal mixtures are not.
+SWAP_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,15 @@ class OracleResult:
 
 
 @torch.no_grad()
-def measure(videos: Tensor, scenes: SceneBatch, batch: int = 16) -> OracleResult:
-    """Measure videos uint8 [B, F, 48, 80, 3] that should show the scenes. Runs on the videos' device."""
+def measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
+    """Measure videos uint8 [B, F, 48, 80, 3] that should show the scenes. Runs on the videos' device.
+
+    Raises ValueError for other shapes and for none at all.
+    """
+    if videos.ndim != 5 or tuple(videos.shape[2:]) != (48, 80, 3) or not len(videos) == len(scenes) > 0:
+        raise ValueError(f"expected videos [{len(scenes)}, F, 48, 80, 3], one per scene, got {list(videos.shape)}")
     scenes = scenes.to(videos.device)
+    batch = 64 if videos.is_cuda else 8
     parts = [_measure(videos[i : i + batch].float() / 127.5 - 1, scenes[i : i + batch]) for i in range(0, len(videos), batch)]
     return OracleResult(*(torch.cat([getattr(p, n) for p in parts]) for n in OracleResult.__dataclass_fields__))
 
@@ -57,19 +64,23 @@ def _measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
     device = videos.device
     sky = videos[:, :, :2].flatten(1, 3).median(1).values
     still = scenes.present().unsqueeze(-1)
-    moves = motion(scenes, frames, width / height)
-    distance, up, turned = _fit(videos, scenes, moves.x, sky)
+    gone = _gone(videos, scenes, sky)
+    # Who should cross but stays is looked for where he stayed; that is a wrong action, not a swap.
+    stays = (scenes.action == CROSS) & ~(gone & (scenes.action == CROSS)).any(1, keepdim=True)
+    x = motion(scenes, frames, width / height, action=torch.where(stays, STAND, scenes.action)).x
+    distance, up, turned = _fit(videos, scenes, x, sky)
     same, stranger = reference_distances()
     likeness = (1 - ((distance - same) / (stranger - same)).clamp(0, 1).sqrt()) * still.unsqueeze(-1)
 
-    present = (_present(videos, moves.x, up, sky) | (likeness.amax(3) > 0.55)) & still
-    clear = _clear(moves.x, still)
+    present = (_present(videos, x, up, sky) | (likeness.amax(3) > 0.55)) & still
+    clear = _clear(x, still)
     best = torch.stack([sum(likeness[:, k, :, p[k]] for k in range(MAX_PEOPLE)) for p in permutations(range(MAX_PEOPLE))])
     # Padding rows are unlike everybody, so that a permutation which moves them never wins by more than the first, the identity.
     order = torch.tensor(list(permutations(range(MAX_PEOPLE))), device=device)
     own = torch.arange(MAX_PEOPLE, device=device)
-    moved = torch.stack([(o != own)[None, :] & ~scenes.present() for o in order]).any(-1)
-    best = (best - 10.0 * moved.unsqueeze(-1)).argmax(0)
+    moved = (order != own)[:, None]
+    price = SWAP_MARGIN * moved.sum(-1) + 10.0 * (moved & ~scenes.present()).any(-1)
+    best = (best - price.unsqueeze(-1)).argmax(0)
     right = (order[best] == own).permute(0, 2, 1)
     own_likeness = likeness[:, own, :, own].permute(1, 0, 2)
     scores = own_likeness * right * present
@@ -80,9 +91,9 @@ def _measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
     missing = ((~present & still) * clear).sum((1, 2)) / clear.sum((1, 2)).clamp(min=1e-6)
 
     here = ((present * clear).sum(2) / weight > 0.5) & scenes.present()
-    extra = _extra(videos, moves.x, sky, still)
+    extra = _extra(videos, x, sky, still)
     count_right = here.sum(1) / people * (~extra).float()
-    acts = _acts(videos, scenes, moves.x, up, turned, clear, sky) & here
+    acts = _acts(videos, scenes, x, up, turned, clear, gone, sky) & here
     return OracleResult(per_person.sum(1) / people, per_person, swapped, missing, count_right, acts.sum(1) / people)
 
 
@@ -105,17 +116,19 @@ def _templates(looks: Tensor, sky: Tensor, offset: float = 0.0) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _weights(device: torch.device) -> Tensor:
-    """[TURNS, h, w], summing to 1: hair, face, eyes and clothes count alike, however many pixels they have."""
+    """[TURNS, h, w], summing to 1: hair, face, eyes and clothes count alike, however many pixels they have; where an arm may
+    wave nothing counts."""
     rows, columns = _grid(device)
     u, v = columns / HEAD, rows / HEAD
     centre = 0.42 * torch.linspace(-1, 1, TURNS, device=device).view(-1, 1, 1, 1)
     head = (u**2 + (v / 1.05) ** 2) < 1
     eyes = ((u - centre).abs() < 0.8) & ((v - 0.03).abs() < 0.34) & head
+    arm = (u > 0.8) & (v > -0.4)
     regions = [
-        ((u.abs() < 1.5) & (v > -1.9) & (v < 0.9) & ~head).expand(TURNS, -1, -1, -1),
+        ((u.abs() < 1.5) & (v > -1.9) & (v < 0.9) & ~head & ~arm).expand(TURNS, -1, -1, -1),
         head & ~eyes,
         eyes,
-        ((u.abs() < 1.2) & (v > 1.75) & (v < 3.0)).expand(TURNS, -1, -1, -1),
+        ((u.abs() < 1.2) & (v > 1.75) & (v < 3.0) & ~arm).expand(TURNS, -1, -1, -1),
     ]
     return sum(r.float() / r.sum((2, 3), keepdim=True) for r in regions)[:, 0] / len(regions)
 
@@ -152,30 +165,38 @@ def _fit(videos: Tensor, scenes: SceneBatch, x: Tensor, sky: Tensor) -> tuple[Te
     """Best fits at each place: distance [B, 3, F, 3] to each person of the scene; of the best of them the rise in pixels
     [B, 3, F] (positive is up) and the direction of looking [B, 3, F] in [-1, 1]."""
     b, _, frames = x.shape
-    looks = appearance(scenes.people).flatten(0, 1)
-    drawn = _templates(looks, sky.repeat_interleave(MAX_PEOPLE, 0)).unflatten(0, (b, MAX_PEOPLE))
-    weights = _weights(videos.device).unsqueeze(-1)
-    h, w = drawn.shape[3:5]
-    windows = _windows(videos, x).flatten(0, 2).permute(0, 3, 1, 2)
-    patches = F.unfold(windows, (h, w)).transpose(1, 2).unflatten(0, (b, MAX_PEOPLE * frames))  # [B, 3F, shifts, 3hw]
-    flat = (drawn * weights).permute(0, 1, 2, 5, 3, 4).flatten(3).flatten(1, 2)  # [B, 3 TURNS, 3hw]
-    each = weights.expand(TURNS, h, w, 3).permute(0, 3, 1, 2).flatten(1)  # [TURNS, 3hw]
-    constant = (drawn**2 * weights).sum((3, 4, 5)).flatten(1)
-    cross = torch.einsum("bnsp,btp->bnst", patches, flat)
-    square = (patches**2 @ each.T).repeat(1, 1, 1, MAX_PEOPLE)
-    fits = (square - 2 * cross + constant[:, None, None]).clamp(min=0)
-    fits = fits.unflatten(3, (MAX_PEOPLE, TURNS)).permute(0, 1, 3, 2, 4).flatten(3)  # [B, 3F, 3, shifts TURNS]
-    distance, at = fits.min(3)
-    at = at.gather(2, distance.argmin(2, keepdim=True)).squeeze(2)
-    shift, turn = at // TURNS, at % TURNS
-    up = UP - shift // (2 * LEFT + 1)
+    device = videos.device
+    windows = _windows(videos, x).flatten(1, 2)
+    wide = windows.shape[3]
+    weights = _weights(device)
+    counted = weights.sum(0) > 0
+    weights = weights[:, counted]  # [TURNS, pixels]
+    drawn = _templates(appearance(scenes.people).flatten(0, 1), sky.repeat_interleave(MAX_PEOPLE, 0))
+    drawn = drawn[:, :, counted].unflatten(0, (b, MAX_PEOPLE))  # [B, 3, TURNS, pixels, 3]
+    row, column = counted.nonzero().unbind(1)
+    shifts = torch.arange(UP + DOWN + 1, device=device)[:, None] * wide + torch.arange(2 * LEFT + 1, device=device)
+    at = shifts.flatten()[:, None] + row * wide + column  # [shifts, pixels]
+    flat = windows.flatten(2, 3)
+    square = (flat**2).sum(-1)[:, :, at] @ weights.T  # [B, 3F, shifts, TURNS]
+    patches = flat[:, :, at].flatten(3).flatten(1, 2)
+    weighted = drawn * weights.unsqueeze(-1)
+    cross = patches @ weighted.flatten(3).flatten(1, 2).transpose(1, 2)
+    cross = cross.unflatten(1, (-1, len(at))).unflatten(3, (MAX_PEOPLE, TURNS))
+    constant = (drawn * weighted).sum((3, 4))[:, None, None]
+    fits = (square.unsqueeze(3) - 2 * cross + constant).clamp(min=0)
+    fits = fits.transpose(2, 3).flatten(3)  # [B, 3F, 3, shifts TURNS]
+    distance, best = fits.min(3)
+    best = best.gather(2, distance.argmin(2, keepdim=True)).squeeze(2)
+    up = UP - best // TURNS // (2 * LEFT + 1)
+    turn = (best % TURNS - TURNS // 2) / (TURNS // 2)
     shape = (MAX_PEOPLE, frames)
-    return (distance.unflatten(1, shape), up.unflatten(1, shape).float(), (turn.unflatten(1, shape) - TURNS // 2) / (TURNS // 2))
+    return distance.unflatten(1, shape), up.unflatten(1, shape).float(), turn.unflatten(1, shape)
 
 
 def _foreground(videos: Tensor, sky: Tensor) -> Tensor:
-    """Pixels [B, F, H, W] above the ground that are not sky."""
-    return ((videos - sky.view(-1, 1, 1, 1, 3)).abs().amax(-1) > 0.22).float()
+    """Pixels [B, F, H, W] that do not have the sky's colour [B, 3], which darkens a little downwards."""
+    shade = 1 - SHADE * (torch.arange(videos.shape[2], device=videos.device) + 0.5) / videos.shape[2]
+    return ((videos - sky.view(-1, 1, 1, 1, 3) * shade.view(-1, 1, 1)).abs().amax(-1) > 0.15).float()
 
 
 def _share(mask: Tensor, x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:
@@ -212,19 +233,29 @@ def _extra(videos: Tensor, x: Tensor, sky: Tensor, still: Tensor) -> Tensor:
     return stray.sum(2).float().mean(1) > HEAD * height
 
 
-def _acts(videos: Tensor, scenes: SceneBatch, x: Tensor, up: Tensor, turned: Tensor, clear: Tensor, sky: Tensor) -> Tensor:
+def _gone(videos: Tensor, scenes: SceneBatch, sky: Tensor) -> Tensor:
+    """Bool [B, 3]: half way through the clip this person's first place is empty; of who should cross: emptier than the
+    place where the two would meet."""
+    frames, height, width = videos.shape[1:4]
+    x = motion(scenes, 3, width / height).x
+    middle = _foreground(videos[:, frames // 2 : frames // 2 + 1], sky)
+    first, meeting = (
+        _share(middle, x[..., i : i + 1], torch.full_like(x[..., :1], HEAD_LINE), 0.3 * HEAD, 0.4 * HEAD).squeeze(2) for i in (0, 1)
+    )
+    return torch.where(scenes.action == CROSS, first < meeting, first < 0.5)
+
+
+def _acts(
+    videos: Tensor, scenes: SceneBatch, x: Tensor, up: Tensor, turned: Tensor, clear: Tensor, gone: Tensor, sky: Tensor
+) -> Tensor:
     """Bool [B, 3]: everybody does what the scene says, and nothing else that would be seen."""
     seen = clear > 0.5
-    mask = _foreground(videos, sky)
     rise = up.masked_fill(~seen, -99).amax(2) - up.masked_fill(~seen, 99).amin(2)
     swing = turned.masked_fill(~seen, -9).amax(2) - turned.masked_fill(~seen, 9).amin(2)
-    hand = _share(mask, x + 1.5 * HEAD, torch.full_like(x, HEAD_LINE) - up / 48 - 0.05 * HEAD, 0.2 * HEAD, 0.3 * HEAD)
+    # Between shoulder and hand, beside where hair ends.
+    hand = _share(_foreground(videos, sky), x + 1.42 * HEAD, HEAD_LINE - up / 48 + 0.95 * HEAD, 0.17 * HEAD, 0.25 * HEAD)
     raised = (hand * seen).sum(2) / seen.sum(2).clamp(min=1) > 0.55
-    # Half way through a crossing the places at both ends are empty.
-    start = motion(scenes, 2, videos.shape[3] / videos.shape[2], action=torch.zeros_like(scenes.action)).x[..., :1]
-    middle = mask[:, mask.shape[1] // 2 : mask.shape[1] // 2 + 1]
-    gone = _share(middle, start, torch.full_like(start, HEAD_LINE), 0.5 * HEAD, 0.5 * HEAD).squeeze(2) < 0.5
-    jumps, turns = rise >= 4, swing > 0.9
+    jumps, turns = rise >= 3, swing > 0.9
     action = scenes.action
     return torch.where(action == CROSS, gone,
            torch.where(action == JUMP, jumps,

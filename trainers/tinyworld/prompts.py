@@ -12,8 +12,9 @@ from .people import appearance
 from .render import render_portraits, to_frames
 from .scenes import SceneBatch, prompt, sample_scenes
 
-# First seeds of the splits: no scene of one is in the other.
-SPLITS = {"train": 1_000_000, "held_out": 2_000_000}
+# Each split has half of the generator's 2**32 seeds, so that no scene of one is in the other.
+HALF = 1 << 31
+SPLITS = {"train": 0, "held_out": HALF}
 
 
 def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
@@ -21,8 +22,9 @@ def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
 
     Item k is the same however many are asked for.
     """
-    first = SPLITS[split] + 100_003 * seed
-    scenes = [sample_scenes(1, torch.Generator().manual_seed(first + index)) for index in range(count)]
+    first = 1_000_000 + 100_003 * seed
+    seeds = [SPLITS[split] + (first + index) % HALF for index in range(count)]
+    scenes = [sample_scenes(1, torch.Generator().manual_seed(s)) for s in seeds]
     people = [scene.people[0, : int(scene.count[0])] for scene in scenes]
     drawn = to_frames(render_portraits(appearance(torch.cat(people)), PORTRAIT).unsqueeze(2))[:, 0]
     portraits = drawn.split([len(p) for p in people])

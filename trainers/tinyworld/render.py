@@ -17,6 +17,8 @@ SKIES = [(214, 232, 244), (242, 228, 208), (218, 238, 214), (234, 218, 238), (22
 GROUNDS = [(150, 178, 150), (190, 160, 128), (140, 160, 180), (160, 140, 150), (170, 170, 160), (150, 150, 120)]
 # In units of the picture's height: a head's radius, where its centre is at rest, how high people jump.
 HEAD, HEAD_LINE, JUMP_HEIGHT = 0.165, 0.44, 0.13
+# How much darker the backdrop is at the bottom.
+SHADE = 0.06
 # What a person reaches from the head's centre to the side and up, in head radii, and the width of a soft edge in pixels.
 REACH_SIDE, REACH_UP, SOFT = 2.6, 2.4, 4.0
 
@@ -45,7 +47,7 @@ def motion(scenes: SceneBatch, frames: int = 9, aspect: float = 80 / 48, action:
     dx, dy, phase = (j.unsqueeze(-1) for j in scenes.jitter.unbind(-1))
     number = scenes.count.view(-1, 1, 1)
     slot = scenes.slot.unsqueeze(-1)
-    crossing = (action == CROSS).unsqueeze(-1)
+    crossing = ((action == CROSS) & scenes.present()).unsqueeze(-1)
     # The other of the two who cross: the slots they hold sum to a constant.
     total = (slot * crossing).sum(1, keepdim=True)
     other = torch.where(crossing & (crossing.sum(1, keepdim=True) == 2), total - slot, slot)
@@ -124,7 +126,7 @@ def _backdrop(background: Tensor, height: int, width: int) -> Tensor:
         return (torch.tensor(table, device=rows.device, dtype=torch.float32)[background] / 127.5 - 1).unsqueeze(1)
 
     ground = torch.sigmoid((rows - 0.8) * 60)
-    picture = (colour(SKIES) * (1 - ground) + colour(GROUNDS) * ground) * (1 - 0.06 * rows)
+    picture = (colour(SKIES) * (1 - ground) + colour(GROUNDS) * ground) * (1 - SHADE * rows)
     return picture.unsqueeze(2).expand(-1, -1, width, -1).flatten(1, 2)
 
 
