@@ -9,7 +9,7 @@ PORTRAIT = 84
 TEXT_LENGTH = 52
 WEIGHTS = Path(__file__).parent / "weights"
 
-VAE = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": [],
+VAE = {"base_dim": 12, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": [],
        "temperal_downsample": [False, True, True]}
 TEXT = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 16,
         "dropout_rate": 0.0}

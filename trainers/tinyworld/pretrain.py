@@ -69,39 +69,55 @@ def portraits_as_frames(people: Tensor) -> Tensor:
     return F.pad(small, (side, side, 0, 0), value=1.0).unsqueeze(2)
 
 
-def train_vae(steps: int, seconds: float, device: torch.device, batch: int = 48, seed: int = 1):
+def train_vae(
+    steps: int, seconds: float, device: torch.device, clips: int = 12000, batch: int = 48, learning_rate: float = 2e-3, seed: int = 1
+):
     """Reconstruction of clips and portraits (L1, plus L1 of image gradients for edges) with a weak KL."""
     torch.manual_seed(seed)
     vae = build_vae().to(device)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4)
     generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        scenes = [sample_scenes(200, generator) for _ in range(max(1, clips // 200))]
+        films = torch.cat([(render(s, *_looks_and_moves(s, generator)) * 127).to(torch.int8) for s in scenes])
+        faces = torch.cat([(portraits_as_frames(s.people[:, :2].flatten(0, 1)) * 127).to(torch.int8) for s in scenes])
+    parameters = list(vae.parameters())
+    rate = torch.tensor(learning_rate, device=device)
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-4, fused=True, capturable=device.type == "cuda")
+
+    def step_on(pictures: Tensor, count: int) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            clip = pictures[torch.randint(len(pictures), (count,), device=device)].float() / 127
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+                posterior = vae.encode(clip).latent_dist
+                latents = posterior.mean + torch.randn_like(posterior.mean) * torch.exp(0.5 * posterior.logvar)
+                output = vae.decode(latents).sample.float()
+            # People are small: what differs from the picture's brightest colour counts more.
+            weight = 1 + 4 * (clip - clip.amax((2, 3, 4), keepdim=True)).abs().mean(1, keepdim=True).clamp(0, 1)
+            loss = (weight * (output - clip).abs()).mean()
+            for axis in (-1, -2):
+                loss = loss + (output.diff(dim=axis) - clip.diff(dim=axis)).abs().mean()
+            (loss + 1e-6 * posterior.kl().float().mean()).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=False)
+            return loss.detach()
+        return step
+
+    runners = [graphed(step_on(films, batch)), graphed(step_on(faces, 2 * batch))]
     clock, step = Clock("vae", steps, seconds), 0
     while clock.running(step):
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * cosine(clock.fraction(step))
-        with torch.no_grad():
-            scenes = sample_scenes(batch, generator).to(device)
-            if step % 4 == 3:
-                clip = portraits_as_frames(scenes.people.flatten(0, 1)[: batch * 2])
-            else:
-                altered, moves = imperfect(scenes, {"blend": 0.2, "drift": 0.2}, generator)
-                clip = render(scenes, altered, moves=moves)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            posterior = vae.encode(clip).latent_dist
-            latents = posterior.mean + torch.randn_like(posterior.mean) * torch.exp(0.5 * posterior.logvar.clamp(-30, 20))
-            output = vae.decode(latents).sample.float()
-        weight = 1 + 4 * (clip - clip.amax((2, 3, 4), keepdim=True)).abs().mean(1, keepdim=True).clamp(0, 1)
-        loss = (weight * (output - clip).abs()).mean()
-        for axis in (-1, -2):
-            loss = loss + (output.diff(dim=axis) - clip.diff(dim=axis)).abs().mean()
-        loss = loss + 1e-6 * posterior.kl().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        rate.fill_(learning_rate * cosine(clock.fraction(step)))
+        loss = runners[step % 4 == 3]()
         step += 1
-        clock.tell(step, loss)
+        if step % 20 == 1:
+            clock.tell(step - 1, loss.clone(), every=400)
     return normalise_latents(vae, generator, device)
+
+
+def _looks_and_moves(scenes: SceneBatch, generator: torch.Generator) -> tuple[Tensor, int, int, int, Motion]:
+    """Arguments of `render` for scenes some of which blend or drift, so that the VAE knows such people."""
+    altered, moves = imperfect(scenes, {"blend": 0.2, "drift": 0.2}, generator)
+    return altered, FRAMES, HEIGHT, WIDTH, moves
 
 
 @torch.no_grad()
@@ -251,10 +267,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vae", type=Path, help="reuse this VAE instead of training one")
-    parser.add_argument("--steps", type=int, nargs=3, default=[6000, 20000, 3000], metavar=("VAE", "CLEAN", "IMPERFECT"))
+    parser.add_argument("--steps", type=int, nargs=3, default=[20000, 20000, 3000], metavar=("VAE", "CLEAN", "IMPERFECT"))
     parser.add_argument("--seconds", type=float, nargs=3, default=[200, 200, 40], metavar=("VAE", "CLEAN", "IMPERFECT"))
     parser.add_argument("--scenes", type=int, default=40000)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     device, started = torch.device(options.device), time.time()
