@@ -27,10 +27,10 @@ def distort(
 
     kind: int64 [B], index into KINDS, or -1 for none; severity: float32 [B] in (0, 1]. All on the scenes' device.
 
-    swap: two people wear each other's looks from some frame on (severity 1: from the first). blend: everybody mixes with the next
-    person by up to one half. drift: one person turns into a stranger by the end. lost attribute: some (severity 1: most)
-    attributes of one person become a stranger's. missing: one person is not there from some frame on. copy-paste: the
-    portrait's pose, frozen, instead of the action.
+    swap: two people wear each other's looks from some frame on (severity 1: from the first). blend: everybody mixes
+    with the next person by up to one half. drift: one person turns into a stranger by the end. lost attribute: some
+    (severity 1: most) attributes of one person become a stranger's. missing: one person is gone from some frame on.
+    copy-paste: the portrait's pose, frozen, instead of the action.
     """
     device = scenes.count.device
     b = len(scenes)
@@ -61,13 +61,15 @@ def distort(
     following = (torch.arange(MAX_PEOPLE, device=device) + 1) % scenes.count[:, None]
     neighbours = clean[rows[:, None], following]
     altered = torch.where(chosen("blend"), clean + (neighbours - clean) * 0.5 * strength, altered)
-    altered = torch.where(chosen("drift") & only(who), clean + (stranger - clean) * (time * 1.6).clamp(max=1) * strength, altered)
+    drifting = clean + (stranger - clean) * (time * 1.6).clamp(max=1) * strength
+    altered = torch.where(chosen("drift") & only(who), drifting, altered)
 
     lost = torch.zeros(b, clean.shape[-1], device=device)
     chance = 0.25 + 0.6 * severity
     for part in PARTS.values():
         lost[:, part] = (torch.rand(b, generator=generator, device=device) < chance).float()[:, None]
-    altered = torch.where(chosen("lost attribute") & only(who), clean + (stranger - clean) * lost.view(b, 1, 1, -1), altered)
+    without = clean + (stranger - clean) * lost.view(b, 1, 1, -1)
+    altered = torch.where(chosen("lost attribute") & only(who), without, altered)
 
     moves = motion(scenes, frames)
     gone = (chosen("missing") & only(who)).squeeze(-1) & (after.squeeze(-1) > 0)

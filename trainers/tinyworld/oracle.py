@@ -1,6 +1,6 @@
-"""TinyWorld's own measure of a video: who is where, and do they do what they should. It knows the renderer and no reward.
+"""TinyWorld's own measure of a video: who is where, and do they act as asked. It knows the renderer and no reward.
 
-Analysis by synthesis: where the scene says that somebody walks, every person of the scene is drawn in nine directions of
+Analysis by synthesis: where the scene says that somebody is, every person of the scene is drawn in nine directions of
 looking and slid over the frame; what fits best says who is there, how high and how turned.
 """
 
@@ -23,15 +23,19 @@ TURNS = 9
 TOP, BOTTOM, SIDE = 15, 25, 13
 LEFT, UP, DOWN = 3, 9, 2
 MARGIN = 32
-# Others must fit this much better (in likeness, per person moved) before people count as swapped: equal mixtures are not.
+# Another order must fit this much better (in likeness, per person moved) to count as a swap: even mixtures are none.
 SWAP_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
 class OracleResult:
-    """Per video, float32 [B] unless said. `identity`: mean over people and frames of the likeness to the own reference, 0 for
-    whoever is swapped or missing (1: exact, 0: like a stranger). `per_person` [B, 3]. `swapped`, `missing`: shares of people and
-    frames. `count_right`, `action_right`: shares; `alignment` is their mean."""
+    """Per video, float32 [B] unless said; frames in which people pass each other closely are left out.
+
+    identity: mean over people and frames of the likeness to the own reference (1: exact, 0: like a stranger), 0 for
+    whoever is swapped or missing; per_person [B, 3]: the same of each; swapped, missing: shares of people
+    and frames; count_right: share of the people who are there, 0 if there is somebody else too; action_right: share of
+    the people who are there and act as the scene says; alignment: the mean of the last two.
+    """
 
     identity: Tensor
     per_person: Tensor
@@ -55,7 +59,9 @@ def measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
         raise ValueError(f"expected videos [{len(scenes)}, F, 48, 80, 3], one per scene, got {list(videos.shape)}")
     scenes = scenes.to(videos.device)
     batch = 64 if videos.is_cuda else 8
-    parts = [_measure(videos[i : i + batch].float() / 127.5 - 1, scenes[i : i + batch]) for i in range(0, len(videos), batch)]
+    parts = [
+        _measure(videos[i : i + batch].float() / 127.5 - 1, scenes[i : i + batch]) for i in range(0, len(videos), batch)
+    ]
     return OracleResult(*(torch.cat([getattr(p, n) for p in parts]) for n in OracleResult.__dataclass_fields__))
 
 
@@ -74,9 +80,9 @@ def _measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
 
     present = (_present(videos, x, up, sky) | (likeness.amax(3) > 0.55)) & still
     clear = _clear(x, still)
-    best = torch.stack([sum(likeness[:, k, :, p[k]] for k in range(MAX_PEOPLE)) for p in permutations(range(MAX_PEOPLE))])
-    # Padding rows are unlike everybody, so that a permutation which moves them never wins by more than the first, the identity.
-    order = torch.tensor(list(permutations(range(MAX_PEOPLE))), device=device)
+    orders = list(permutations(range(MAX_PEOPLE)))
+    best = torch.stack([sum(likeness[:, k, :, who[k]] for k in range(MAX_PEOPLE)) for who in orders])
+    order = torch.tensor(orders, device=device)
     own = torch.arange(MAX_PEOPLE, device=device)
     moved = (order != own)[:, None]
     price = SWAP_MARGIN * moved.sum(-1) + 10.0 * (moved & ~scenes.present()).any(-1)
@@ -105,19 +111,20 @@ def _grid(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _templates(looks: Tensor, sky: Tensor, offset: float = 0.0) -> Tensor:
-    """Drawings [N, TURNS, h, w, 3] of looks [N, P] on the sky's colours [N, 3], `offset` pixels right and down of the middle."""
+    """Drawings [N, TURNS, h, w, 3] of looks [N, P] on the sky's colours [N, 3], `offset` pixels right and down."""
     none = looks.new_zeros(len(looks) * TURNS)
     turn = torch.linspace(-1, 1, TURNS, device=looks.device).repeat(len(looks))
     window = Window(TOP, BOTTOM - 1, SIDE, SIDE)
-    drawn = draw_people(looks.repeat_interleave(TURNS, 0), HEAD * 48, window, none - offset, none - offset, turn, none, none)
+    aside = none - offset
+    drawn = draw_people(looks.repeat_interleave(TURNS, 0), HEAD * 48, window, aside, aside, turn, none, none)
     drawn = drawn.unflatten(0, (len(looks), TURNS)).movedim(2, -1)
     return drawn[..., :3] + (1 - drawn[..., 3:]) * sky.view(-1, 1, 1, 1, 3)
 
 
 @lru_cache(maxsize=4)
 def _weights(device: torch.device) -> Tensor:
-    """[TURNS, h, w], summing to 1: hair, face, eyes and clothes count alike, however many pixels they have; where an arm may
-    wave nothing counts."""
+    """[TURNS, h, w], each summing to 1: hair, face, eyes and clothes count alike, however many pixels they have; where
+    an arm may wave nothing counts."""
     rows, columns = _grid(device)
     u, v = columns / HEAD, rows / HEAD
     centre = 0.42 * torch.linspace(-1, 1, TURNS, device=device).view(-1, 1, 1, 1)
@@ -135,8 +142,8 @@ def _weights(device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=1)
 def reference_distances() -> tuple[float, float]:
-    """The two ends of the scale, as weighted squared colour distances of people who look ahead: somebody and the same person a
-    third of a pixel aside (likeness 1), and two different people (likeness 0)."""
+    """The two ends of the scale, as weighted squared colour distances of people who look ahead: somebody and the same
+    person a third of a pixel aside (likeness 1), and two different people (likeness 0)."""
     looks = appearance(sample_people(256, torch.Generator().manual_seed(0)))
     sky = torch.full((256, 3), 0.75)
     weights = _weights(torch.device("cpu"))[TURNS // 2].unsqueeze(-1)
@@ -155,15 +162,16 @@ def _windows(videos: Tensor, x: Tensor) -> Tensor:
     padded = F.pad(videos.permute(0, 4, 1, 2, 3), sides, mode="replicate").permute(0, 2, 3, 4, 1)
     first_row = round(HEAD_LINE * height) - TOP - UP + MARGIN
     rows = torch.arange(TOP + BOTTOM + UP + DOWN, device=videos.device) + first_row
-    columns = (x * height - 0.5).round().long().unsqueeze(-1) + torch.arange(-SIDE - LEFT, SIDE + LEFT + 1, device=videos.device) + MARGIN
+    columns = torch.arange(-SIDE - LEFT, SIDE + LEFT + 1, device=videos.device) + MARGIN
+    columns = (x * height - 0.5).round().long().unsqueeze(-1) + columns
     b = torch.arange(len(videos), device=videos.device).view(-1, 1, 1, 1, 1)
     f = torch.arange(videos.shape[1], device=videos.device).view(1, 1, -1, 1, 1)
     return padded[b, f, rows.view(1, 1, 1, -1, 1), columns.clamp(0, padded.shape[3] - 1).unsqueeze(3)]
 
 
 def _fit(videos: Tensor, scenes: SceneBatch, x: Tensor, sky: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Best fits at each place: distance [B, 3, F, 3] to each person of the scene; of the best of them the rise in pixels
-    [B, 3, F] (positive is up) and the direction of looking [B, 3, F] in [-1, 1]."""
+    """Best fits at each place: distance [B, 3, F, 3] to each person of the scene; of the best of them the rise in
+    pixels [B, 3, F] (upwards) and the direction of looking [B, 3, F] in [-1, 1]."""
     b, _, frames = x.shape
     device = videos.device
     windows = _windows(videos, x).flatten(1, 2)
@@ -204,7 +212,8 @@ def _share(mask: Tensor, x: Tensor, y: Tensor, half_width: float, half_height: f
     height, width = mask.shape[2:]
     rows = (torch.arange(height, device=mask.device) + 0.5) / height
     columns = (torch.arange(width, device=mask.device) + 0.5) / height
-    inside = ((rows[:, None] - y[..., None, None]).abs() < half_height) & ((columns - x[..., None, None]).abs() < half_width)
+    beside = (columns - x[..., None, None]).abs() < half_width
+    inside = beside & ((rows[:, None] - y[..., None, None]).abs() < half_height)
     return (mask.unsqueeze(1) * inside).sum((3, 4)) / inside.sum((3, 4)).clamp(min=1)
 
 
@@ -212,13 +221,15 @@ def _present(videos: Tensor, x: Tensor, up: Tensor, sky: Tensor) -> Tensor:
     """Bool [B, 3, F]: a head and a body are there at all."""
     mask = _foreground(videos, sky)
     y = HEAD_LINE - up / 48
-    return (_share(mask, x, y, 0.6 * HEAD, 0.7 * HEAD) > 0.6) & (_share(mask, x, y + 2.3 * HEAD, 0.7 * HEAD, 0.4 * HEAD) > 0.5)
+    head = _share(mask, x, y, 0.6 * HEAD, 0.7 * HEAD) > 0.6
+    return head & (_share(mask, x, y + 2.3 * HEAD, 0.7 * HEAD, 0.4 * HEAD) > 0.5)
 
 
 def _clear(x: Tensor, still: Tensor) -> Tensor:
     """Weight [B, 3, F] of a person's frames: 0 while somebody passes in front or behind."""
     apart = (x[:, :, None] - x[:, None]).abs() / HEAD
-    nobody = ~(still[:, :, None] & still[:, None]) | torch.eye(MAX_PEOPLE, dtype=torch.bool, device=x.device)[None, :, :, None]
+    oneself = torch.eye(MAX_PEOPLE, dtype=torch.bool, device=x.device)[None, :, :, None]
+    nobody = ~(still[:, :, None] & still[:, None]) | oneself
     nearest = apart.masked_fill(nobody, 9.0).amin(2)
     return ((nearest - 1.6) / 1.0).clamp(0, 1) * still
 
@@ -239,9 +250,8 @@ def _gone(videos: Tensor, scenes: SceneBatch, sky: Tensor) -> Tensor:
     frames, height, width = videos.shape[1:4]
     x = motion(scenes, 3, width / height).x
     middle = _foreground(videos[:, frames // 2 : frames // 2 + 1], sky)
-    first, meeting = (
-        _share(middle, x[..., i : i + 1], torch.full_like(x[..., :1], HEAD_LINE), 0.3 * HEAD, 0.4 * HEAD).squeeze(2) for i in (0, 1)
-    )
+    y = torch.full_like(x[..., :1], HEAD_LINE)
+    first, meeting = (_share(middle, x[..., i : i + 1], y, 0.3 * HEAD, 0.4 * HEAD).squeeze(2) for i in (0, 1))
     return torch.where(scenes.action == CROSS, first < meeting, first < 0.5)
 
 
@@ -253,7 +263,8 @@ def _acts(
     rise = up.masked_fill(~seen, -99).amax(2) - up.masked_fill(~seen, 99).amin(2)
     swing = turned.masked_fill(~seen, -9).amax(2) - turned.masked_fill(~seen, 9).amin(2)
     # Between shoulder and hand, beside where hair ends.
-    hand = _share(_foreground(videos, sky), x + 1.42 * HEAD, HEAD_LINE - up / 48 + 0.95 * HEAD, 0.17 * HEAD, 0.25 * HEAD)
+    y = HEAD_LINE - up / 48 + 0.95 * HEAD
+    hand = _share(_foreground(videos, sky), x + 1.42 * HEAD, y, 0.17 * HEAD, 0.25 * HEAD)
     raised = (hand * seen).sum(2) / seen.sum(2).clamp(min=1) > 0.55
     jumps, turns = rise >= 3, swing > 0.9
     action = scenes.action

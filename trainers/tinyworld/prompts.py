@@ -18,9 +18,8 @@ SPLITS = {"train": 0, "held_out": HALF}
 
 
 def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
-    """`count` items of the split `train` or `held_out`: portraits uint8 [84, 84, 3] as references, the scene in `extra`.
-
-    Item k is the same however many are asked for.
+    """`count` items of the split `train` or `held_out`: portraits uint8 [84, 84, 3] as references, the scene
+    in `extra`. Item k is the same however many are asked for.
     """
     first = 1_000_000 + 100_003 * seed
     seeds = [SPLITS[split] + (first + index) % HALF for index in range(count)]
@@ -29,7 +28,8 @@ def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
     drawn = to_frames(render_portraits(appearance(torch.cat(people)), PORTRAIT).unsqueeze(2))[:, 0]
     portraits = drawn.split([len(p) for p in people])
     return [
-        PromptItem(f"tiny-{split.replace('_', '-')}-{index:04d}", prompt(scene), tuple(faces.numpy()), extra={"scene": scene.to_dict()})
+        PromptItem(f"tiny-{split.replace('_', '-')}-{index:04d}", prompt(scene), tuple(faces.numpy()),
+                   extra={"scene": scene.to_dict()})
         for index, (scene, faces) in enumerate(zip(scenes, portraits, strict=True))
     ]
 

@@ -19,9 +19,11 @@ GROUNDS = [(150, 178, 150), (190, 160, 128), (140, 160, 180), (160, 140, 150), (
 HEAD, HEAD_LINE, JUMP_HEIGHT = 0.165, 0.44, 0.13
 # How much darker the backdrop is at the bottom.
 SHADE = 0.06
-# What a person reaches from the head's centre to the side and up, in head radii, and the width of a soft edge in pixels.
+# How far people reach to the side and up of the head's centre, in head radii; the width of a soft edge in pixels.
 REACH_SIDE, REACH_UP, SOFT = 2.6, 2.4, 4.0
 
+# Left, right, top and bottom in head radii from the head's centre.
+Area = tuple[float, float, float, float]
 # Signed distance in head radii at points (u to the right, v down, in head radii from the head's centre).
 Shape = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,7 +73,10 @@ def render(
     scenes: SceneBatch, altered: Tensor | None = None, frames: int = 9, height: int = 48, width: int = 80,
     moves: Motion | None = None,
 ) -> Tensor:
-    """Clips float32 [B, 3, F, H, W] in [-1, 1]. `altered` [B, 3, F, P] replaces the people's own appearance, frame by frame."""
+    """Clips float32 [B, 3, F, H, W] in [-1, 1].
+
+    `altered` [B, 3, F, P] replaces the people's own appearance frame by frame, `moves` their tracks.
+    """
     moves = moves or motion(scenes, frames, width / height)
     if altered is None:
         altered = appearance(scenes.people).unsqueeze(2).expand(-1, -1, frames, -1)
@@ -85,9 +90,8 @@ def render(
     left, top = math.ceil(REACH_SIDE * radius), math.ceil(REACH_UP * radius)
     bottom = math.ceil((1 - HEAD_LINE + JUMP_HEIGHT) * height) + 1
     window = Window(top, bottom, left, left)
-    drawn = draw_people(
-        altered[pick, order].flatten(0, 2), radius, window, column.round() - column, row.round() - row, turn, hand, swing
-    )
+    right, down = column.round() - column, row.round() - row
+    drawn = draw_people(altered[pick, order].flatten(0, 2), radius, window, right, down, turn, hand, swing)
     drawn = drawn * visible.view(-1, 1, 1, 1)
     shape = (len(scenes), MAX_PEOPLE, frames)
     places = _places(window, row.round().long(), column.round().long(), height, width).unflatten(0, shape)
@@ -95,7 +99,8 @@ def render(
     # One pixel more per picture takes what falls outside of it.
     canvas = F.pad(_backdrop(scenes.background, height, width), (0, 0, 0, 1))
     canvas = canvas.unsqueeze(1).expand(-1, frames, -1, -1).flatten(0, 2).contiguous()
-    first = torch.arange(len(scenes) * frames, device=canvas.device).view(len(scenes), frames, 1, 1) * (height * width + 1)
+    first = torch.arange(len(scenes) * frames, device=canvas.device) * (height * width + 1)
+    first = first.view(len(scenes), frames, 1, 1)
     for layer in range(MAX_PEOPLE):
         at = (places[:, layer] + first).flatten()
         over = drawn[:, layer].reshape(-1, 4)
@@ -109,7 +114,8 @@ def render_portraits(looks: Tensor, size: int = 96) -> Tensor:
     column, row = 0.5 * size - 0.5, 0.47 * size - 0.5
     window = Window(round(row), size - 1 - round(row), round(column), size - 1 - round(column))
     none = looks.new_zeros(len(looks))
-    drawn = draw_people(looks, 0.25 * size, window, none + (round(column) - column), none + (round(row) - row), none, none, none)
+    right, down = none + (round(column) - column), none + (round(row) - row)
+    drawn = draw_people(looks, 0.25 * size, window, right, down, none, none, none)
     return drawn[:, :3] + (1 - drawn[:, 3:])
 
 
@@ -147,8 +153,8 @@ class Window:
     left: int
     right: int
 
-    def slices(self, radius: float, area: tuple[float, float, float, float]) -> tuple[slice, slice]:
-        """Rows and columns that hold (left, right, top, bottom) in head radii."""
+    def slices(self, radius: float, area: Area) -> tuple[slice, slice]:
+        """Rows and columns that hold the area."""
         u0, u1, v0, v1 = (a * radius for a in area)
         return (slice(max(0, math.floor(v0) + self.top), max(0, math.ceil(v1) + self.top + 1)),
                 slice(max(0, math.floor(u0) + self.left), max(0, math.ceil(u1) + self.left + 1)))
@@ -159,8 +165,8 @@ def draw_people(
 ) -> Tensor:
     """One person per window: colours times coverage and coverage, float32 [N, 4, h, w]; looks [N, P].
 
-    `radius` of a head in pixels; right, down [N]: of the pixel that holds the head's centre, in pixels from that centre;
-    turn, hand, swing [N] as in Motion. Every part is drawn only where it can be seen.
+    `radius` of a head in pixels; right, down [N]: from the head's centre to the middle of the pixel that holds it, in
+    pixels; turn, hand, swing [N] as in Motion. Every part is drawn only where it can be seen.
     """
     device = looks.device
 
@@ -191,8 +197,8 @@ def draw_people(
     )
     white, black, lips = flat(0.95, 0.95, 0.95), flat(-0.85, -0.85, -0.85), flat(0.55, -0.45, -0.4)
 
-    def paint(area: tuple[float, float, float, float], shape: Shape, tint: Tensor, presence: Tensor | None = None) -> None:
-        """Blend `tint` over where the distance is negative; `area` (left, right, top, bottom) holds the shape."""
+    def paint(area: Area, shape: Shape, tint: Tensor, presence: Tensor | None = None) -> None:
+        """Blend `tint` over where the distance is negative; `area` holds the shape."""
         soft = SOFT / radius
         where = window.slices(radius, (area[0] - soft, area[1] + soft, area[2] - soft, area[3] + soft))
         alpha = torch.sigmoid(shape(columns[..., where[1]], rows[:, where[0]]) * (-2.5 * radius))
@@ -294,7 +300,8 @@ def box(cx: Tensor | float, cy: float, rx: Tensor | float, ry: Tensor | float, c
     """Distance to a box of half width rx and half height ry with rounded corners."""
     def distance(u: Tensor, v: Tensor) -> Tensor:
         qx, qy = (u - cx).abs() - rx + corner, (v - cy).abs() - ry + corner
-        return torch.sqrt(qx.clamp(min=0) ** 2 + qy.clamp(min=0) ** 2 + 1e-6) + torch.maximum(qx, qy).clamp(max=0) - corner
+        outside = torch.sqrt(qx.clamp(min=0) ** 2 + qy.clamp(min=0) ** 2 + 1e-6)
+        return outside + torch.maximum(qx, qy).clamp(max=0) - corner
     return distance
 
 

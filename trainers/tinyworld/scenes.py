@@ -20,8 +20,9 @@ BACKGROUNDS = 6
 class SceneBatch:
     """B scenes of up to 3 people; rows beyond `count` are padding.
 
-    people int64 [B, 3, 9]; count int64 [B]; slot int64 [B, 3]: place at the start, 0 is leftmost; action int64 [B, 3] (ACTIONS);
-    jitter float32 [B, 3, 3] in [-1, 1]: x, y and phase; depth float32 [B, 3]: larger is nearer; background int64 [B].
+    people int64 [B, 3, 9]; count int64 [B]; slot int64 [B, 3]: place at the start, 0 is leftmost; action int64 [B, 3]
+    (ACTIONS); jitter float32 [B, 3, 3] in [-1, 1]: x, y and phase; depth float32 [B, 3]: larger is nearer; background
+    int64 [B].
     """
 
     people: Tensor
@@ -53,7 +54,9 @@ class SceneBatch:
     @staticmethod
     def from_dict(values: dict) -> SceneBatch:
         kinds = {"jitter": torch.float32, "depth": torch.float32}
-        return SceneBatch(*(torch.tensor(values[f.name], dtype=kinds.get(f.name, torch.int64)) for f in fields(SceneBatch)))
+        return SceneBatch(
+            *(torch.tensor(values[f.name], dtype=kinds.get(f.name, torch.int64)) for f in fields(SceneBatch))
+        )
 
     @staticmethod
     def cat(batches: Sequence[SceneBatch]) -> SceneBatch:
@@ -68,7 +71,8 @@ def sample_scenes(count: int, generator: torch.Generator, counts: Sequence[int] 
         return torch.rand(shape, generator=generator, device=device)
 
     people = sample_people(count * MAX_PEOPLE, generator).view(count, MAX_PEOPLE, -1)
-    number = torch.tensor(list(counts), device=device)[torch.randint(len(counts), (count,), generator=generator, device=device)]
+    chosen = torch.randint(len(counts), (count,), generator=generator, device=device)
+    number = torch.tensor(list(counts), device=device)[chosen]
     rows = torch.arange(MAX_PEOPLE, device=device)
     order = uniform(count, MAX_PEOPLE) + (rows >= number[:, None]) * 10
     slot = order.argsort(1).argsort(1)
@@ -82,7 +86,8 @@ def sample_scenes(count: int, generator: torch.Generator, counts: Sequence[int] 
 
 def prompt(scene: SceneBatch) -> str:
     """The text of one scene (a batch of one), people in the order of their references."""
-    places = {2: ["on the left", "on the right"], 3: ["on the left", "in the middle", "on the right"]}[int(scene.count[0])]
+    count = int(scene.count[0])
+    places = ["on the left", "on the right"] if count == 2 else ["on the left", "in the middle", "on the right"]
     told = [f"{describe(scene.people[0, k])} {places[int(scene.slot[0, k])]} {ACTIONS[int(scene.action[0, k])]}"
-            for k in range(int(scene.count[0]))]
+            for k in range(count)]
     return ", ".join(told) + "."
