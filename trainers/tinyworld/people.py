@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +28,17 @@ APPEARANCE = 27
 FACES = [(1.0, 0.95, 0.0), (0.82, 1.1, 0.0), (0.92, 1.0, 1.0)]
 
 
+@lru_cache(maxsize=64)
+def constant(values: tuple, device: torch.device) -> Tensor:
+    """Float32 tensor of (nested) numbers. Kept, since copying it to a GPU would wait for all that runs there."""
+    return torch.tensor(values, device=device, dtype=torch.float32)
+
+
+def colours(table: list[tuple[int, int, int]], index: Tensor) -> Tensor:
+    """Colours [..., 3] in [-1, 1] out of a table of bytes; index int64 [...]."""
+    return constant(tuple(table), index.device)[index] / 127.5 - 1
+
+
 def sample_people(count: int, generator: torch.Generator) -> Tensor:
     """Random people, int64 [count, 9], on the generator's device; each attribute is drawn on its own."""
     device = generator.device
@@ -38,14 +51,9 @@ def appearance(people: Tensor) -> Tensor:
 
     Continuous, so that a mixture of two people is the mixture of their vectors.
     """
-    device = people.device
-
-    def colours(table: list[tuple[int, int, int]], index: Tensor) -> Tensor:
-        return torch.tensor(table, device=device, dtype=torch.float32)[index] / 127.5 - 1
-
     skin, face, style, hair, eyes, glasses, beard, clothes, pattern = people.unbind(-1)
     return torch.cat([
-        colours(SKIN, skin), torch.tensor(FACES, device=device)[face], F.one_hot(style, len(STYLES)).float(),
+        colours(SKIN, skin), constant(tuple(FACES), face.device)[face], F.one_hot(style, len(STYLES)).float(),
         colours(HAIR, hair), colours(EYES, eyes), F.one_hot(glasses, 3)[..., 1:].float(),
         F.one_hot(beard, 3)[..., 1:].float(), colours(CLOTHES, clothes), F.one_hot(pattern, 3)[..., 1:].float(),
     ], -1)

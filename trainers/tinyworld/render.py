@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .people import PARTS, appearance
+from .people import PARTS, appearance, colours, constant
 from .scenes import CROSS, JUMP, MAX_PEOPLE, TURN, WAVE, SceneBatch
 
 SKIES = [(214, 232, 244), (242, 228, 208), (218, 238, 214), (234, 218, 238), (226, 228, 232), (250, 240, 200)]
@@ -127,12 +127,9 @@ def to_frames(clips: Tensor) -> Tensor:
 def _backdrop(background: Tensor, height: int, width: int) -> Tensor:
     """Pixels [B, H W, 3]."""
     rows = ((torch.arange(height, device=background.device) + 0.5) / height).view(1, -1, 1)
-
-    def colour(table: list[tuple[int, int, int]]) -> Tensor:
-        return (torch.tensor(table, device=rows.device, dtype=torch.float32)[background] / 127.5 - 1).unsqueeze(1)
-
+    sky, earth = (colours(table, background).unsqueeze(1) for table in (SKIES, GROUNDS))
     ground = torch.sigmoid((rows - 0.8) * 60)
-    picture = (colour(SKIES) * (1 - ground) + colour(GROUNDS) * ground) * (1 - SHADE * rows)
+    picture = (sky * (1 - ground) + earth * ground) * (1 - SHADE * rows)
     return picture.unsqueeze(2).expand(-1, -1, width, -1).flatten(1, 2)
 
 
@@ -188,7 +185,7 @@ def draw_people(
         return F.pad(colour, (0, 1), value=1.0).view(-1, 4, 1, 1)
 
     def flat(*colour: float) -> Tensor:
-        return torch.tensor([*colour, 1.0], device=device).view(1, 4, 1, 1)
+        return constant((*colour, 1.0), device).view(1, 4, 1, 1)
 
     skin, hair, eyes, clothes = (part[n] for n in ("skin", "hair", "eyes", "clothes"))
     pale = clothes * 0.35 + 0.55 * torch.where(clothes.mean(-1, keepdim=True) > 0.3, -1.0, 1.0)
