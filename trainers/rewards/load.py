@@ -23,5 +23,5 @@ def load_reward(config: RewardConfig, device: torch.device | str = "cpu") -> Ide
     if config.source == "tinyworld":
         from ..tinyworld.models import WEIGHTS
 
-        source = WEIGHTS / "reward"
+        source = WEIGHTS / "reward" / "identity_reward"
     return IdentityReward.load(source, config.base_model, dtype=getattr(torch, config.dtype), device=device)

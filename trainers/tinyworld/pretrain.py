@@ -25,7 +25,7 @@ from .people import appearance
 from .render import Motion, render, render_portraits
 from .scenes import SceneBatch, prompt, sample_scenes
 
-IMPERFECTIONS = {"swap": 0.2, "blend": 0.3, "drift": 0.2}
+IMPERFECTIONS = {"swap": 0.15, "blend": 0.35, "drift": 0.15}
 
 
 class Clock:
@@ -57,7 +57,7 @@ def cosine(fraction: float, warmup: float = 0.02) -> float:
 
 def imperfect(scenes: SceneBatch, shares: dict[str, float], generator: torch.Generator) -> tuple[Tensor, Motion]:
     """Appearance and motion of scenes of which the given shares are distorted; a swap happens in the middle of the clip."""
-    severity = 0.5 + 0.4 * torch.rand(len(scenes), generator=generator, device=generator.device)
+    severity = 0.6 + 0.4 * torch.rand(len(scenes), generator=generator, device=generator.device)
     return distort(scenes, random_kinds(len(scenes), shares, generator), severity, generator)
 
 
@@ -218,7 +218,7 @@ def train_policy(
 ) -> None:
     """Train in place; what remains in the models at the end is the exponential average of their weights."""
     device = data[0].clean.device
-    parameters = [*transformer.parameters(), *text_encoder.parameters()]
+    parameters = [p for m in (transformer, text_encoder) for p in m.parameters() if p.requires_grad]
     rate = torch.tensor(learning_rate, device=device)
     optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True,
                                   capturable=device.type == "cuda")
@@ -262,40 +262,45 @@ def save(folder: Path, **parts) -> None:
         part.save_pretrained(folder / name)
 
 
+def _load(folder: Path, device: torch.device):
+    from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    transformer = WanVACETransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").float()
+    return vae.to(device), transformer.to(device), text_encoder.to(device), AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--vae", type=Path, help="reuse this VAE instead of training one")
-    parser.add_argument("--steps", type=int, nargs=3, default=[20000, 20000, 3000], metavar=("VAE", "CLEAN", "IMPERFECT"))
-    parser.add_argument("--seconds", type=float, nargs=3, default=[200, 200, 40], metavar=("VAE", "CLEAN", "IMPERFECT"))
-    parser.add_argument("--scenes", type=int, default=40000)
+    parser.add_argument("--clean", type=Path, help="reuse the VAE and the policy before step 3 from this folder")
+    parser.add_argument("--steps", type=int, nargs=3, default=[20000, 20000, 20000], metavar=("VAE", "CLEAN", "IMPERFECT"))
+    parser.add_argument("--seconds", type=float, nargs=3, default=[185, 125, 60], metavar=("VAE", "CLEAN", "IMPERFECT"))
+    parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     device, started = torch.device(options.device), time.time()
     torch.backends.cudnn.benchmark = True
-    if options.vae:
-        from diffusers import AutoencoderKLWan
-
-        vae = AutoencoderKLWan.from_pretrained(options.vae, torch_dtype=torch.float32).to(device)
+    torch.manual_seed(options.seed)
+    if options.clean:
+        vae, transformer, text_encoder, tokenizer = _load(options.clean, device)
     else:
         vae = train_vae(options.steps[0], options.seconds[0], device, seed=options.seed)
+        tokenizer = build_tokenizer(vocabulary_sentences(torch.Generator(device).manual_seed(0)))
+        transformer, text_encoder = build_vace().to(device), build_text_encoder(len(tokenizer)).to(device)
     vae.eval().requires_grad_(False)
-    save(options.folder / "vace", vae=vae)
-    vae.to(device).float()
-
-    torch.manual_seed(options.seed)
-    tokenizer = build_tokenizer(vocabulary_sentences(torch.Generator(device).manual_seed(0)))
-    transformer, text_encoder = build_vace().to(device), build_text_encoder(len(tokenizer)).to(device)
-    data = [LatentScenes(vae, tokenizer, 2, options.scenes, device, options.seed + 10),
-            LatentScenes(vae, tokenizer, 3, options.scenes, device, options.seed + 11)]
-    train_policy(transformer, text_encoder, data, False, options.steps[1], options.seconds[1], 2e-3, options.batch, "clean")
-    save(options.folder / "vace-clean", transformer=transformer, text_encoder=text_encoder)
-    transformer.to(device).float(), text_encoder.to(device).float()
+    data = [LatentScenes(vae, tokenizer, people, options.scenes, device, options.seed + 8 + people) for people in (2, 3)]
+    if not options.clean:
+        train_policy(transformer, text_encoder, data, False, options.steps[1], options.seconds[1], 2e-3, options.batch, "clean")
+        save(options.folder / "vace-clean", transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
+        transformer.to(device).float(), text_encoder.to(device).float(), vae.to(device).float()
     text_encoder.requires_grad_(False)
-    train_policy(transformer, text_encoder, data, True, options.steps[2], options.seconds[2], 5e-4, options.batch, "imperfect")
-    save(options.folder / "vace", transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
+    train_policy(transformer, text_encoder, data, True, options.steps[2], options.seconds[2], 1e-3, options.batch, "imperfect")
+    save(options.folder / "vace", transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
     made = {"seed": options.seed, "steps": options.steps, "seconds": options.seconds, "scenes": options.scenes,
             "batch": options.batch, "imperfections": IMPERFECTIONS, "device": torch.cuda.get_device_name() if
             device.type == "cuda" else "cpu", "total_seconds": round(time.time() - started)}

@@ -22,11 +22,15 @@ import torch
 from ..preference.pairs import accuracy
 from ..preference.train import RewardTraining, train_base, train_reward
 from ..rewards.identity import IdentityReward
+from .models import WEIGHTS
 from .preference_pairs import PairStream, held_out_pairs
 from .reward_base import build_reward_base
+from .sampled_pairs import Mixed, sampled_pairs
 
 BASE_SHARE = 0.7
 """Share of the time and steps that the base gets."""
+EASY = 0.35
+"""Share of the base's own time and steps over which its pairs go from easy to those of the reward."""
 
 
 def main(
@@ -37,14 +41,14 @@ def main(
     batch: int = 128,
     held_out: int = 1000,
     seed: int = 1,
+    policy: Path | None = None,
 ) -> dict[str, Any]:
     """Make base and reward in `out_dir` within `minutes` and `steps` of training, whichever ends first.
 
-    `batch` is in pairs. Returns (and writes to `identity_reward/made.json`) steps, seconds and the accuracy on `held_out`
+    `batch` is in pairs; `policy` is the folder of the policy that draws the sampled pairs. Returns (and writes to `identity_reward/made.json`) steps, seconds and the accuracy on `held_out`
     pairs that training never drew, of the files as they are read back.
     """
     out_dir, started = Path(out_dir), time.time()
-    easy_draws = round(steps * BASE_SHARE / 4)
     half = torch.device(device).type == "cuda"
     watched = held_out_pairs(max(1, min(256, held_out)), seed + 2_000_003, device)
     result: dict[str, Any] = {"seed": seed, "batch": batch}
@@ -56,21 +60,30 @@ def main(
             mixed_precision=half, storage=torch.float16, evaluate_every=max(1, count // 6), **changes,
         )
 
+    stream, base = PairStream(batch, seed, device, easy=1.0), settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.5)
+    tell = _teller("base")
+
+    def harden(event: dict[str, Any]) -> None:
+        if "loss" in event:
+            spent = max(event["step"] / base.steps, event["seconds"] / base.seconds)
+            stream.easy = max(0.0, 1 - spent / EASY)
+        tell(event)
+
     with tempfile.TemporaryDirectory() as scratch:
         random_base = build_reward_base(scratch, seed=seed)
-        made = train_base(
-            random_base, PairStream(batch, seed, device, easy_draws), out_dir / "base_model",
-            settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.4), device, watched, _teller("base"),
-        )
+        made = train_base(random_base, stream, out_dir / "base_model", base, device, watched, harden)
     result["base"] = asdict(made)
+    sampled = sampled_pairs(policy or WEIGHTS / "vace", 400, 1, device)
+    judged = sampled_pairs(policy or WEIGHTS / "vace", 100, 2, device)
     made = train_reward(
-        out_dir / "base_model", PairStream(batch, seed + 1, device), out_dir / "identity_reward",
+        out_dir / "base_model", Mixed(PairStream(batch, seed + 1, device), sampled, seed), out_dir / "identity_reward",
         settings(1 - BASE_SHARE, learning_rate=3e-4, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
         device, watched, _teller("reward"),
     )
     result["reward"] = asdict(made)
     reward = IdentityReward.load(out_dir / "identity_reward", device=device)
     result["held_out"] = asdict(accuracy(reward, held_out_pairs(held_out, device=device)))
+    result["held_out_sampled"] = asdict(accuracy(reward, judged))
     result["total_seconds"] = round(time.time() - started)
     result["device"] = torch.cuda.get_device_name() if half else platform.processor() or "cpu"
     text = json.dumps(result, indent=1)
@@ -106,4 +119,5 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--held-out", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--policy", type=Path)
     main(**vars(parser.parse_args()))
