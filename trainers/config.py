@@ -200,6 +200,7 @@ PRESETS: dict[str, dict[str, Any]] = {
              "rollout": {"steps": 8, "guidance": 1.0, "micro_batch": 32, "groups_per_update": 16, "updates_per_iteration": 1,
                          "window": {"kind": "random", "size": 2}},
              "optim": {"learning_rate": 3e-4, "clip_range": 1e-5, "micro_batch": 32},
+             "ema": {"every": 1},
              "evaluation": {"steps": 8, "items": 48}},
 }
 

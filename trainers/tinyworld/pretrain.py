@@ -25,7 +25,8 @@ from .people import appearance
 from .render import Motion, render, render_portraits
 from .scenes import SceneBatch, prompt, sample_scenes
 
-IMPERFECTIONS = {"swap": 0.15, "blend": 0.35, "drift": 0.15}
+IMPERFECTIONS = {"swap": 0.1, "blend": 0.15}
+LOSSES = 0.3
 
 
 class Clock:
@@ -55,10 +56,19 @@ def cosine(fraction: float, warmup: float = 0.02) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(fraction, 1.0))).item()) + 0.01
 
 
-def imperfect(scenes: SceneBatch, shares: dict[str, float], generator: torch.Generator) -> tuple[Tensor, Motion]:
-    """Appearance and motion of scenes of which the given shares are distorted; a swap happens in the middle of the clip."""
+def imperfect(
+    scenes: SceneBatch, shares: dict[str, float], generator: torch.Generator, losses: float = 0.0
+) -> tuple[Tensor, Motion]:
+    """Appearance and motion of scenes of which the given shares are distorted; a swap happens in the middle of the clip.
+
+    In a share `losses` of the scenes everybody drifts into a stranger within the first third.
+    """
     severity = 0.6 + 0.4 * torch.rand(len(scenes), generator=generator, device=generator.device)
-    return distort(scenes, random_kinds(len(scenes), shares, generator), severity, generator)
+    altered, moves = distort(scenes, random_kinds(len(scenes), shares, generator), severity, generator)
+    strangers = appearance(sample_scenes(len(scenes), generator).people).unsqueeze(2)
+    time = torch.linspace(0, 1, altered.shape[2], device=altered.device).view(1, 1, -1, 1)
+    lost = (torch.rand(len(scenes), generator=generator, device=generator.device) < losses).float().view(-1, 1, 1, 1)
+    return altered + (strangers - altered) * (3 * time).clamp(max=1) * lost, moves
 
 
 def portraits_as_frames(people: Tensor) -> Tensor:
@@ -152,7 +162,7 @@ class LatentScenes:
         parts = []
         for _ in range(scenes // batch):
             drawn = sample_scenes(batch, generator, counts=(count,)).to(device)
-            altered, moves = imperfect(drawn, IMPERFECTIONS, generator)
+            altered, moves = imperfect(drawn, IMPERFECTIONS, generator, LOSSES)
             people = portraits_as_frames(drawn.people[:, :count].flatten(0, 1))
             references = encode(people).unflatten(0, (batch, count))[:, :, :, 0].transpose(1, 2)
             told = drawn.to("cpu")
@@ -302,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     train_policy(transformer, text_encoder, data, True, options.steps[2], options.seconds[2], 1e-3, options.batch, "imperfect")
     save(options.folder / "vace", transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
     made = {"seed": options.seed, "steps": options.steps, "seconds": options.seconds, "scenes": options.scenes,
-            "batch": options.batch, "imperfections": IMPERFECTIONS, "device": torch.cuda.get_device_name() if
+            "batch": options.batch, "imperfections": IMPERFECTIONS | {"everybody drifts": LOSSES}, "device": torch.cuda.get_device_name() if
             device.type == "cuda" else "cpu", "total_seconds": round(time.time() - started)}
     (options.folder / "vace" / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(made)

@@ -36,14 +36,15 @@ def sampled_pairs(policy: Path | str, items: int, seed: int, device: torch.devic
     conditions = [model.encode(item, size) for item in drawn for _ in range(each)]
     seeds = [seed * 1_000_003 + i for i in range(len(conditions))]
     videos = sample(model, conditions, size, config.evaluation.steps, config.rollout.shift, config.rollout.guidance, seeds, 256)
+    videos = videos.to(device)
     repeated = [item for item in drawn for _ in range(each)]
-    identity = measure(videos.to(device), scenes_of(repeated)).identity.tolist()
+    identity = measure(videos, scenes_of(repeated)).identity.tolist()
     pairs = []
     for first in range(0, len(videos), each):
         for a, b in combinations(range(first, first + each), 2):
             difference = identity[a] - identity[b]
             label = TIE if abs(difference) < ALIKE else A_BETTER if difference > 0 else B_BETTER
-            portraits = [torch.from_numpy(picture) for picture in repeated[a].references]
+            portraits = [torch.from_numpy(picture).to(device) for picture in repeated[a].references]
             pairs.append(Pair(portraits, videos[a], videos[b], label, FPS, "sampled"))
     return pairs
 
