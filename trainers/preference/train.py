@@ -169,12 +169,14 @@ def _train(
 
 def score_pairs(model: RewardModel, collator: Collator, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     """Rewards of the clips A and of the clips B, with gradient, from one forward: ([N], [N])."""
-    batch = collator.collate(
-        [p.video_a for p in pairs] + [p.video_b for p in pairs],
-        [p.references for p in pairs] * 2,
-        [p.fps for p in pairs] * 2,
+    device = model.rm_head.weight.device
+    rows, grids = collator.reference_rows([p.references for p in pairs], device)
+    images = model.embed_pictures(rows, [grid for image_grids in grids for grid in image_grids])
+    batch = collator.batch(
+        [p.video_a for p in pairs] + [p.video_b for p in pairs], grids * 2, [p.fps for p in pairs] * 2, device,
+        embeddings=torch.cat([images, images]),
     )
-    return model(batch.to(model.rm_head.weight.device)).chunk(2)
+    return model(batch).chunk(2)
 
 
 def _measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,15 @@ class Collator:
         videos: Sequence[Tensor | np.ndarray],
         image_grids: Sequence[Sequence[Grid]],
         fps: Sequence[float],
+        device: torch.device | str,
         rows: Tensor | None = None,
         embeddings: Tensor | None = None,
     ) -> Batch:
-        """A batch of clips whose references have the given grids; pass the references' `rows` or their `embeddings`."""
-        video_rows, video_grids = clip_rows([self.choose_frames(v) for v in videos], self.max_pixels)
+        """A batch on `device` of clips whose references have the given grids, with their `rows` or their `embeddings`.
+
+        Frames are resized and normalised on `device`, wherever the clips lie.
+        """
+        video_rows, video_grids = clip_rows([self.choose_frames(v).to(device) for v in videos], self.max_pixels)
         sequences = [
             self.sequencer.build(tuple(grids), video_grid, seconds_per_step(len(video), rate, self.frames))
             for grids, video_grid, video, rate in zip(image_grids, video_grids, videos, fps, strict=True)
@@ -65,19 +70,27 @@ class Collator:
             rows,
             [grid for grids in image_grids for grid in grids],
             embeddings,
-        )
+        ).to(device)
 
     def collate(
-        self, videos: Sequence[Tensor | np.ndarray], references: Sequence[Sequence[Reference]], fps: float | Sequence[float]
+        self,
+        videos: Sequence[Tensor | np.ndarray],
+        references: Sequence[Sequence[Reference]],
+        fps: float | Sequence[float],
+        device: torch.device | str = "cpu",
     ) -> Batch:
-        """A batch with the references' pixels in it, for training; clips uint8 [F, H, W, 3], on any device."""
-        pixels = [reference_pixels(r, self.max_pixels) for images in references for r in images]
+        """A batch on `device` with the references' pixels in it; clips uint8 [F, H, W, 3]."""
+        rows, grids = self.reference_rows(references, device)
+        return self.batch(videos, grids, _rates(fps, len(videos)), device, rows=rows)
+
+    def reference_rows(
+        self, references: Sequence[Sequence[Reference]], device: torch.device | str
+    ) -> tuple[Tensor, list[list[Grid]]]:
+        """Patch rows of all references on `device`, and the grids of each item's."""
+        pixels = [reference_pixels(r, self.max_pixels).to(device) for images in references for r in images]
         rows, grids = image_rows(pixels)
-        per_item, start = [], 0
-        for images in references:
-            per_item.append(grids[start : start + len(images)])
-            start += len(images)
-        return self.batch(videos, per_item, _rates(fps, len(videos)), rows=rows)
+        remaining = iter(grids)
+        return rows, [list(islice(remaining, len(images))) for images in references]
 
 
 class IdentityReward:
@@ -146,9 +159,10 @@ class IdentityReward:
                 videos[part],
                 [[grid for grid, _ in images] for images in known],
                 rates[part],
+                self.device,
                 embeddings=torch.cat([vectors for images in known for _, vectors in images]),
             )
-            scores.append(self.model(batch.to(self.device)))
+            scores.append(self.model(batch))
         return torch.cat(scores).cpu() if scores else torch.empty(0)
 
     def _embed_references(self, references: list[list[Reference]]) -> list[list[tuple[Grid, Tensor]]]:
@@ -158,8 +172,8 @@ class IdentityReward:
         missing = {k: r for ks, images in zip(keys, references, strict=True) for k, r in zip(ks, images, strict=True)
                    if k not in self._references}
         if missing:
-            rows, grids = image_rows([reference_pixels(r, self.collator.max_pixels) for r in missing.values()])
-            vectors = self.model.embed_pictures(rows.to(self.device), grids)
+            rows, (grids,) = self.collator.reference_rows([list(missing.values())], self.device)
+            vectors = self.model.embed_pictures(rows, grids)
             sizes = [t * h * w // MERGE**2 for t, h, w in grids]
             for key, grid, part in zip(missing, grids, vectors.split(sizes), strict=True):
                 self._references[key] = (grid, part.clone())

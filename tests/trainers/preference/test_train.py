@@ -122,3 +122,11 @@ def test_a_loss_that_is_not_finite_stops_and_writes_nothing(
 def test_no_pairs_are_refused(base_model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no preference pairs"):
         train_reward(base_model, [], tmp_path / "reward", FAST)
+
+
+def test_pairs_from_several_places_train_together(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+    """Arrays, tensors and clips of another length in one batch."""
+    other = replace(bright_pairs[0], video_a=bright_pairs[0].video_a.numpy(), references=[bright_pairs[0].references[0].numpy()])
+    longer = replace(bright_pairs[1], video_a=bright_pairs[1].video_a.repeat(2, 1, 1, 1), fps=20.0)
+    result = train_reward(base_model, [other, longer, bright_pairs[2]], tmp_path / "reward", replace(FAST, steps=1, batch_size=3))
+    assert result.loss > 0

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 from trainers.errors import UserError
-from trainers.rewards.pixels import MEAN, STD, clip_rows, image_rows, open_reference, patch_rows, reference_pixels
+from trainers.rewards.pixels import (
+    MEAN,
+    STD,
+    clip_rows,
+    image_rows,
+    open_reference,
+    patch_rows,
+    reference_pixels,
+    resize,
+)
 
 
 def test_transparent_pixels_become_white() -> None:
@@ -102,3 +111,11 @@ def test_resized_clips_hold_whole_grey_levels() -> None:
     levels = (rows.double().view(-1, 3, 392) * torch.tensor(STD).double().view(3, 1) + torch.tensor(MEAN).double().view(3, 1)) * 255
     assert (levels - levels.round()).abs().max() < 1e-4
     assert levels.min() >= -1e-4 and levels.max() <= 255 + 1e-4
+
+
+@pytest.mark.parametrize(("before", "after"), [((48, 80), (252, 420)), ((240, 416), (252, 420)), ((480, 832), (476, 812))])
+def test_the_resize_for_gpus_gives_the_same_grey_levels(before: tuple[int, int], after: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (2, 3, *before), generator=torch.Generator().manual_seed(0)).float()
+    one, other = (resize(pixels, after, by_matrices=way).clamp(0, 255).round() for way in (True, False))
+    assert (one - other).abs().max() <= 1
+    assert (one != other).double().mean() < 1e-5
