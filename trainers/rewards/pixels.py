@@ -85,7 +85,8 @@ def resize(pixels: Tensor, size: tuple[int, int], by_matrices: bool) -> Tensor:
     if not by_matrices:
         return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
     rows, columns = (_weights(*lengths, pixels.device) for lengths in zip(pixels.shape[-2:], size, strict=True))
-    return rows @ (pixels @ columns.T)
+    with torch.autocast(pixels.device.type, enabled=False):
+        return rows @ (pixels @ columns.T)
 
 
 @lru_cache(maxsize=64)

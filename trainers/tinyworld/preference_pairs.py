@@ -18,7 +18,7 @@ from ..preference.loss import A_BETTER, B_BETTER, TIE
 from ..preference.pairs import Pair
 from ..rewards.geometry import frame_indices
 from .distort import KINDS, distort, looks, random_kinds
-from .models import FPS, FRAMES
+from .models import FPS, FRAMES, PORTRAIT
 from .people import PARTS, appearance
 from .render import Motion, render, render_portraits, to_frames
 from .scenes import MAX_PEOPLE, STAND, SceneBatch, sample_scenes
@@ -31,7 +31,6 @@ TIE_BAND = 0.1
 """Clips whose damage differs by less are a tie; 1 is everybody replaced by strangers, or gone."""
 STIFF = 0.25
 """Damage of a pasted portrait for everybody who should have moved."""
-PORTRAIT = 84
 SEEN = frame_indices(FRAMES)
 """The frames that the reward looks at; nothing else is drawn, and the rate is lowered to match."""
 

@@ -119,3 +119,10 @@ def test_the_resize_for_gpus_gives_the_same_grey_levels(before: tuple[int, int],
     one, other = (resize(pixels, after, by_matrices=way).clamp(0, 255).round() for way in (True, False))
     assert (one - other).abs().max() <= 1
     assert (one != other).double().mean() < 1e-5
+
+
+def test_mixed_precision_around_it_does_not_coarsen_the_resize() -> None:
+    pixels = torch.randint(0, 256, (1, 3, 48, 80), generator=torch.Generator().manual_seed(0)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = resize(pixels, (252, 420), by_matrices=True)
+    assert torch.equal(inside, resize(pixels, (252, 420), by_matrices=True))
