@@ -196,10 +196,10 @@ PRESETS: dict[str, dict[str, Any]] = {
              "optim": {"ratio": "guard", "clip_range": 2e-6, "kl": 0.0},
              "evaluation": {"video": {"height": 480, "width": 832, "frames": 81}}},
     # TinyWorld on two CPU cores.
-    "tiny": {"video": TINY_VIDEO,
+    "tiny": {"iterations": 24, "video": TINY_VIDEO,
              "rollout": {"steps": 8, "guidance": 1.0, "micro_batch": 32, "groups_per_update": 16, "updates_per_iteration": 1,
-                         "window": {"kind": "random", "size": 2}},
-             "optim": {"learning_rate": 3e-4, "clip_range": 1e-5, "micro_batch": 32},
+                         "window": {"kind": "random", "size": 3, "last": 6}},
+             "optim": {"learning_rate": 2e-3, "clip_range": 1e-5, "micro_batch": 32},
              "ema": {"every": 1},
              "evaluation": {"steps": 8, "items": 48}},
 }
