@@ -1,12 +1,13 @@
 """`proof`: the learning claim over several seeds, with its control, as one table that anyone can repeat.
 
-Every seed trains TinyWorld's policy by the `tiny` recipe at the size of a GPU (PROOF) and is measured on the same held-out
+Every seed trains TinyWorld's policy by the `tiny` recipe (PROOF says what is changed) and is measured on the same held-out
 items and noise as the untouched policy. The control is the same run with the rewards of each group shuffled.
 """
 
 from __future__ import annotations
 
 import math
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,15 @@ from pathlib import Path
 from ..config import TrainConfig, make_config
 from ..errors import UserError
 from ..runs.folder import RunFolder
-from ..runs.launcher import start
+from ..runs.launcher import start, stop
 from ..runs.report import table
 
 PROOF = {
-    "iterations": 100,
-    "rollout": {"groups_per_update": 32, "micro_batch": 256},
-    "optim": {"micro_batch": 256},
-    "reward": {"micro_batch": 256},
-    "evaluation": {"items": 256, "every": 20},
-    "checkpoint": {"every": 20},
+    "iterations": 20,
+    "rollout": {"micro_batch": 64},
+    "optim": {"micro_batch": 64},
+    "evaluation": {"items": 96, "every": 20},
+    "checkpoint": {"every": 10},
 }
 WIN_RATE, IDENTITY_GAIN = 0.75, 0.189
 
@@ -50,7 +50,7 @@ class Outcome:
 
 def proof_config(seed: int, control: bool, changes: dict | None = None) -> TrainConfig:
     settings = PROOF | {"seed": seed} | (changes or {})
-    return make_config("tiny", settings | ({"reward": PROOF["reward"] | {"shuffle": True}} if control else {}))
+    return make_config("tiny", settings | ({"reward": {"shuffle": True}} if control else {}))
 
 
 def outcome(run: RunFolder, name: str) -> Outcome:
@@ -59,7 +59,7 @@ def outcome(run: RunFolder, name: str) -> Outcome:
     config = run.config()
     if not rows or rows[-1]["iteration"] != config.iterations:
         status = run.status()
-        raise UserError(f"run {run.id} did not finish ({status['state']}: {status.get('last_error', '')}); see {run.path / 'log.txt'}")
+        raise UserError(f"run {run.id} did not finish ({status['state']}: {status.get('last_error', '')}); see {run.log_file}\n{run.log_tail(5)}")
     first, last = rows[0], rows[-1]
     seconds = sum(r["seconds_rollout"] + r["seconds_update"] for r in run.read_metrics() if r["kind"] == "train")
     return Outcome(name, config.seed, last["win"], last["win_low"], last["margin"], first["identity"], last["identity"],
@@ -88,19 +88,24 @@ def main(root: Path, seeds: int, controls: int, jobs: int, changes: dict | None 
     """Run everything, print the table and write it to `root/proof.md`; 0 if every claim holds, else 1."""
     waiting = [("tuned", s) for s in range(seeds)] + [("control", s) for s in range(controls)]
     runs: list[tuple[str, RunFolder]] = []
-    active = []
+    active: dict[str, subprocess.Popen] = {}
     started = time.time()
-    while waiting or active:
-        active = [child for child in active if child.poll() is None]
-        while waiting and len(active) < jobs:
-            name, seed = waiting.pop(0)
-            run = RunFolder.create(root, proof_config(seed, name == "control", changes), name=f"{name}-{seed}")
-            runs.append((name, run))
-            active.append(start(run, share_devices=True))
-        states = [(name, run.status()) for name, run in runs]
-        line = "  ".join(f"{n}{r.config().seed} {s.get('iteration', 0)}/{s.get('iterations', '?')}" for (n, r), (_, s) in zip(runs, states, strict=True))
-        print(f"{time.time() - started:5.0f}s  {line}", flush=True)
-        time.sleep(10)
+    try:
+        while waiting or active:
+            active = {run_id: child for run_id, child in active.items() if child.poll() is None}
+            while waiting and len(active) < jobs:
+                name, seed = waiting.pop(0)
+                run = RunFolder.create(root, proof_config(seed, name == "control", changes), name=f"{name}-{seed}")
+                runs.append((name, run))
+                active[run.id] = start(run, share_devices=True)
+            states = [f"{run.id.split('-2')[0]} {run.status()['iteration']}/{run.status()['iterations']}" for _, run in runs]
+            print(f"{time.time() - started:5.0f}s  {'  '.join(states)}", flush=True)
+            time.sleep(10 if active else 0)
+    except KeyboardInterrupt:
+        for _, run in runs:
+            if run.id in active:
+                stop(run)
+        raise
     outcomes = [outcome(run, name) for name, run in runs]
     tuned, control = ([o for o in outcomes if o.name == n] for n in ("tuned", "control"))
     held = verdicts(tuned, control)

@@ -25,7 +25,7 @@ from ..lora.formats import read_lora, write_native
 from ..lora.inject import add_lora, load_lora_into, lora_parameters, to_lora
 from ..policies.base import Conditions, Policy, VideoSize
 from ..policies.load import load_policy
-from ..prompts import PromptSet, resolve_prompts
+from ..prompts import resolve_prompts
 from ..rewards.load import load_reward
 from ..runs.folder import RunFolder
 from .advantages import group_advantages
@@ -364,7 +364,7 @@ def _joined(parts: list[dict]) -> Measurement:
     """The processes' measurements, in order, as one."""
     names = Measurement.__dataclass_fields__
     filled = [p for p in parts if p["ids"]]
-    return Measurement(**{n: None if filled[0][n] is None else sum((p[n] for p in filled), []) for n in names})
+    return Measurement(**{n: None if filled[0][n] is None else [value for p in filled for value in p[n]] for n in names})
 
 
 def _to(trajectory: Trajectory, device) -> Trajectory:

@@ -1,0 +1,63 @@
+"""The plan is a function of the seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.config import RolloutConfig
+from trainers.grpo.plan import draw_noise, noise_generators, plan_items, plan_iteration, plan_window, share
+
+
+def config(**changes) -> RolloutConfig:
+    return RolloutConfig(**({"steps": 8, "groups_per_update": 3, "group_size": 2, "window": {"size": 2}} | changes))
+
+
+def test_every_item_comes_up_once_a_pass():
+    chosen = [i for iteration in range(5) for i in plan_items(7, iteration, 4, 10)]
+    assert Counter(chosen) == {i: 2 for i in range(10)}
+
+
+def test_iterations_walk_different_items():
+    assert plan_items(7, 0, 8, 100) != plan_items(7, 1, 8, 100)
+
+
+def test_noise_differs_inside_a_group_and_between_iterations():
+    seeds = [p.seed for iteration in range(3) for p in plan_iteration(0, iteration, config(), 50)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_plan_repeats():
+    assert plan_iteration(3, 4, config(), 50) == plan_iteration(3, 4, config(), 50)
+
+
+def test_noise_does_not_depend_on_the_batch():
+    together = draw_noise(noise_generators([1, 2, 3]), (4, 5), torch.device("cpu"))
+    alone = draw_noise(noise_generators([2]), (4, 5), torch.device("cpu"))
+    assert torch.equal(together[1:2], alone)
+
+
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(4, 8))
+def test_a_random_window_lies_in_its_range(iteration, size, last):
+    window = plan_window(1, iteration, config(window={"kind": "random", "size": size, "last": last}))
+    assert len(window) == size and 0 <= window.start and window.stop <= last
+
+
+def test_a_sliding_window_moves_and_wraps():
+    sliding = config(window={"kind": "sliding", "size": 2, "last": 4, "slide_every": 2})
+    assert [plan_window(0, i, sliding).start for i in range(8)] == [0, 0, 1, 1, 2, 2, 0, 0]
+
+
+def test_the_trained_steps_leave_the_last_one_to_the_ode():
+    """Defect 12: noise added at the last step stays in the video."""
+    assert 24 not in plan_window(0, 0, RolloutConfig())
+
+
+@given(st.integers(0, 200), st.integers(1, 9))
+def test_shares_cover_everything_once(count, processes):
+    slices = [share(count, rank, processes) for rank in range(processes)]
+    assert [i for s in slices for i in s] == list(range(count))
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
