@@ -107,7 +107,7 @@ def files_told(found: Evaluated) -> list[str]:
 
 def _draw(run: RunFolder, config: TrainConfig, folder: Path, items, old, new, found: Evaluated) -> list[Path]:
     shown = slice(0, SHOWN)
-    notes = [(f"before: {a:.2f}", f"after: {b:.2f}") for a, b in zip(found.before.rewards, found.after.rewards, strict=True)]
+    notes = [(f"reward {a:.2f}", f"reward {b:.2f}") for a, b in zip(found.before.rewards, found.after.rewards, strict=True)]
     pictures = ([item.references for item in items[shown]], list(old[shown].cpu().numpy()), list(new[shown].cpu().numpy()))
     captions = [item.prompt for item in items[shown]]
     curve = plot_curve(run.read_metrics(), run.path / "curve.png", run.id)

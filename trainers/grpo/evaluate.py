@@ -48,8 +48,8 @@ def compare(before: Sequence[float], after: Sequence[float], band: float = 0.0, 
     rng = np.random.default_rng(seed)
     shares = wins[rng.integers(len(wins), size=(draws, len(wins)))].mean(1)
     low, high = np.quantile(shares, [0.025, 0.975])
-    loss = float((difference < -band).mean())
-    return Comparison(float(wins.mean()), float(1 - wins.mean() - loss), loss, float(low), float(high), float(difference.mean()))
+    loss, tie = float((difference < -band).mean()), float((np.abs(difference) <= band).mean())
+    return Comparison(float(wins.mean()), tie, loss, float(low), float(high), float(difference.mean()))
 
 
 def evaluation_size(config: TrainConfig) -> VideoSize:

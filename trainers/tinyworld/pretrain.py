@@ -22,7 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .distort import distort, random_kinds
-from .models import FRAMES, HEIGHT, PORTRAIT, TEXT_LENGTH, WIDTH, build_text_encoder, build_tokenizer, build_vace, build_vae
+from .models import (
+    FRAMES,
+    HEIGHT,
+    PORTRAIT,
+    TEXT_LENGTH,
+    WIDTH,
+    build_text_encoder,
+    build_tokenizer,
+    build_vace,
+    build_vae,
+)
 from .people import appearance
 from .render import Motion, render, render_portraits
 from .scenes import SceneBatch, prompt, sample_scenes
