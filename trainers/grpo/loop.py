@@ -6,6 +6,7 @@ so the number of processes and the micro-batches change nothing but the order of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +38,13 @@ from .evaluate import Comparison, Measurement, compare, held_out_videos, measure
 from .plan import Planned, derive_seed, plan_iteration, plan_window, share
 from .rollout import Trajectory, micro_batches, roll_out
 from .update import step_losses
+
+
+# A micro-batch of rollouts on the CPU, with its members' places in the plan.
+Chunk = tuple[list[int], Trajectory]
+T = TypeVar("T")
+WATCHED = ("policy_loss", "ratio_error", "approx_kl", "clipfrac")
+CLIPS = 4
 
 
 class Stopped(Exception):
@@ -68,34 +77,39 @@ def train(
 ) -> Result:
     """Train from the start or, with `resume`, from the newest checkpoint; leave status, metrics, checkpoints and exports in `run`.
 
-    Ctrl-C, SIGTERM and a `stop` request end it after the current step with state `stopped`; at most the iteration in flight is
-    lost. Any error leaves state `failed` with its message, and the last checkpoint as it was.
+    Ctrl-C, SIGTERM and a `stop` request end it after the current step with state `stopped`; every iteration that was
+    complete is kept, at most the one in flight is lost. A second Ctrl-C ends it at once. Any error leaves state `failed` with
+    its message, and the last checkpoint as it was. Raises UserError, and touches nothing, when a start would begin a trained
+    run again at 0.
     """
     accelerator = Accelerator()
     main = accelerator.is_main_process
+    if not resume and checkpoints(run.checkpoints):
+        raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
     interrupted = threading.Event()
-    with _signals(interrupted):
-        try:
+    trainer = None
+    try:
+        with _signals(interrupted):
             if main:
                 run.set_status(state="starting", message="loading models", last_error="")
             trainer = Trainer(config, run, accelerator, interrupted, progress)
-            trainer.begin(resume)
-            while trainer.progress.iteration < config.iterations:
-                trainer.iterate()
-            result = Result("finished", trainer.progress.iteration, trainer.export)
-        except Stopped:
-            result = Result("stopped", trainer.progress.iteration, trainer.export)
-        except BaseException as error:
-            if main:
+            result = trainer.train(resume)
+    except KeyboardInterrupt:
+        result = trainer.result("stopped") if trainer else Result("stopped", 0, None)
+    except BaseException as error:
+        if main:
+            # The disk may be full of what went wrong; the cause is worth more than the note.
+            with contextlib.suppress(OSError, UserError):
                 run.set_status(state="failed", last_error=str(error) or type(error).__name__)
-            raise
+        raise
     if main:
+        run.take("stop")
         run.set_status(state=result.state, iteration=result.iteration, message="", eta_seconds=None)
     return result
 
 
 class Trainer:
-    """One process's part of a run. `begin`, then `iterate` until the configured number of iterations is done."""
+    """One process's part of a run."""
 
     def __init__(
         self, config: TrainConfig, run: RunFolder, accelerator: Accelerator, interrupted: threading.Event,
@@ -120,40 +134,52 @@ class Trainer:
         self.ema = Ema(self.parameters, config.ema.decay, config.ema.every)
         self.schedule = flow_schedule(config.rollout.steps, config.rollout.shift, device)
         self.progress = Progress(policy=self.policy.kind, prompts=self.items.digest)
+        self.saved = -1
         self.baseline: Measurement | None = None
 
     # --- the run ---------------------------------------------------------------------------------------------------------
 
-    def begin(self, resume: bool) -> None:
-        """Restore the newest checkpoint, or measure the untouched policy."""
-        saved = checkpoints(self.run.checkpoints)
-        if resume and not saved:
-            raise UserError(f"run {self.run.id} has no checkpoint to resume from; start it again with `train`")
-        if not resume and saved:
-            raise UserError(f"run {self.run.id} has checkpoints already; continue it with `resume`, or start a new run")
-        if resume:
-            self.progress, ema = load_checkpoint(saved[-1], self.policy.kind, self.items.digest, self.parameters, self.optimiser)
-            self.ema.load_state_dict(ema)
-            if self.accelerator.is_main_process:
-                self.run.truncate_metrics(self.progress.iteration)
-            self.baseline = self.run.read_measurement(0, Measurement)
-            if self.baseline is None:
-                raise UserError(f"run {self.run.id} has lost evaluation/000000.json, the untouched policy's scores; start a new run")
-            self.export = self._export_path(self.progress.iteration)
-        else:
-            self._evaluate()
-            self._save()
-        self.accelerator.wait_for_everyone()
+    def train(self, resume: bool) -> Result:
+        """From the start or the newest checkpoint to the configured number of iterations, or until asked to stop."""
+        try:
+            if resume:
+                self._restore()
+            self._finish_iteration()
+            while self.progress.iteration < self.config.iterations:
+                self._iterate()
+        except Stopped:
+            if self.saved < self.progress.iteration:
+                self._save()
+            return self.result("stopped")
+        return self.result("finished")
 
-    def iterate(self) -> None:
+    def result(self, state: str) -> Result:
+        export = self._export_path(max(0, self.saved))
+        return Result(state, self.progress.iteration, export if export.is_file() else None)
+
+    def _restore(self) -> None:
+        saved = checkpoints(self.run.checkpoints)
+        if not saved:
+            raise UserError(f"run {self.run.id} has no checkpoint to resume from; start it again with `train`")
+        self.progress, ema = load_checkpoint(saved[-1], self.policy.kind, self.items.digest, self.parameters, self.optimiser)
+        self.ema.load_state_dict(ema)
+        self.saved = self.progress.iteration
+        self.baseline = self.run.read_measurement(0, Measurement)
+        if self.baseline is None and self.progress.iteration:
+            raise UserError(f"run {self.run.id} has lost evaluation/000000.json, the untouched policy's scores; start a new run")
+        if self.accelerator.is_main_process:
+            self.run.truncate_metrics(self.progress.iteration)
+            if not self._export_path(self.saved).is_file():
+                self._export()
+
+    def _iterate(self) -> None:
         """One iteration: rollouts and rewards, then the updates, then evaluation and checkpoint when they are due."""
         started = time.perf_counter()
         config, iteration = self.config, self.progress.iteration
         plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
-        chunks, rewards = self._rollouts(plan, plan_window(config.seed, iteration, config.rollout))
+        updates, rewards = self._rollouts(plan, plan_window(config.seed, iteration, config.rollout))
         sampled = time.perf_counter()
-        self._check_together()
-        metrics = self._updates(plan, chunks, rewards)
+        metrics = self._updates(plan, updates, self._shuffled(rewards))
         self.progress.iteration += 1
         groups = rewards.view(-1, config.rollout.group_size)
         metrics |= {
@@ -162,51 +188,66 @@ class Trainer:
             "seconds_update": time.perf_counter() - sampled,
         }
         self._record(metrics)
-        last = self.progress.iteration == config.iterations
-        if last or self.progress.iteration % config.evaluation.every == 0:
-            self._evaluate()
-        if last or self.progress.iteration % config.checkpoint.every == 0 or self._requested("save"):
-            self._save()
+        self._finish_iteration()
         self.seconds.append(time.perf_counter() - started)
-        self._tell("training", 1.0, metrics)
-        self._check_together()
+        self._tell("training", metrics=metrics)
+
+    def _finish_iteration(self) -> None:
+        """Evaluation and checkpoint of the present iteration, as far as they are due and not done yet.
+
+        What is evaluated is also saved: the best of them is kept, and a resumed run repeats no evaluation.
+        """
+        iteration, config = self.progress.iteration, self.config
+        last = iteration == config.iterations
+        evaluation = last or iteration % config.evaluation.every == 0
+        evaluated = evaluation and self.run.read_measurement(iteration, Measurement) is not None and self.saved == iteration
+        sample, save = self._requested("sample"), self._requested("save")
+        if evaluation and not evaluated:
+            self._evaluate()
+        elif sample:
+            self._agreed(self._show)
+        if (evaluation and not evaluated) or (self.saved < iteration and (save or iteration % config.checkpoint.every == 0)):
+            self._save()
+        self._agreed(self._check)
 
     # --- rollouts --------------------------------------------------------------------------------------------------------
 
-    def _rollouts(self, plan: list[Planned], window: range) -> tuple[list[list[tuple[list[int], Trajectory]]], Tensor]:
-        """This process's trajectories per update (on the CPU, with their indices in the plan), and everybody's rewards [n]."""
-        config = self.config
-        rewards = torch.zeros(len(plan), dtype=torch.float64, device=self.accelerator.device)
-        conditions: dict[int, Conditions] = {}
-        per_update = len(plan) // config.rollout.updates_per_iteration
-        updates = []
-        done, total = 0, len(share(per_update, self.accelerator.process_index, self.accelerator.num_processes))
-        total *= config.rollout.updates_per_iteration
-        for update in range(config.rollout.updates_per_iteration):
-            own = [update * per_update + i for i in share(per_update, self.accelerator.process_index, self.accelerator.num_processes)]
-            for i in own:
-                if plan[i].item not in conditions:
-                    conditions[plan[i].item] = self.policy.encode(self.items[plan[i].item], self.size)
-            chunks = []
-            chosen = {i: conditions[plan[i].item] for i in own}
-            for chunk in micro_batches(chosen, own, config.rollout.micro_batch):
-                trajectory, final = roll_out(
-                    self.policy, [chosen[i] for i in chunk], self.size, config.rollout, self.schedule, window,
-                    [plan[i].seed for i in chunk], keep_means=config.optim.ratio == "guard", check=self._check,
-                )
-                videos = self.policy.decode(final, trajectory.conditions[0].references)
-                scores = score_videos(self.reward, videos, [self.items[plan[i].item] for i in chunk], config)
-                rewards[chunk] = scores.to(rewards.device)
-                chunks.append((chunk, _to(trajectory, "cpu")))
-                done += len(chunk)
-                self._tell("rollouts", 0.7 * done / total)
-            updates.append(chunks)
-        rewards = self.accelerator.reduce(rewards, "sum").cpu()
+    def _rollouts(self, plan: list[Planned], window: range) -> tuple[list[list[Chunk]], Tensor]:
+        """This process's chunks of every update, and everybody's rewards float64 [n] in the order of the plan."""
+        updates, own = self._agreed(lambda: self._own_rollouts(plan, window))
+        rewards = torch.full((len(plan),), math.nan, dtype=torch.float64)
+        for index, score in gather_object(own):
+            rewards[index] = score
         if not torch.isfinite(rewards).all():
             bad = int((~torch.isfinite(rewards)).nonzero()[0])
             raise UserError(f"the reward of item `{self.items[plan[bad].item].id}` (seed {plan[bad].seed}) is {rewards[bad].item()}; "
                             "look at its references and at the reward model; the last checkpoint is intact")
-        return updates, self._shuffled(rewards)
+        return updates, rewards
+
+    def _own_rollouts(self, plan: list[Planned], window: range) -> tuple[list[list[Chunk]], list[tuple[int, float]]]:
+        config = self.config.rollout
+        per_update = len(plan) // config.updates_per_iteration
+        own = share(per_update, self.accelerator.process_index, self.accelerator.num_processes)
+        conditions: dict[int, Conditions] = {}
+        updates, scores = [], []
+        for first in range(0, len(plan), per_update):
+            for i in own:
+                item = plan[first + i].item
+                if item not in conditions:
+                    conditions[item] = self.policy.encode(self.items[item], self.size)
+            chosen = {first + i: conditions[plan[first + i].item] for i in own}
+            updates.append([])
+            for chunk in micro_batches(chosen, chosen, config.micro_batch):
+                trajectory, final = roll_out(
+                    self.policy, [chosen[i] for i in chunk], self.size, config, self.schedule, window,
+                    [plan[i].seed for i in chunk], keep_means=self.config.optim.ratio == "guard", check=self._check,
+                )
+                videos = self.policy.decode(final, trajectory.conditions[0].references)
+                items = [self.items[plan[i].item] for i in chunk]
+                scores += zip(chunk, score_videos(self.reward, videos, items, self.config).tolist(), strict=True)
+                updates[-1].append((chunk, _to(trajectory, "cpu")))
+                self._tell("rollouts", 0.7 * len(scores) / (len(own) * config.updates_per_iteration))
+        return updates, scores
 
     def _shuffled(self, rewards: Tensor) -> Tensor:
         """The control experiment: rewards change hands inside each group."""
@@ -218,29 +259,35 @@ class Trainer:
 
     # --- updates ---------------------------------------------------------------------------------------------------------
 
-    def _updates(self, plan: list[Planned], updates: list[list[tuple[list[int], Trajectory]]], rewards: Tensor) -> dict[str, float]:
+    def _updates(self, plan: list[Planned], updates: list[list[Chunk]], rewards: Tensor) -> dict[str, float]:
+        """One optimiser step for each update; what to watch of the first, where the policy is still the one that sampled."""
         config = self.config
         advantages = group_advantages(rewards, [p.group for p in plan], config.optim.global_std)
-        per_update = len(plan) // len(updates)
-        watched: dict[str, Tensor] = {}
+        terms = len(plan) // len(updates) * config.rollout.window.size
+        watched = dict.fromkeys(WATCHED + ("kl",) * bool(config.optim.kl), 0.0)
         norms = []
-        for update, chunks in enumerate(updates):
-            scale = 1.0 / (per_update * config.rollout.window.size)
-            done = 0
-            for chunk, trajectory in chunks:
-                for start in range(0, len(chunk), config.optim.micro_batch):
-                    part = slice(start, start + config.optim.micro_batch)
-                    self._backward(trajectory, part, advantages[chunk[part]], scale, watched if update == 0 else {})
-                done += len(chunk)
-                self._tell("update", 0.7 + 0.3 * (update + done / max(1, sum(len(c) for c, _ in chunks))) / len(updates))
+        for number, chunks in enumerate(updates):
+            seen = self._agreed(lambda chunks=chunks, number=number: self._gradients(chunks, advantages, 1 / terms, number))
+            if number == 0:
+                for part in gather_object([seen]):
+                    watched = {name: value + part.get(name, 0.0) for name, value in watched.items()}
             norms.append(self._optimiser_step())
-            self._check_together()
         groups = advantages.view(-1, config.rollout.group_size)
-        names = sorted(watched) or ["policy_loss"]
-        sums = torch.stack([watched.get(n, torch.zeros((), device=self.accelerator.device)) for n in names])
-        sums = self.accelerator.reduce(sums, "sum") / (per_update * config.rollout.window.size)
-        return dict(zip(names, sums.tolist(), strict=True)) | {
+        return {name: value / terms for name, value in watched.items()} | {
             "grad_norm": sum(norms) / len(norms), "groups_without_spread": (groups == 0).all(1).double().mean().item()}
+
+    def _gradients(self, chunks: list[Chunk], advantages: Tensor, scale: float, number: int) -> dict[str, float]:
+        """Gradients of this process's part of update `number`; the sums of what to watch."""
+        size, updates = self.config.optim.micro_batch, self.config.rollout.updates_per_iteration
+        watched: dict[str, Tensor] = {}
+        done, total = 0, sum(len(chunk) for chunk, _ in chunks)
+        for chunk, trajectory in chunks:
+            for start in range(0, len(chunk), size):
+                part = slice(start, start + size)
+                self._backward(trajectory, part, advantages[chunk[part]], scale, watched)
+            done += len(chunk)
+            self._tell("update", 0.7 + 0.3 * (number + done / total) / updates)
+        return {name: value.item() for name, value in watched.items()}
 
     def _backward(self, trajectory: Trajectory, part: slice, advantages: Tensor, scale: float, watched: dict[str, Tensor]) -> None:
         """Add the gradients of all window steps of some rollouts; `scale` makes the whole update's sum a mean."""
@@ -284,33 +331,56 @@ class Trainer:
         iteration = self.progress.iteration
         items = self.held_out.items[: self.config.evaluation.items]
         own = [items[i] for i in share(len(items), self.accelerator.process_index, self.accelerator.num_processes)]
-        self._tell("evaluation", 1.0)
-        with self.ema.applied():
-            videos = held_out_videos(self.policy, own, self.config, self._check)
-        mine = measure(self.reward, videos, own, self.config)
+        self._tell("evaluation")
+
+        def part() -> tuple[Tensor, Measurement]:
+            with self.ema.applied():
+                videos = held_out_videos(self.policy, own, self.config, self._check)
+            return videos, measure(self.reward, videos, own, self.config)
+
+        videos, mine = self._agreed(part)
         found = _joined(gather_object([mine.to_dict()]))
-        if not all(map(math.isfinite, found.rewards)):
-            raise UserError(f"the reward of held-out item `{found.ids[[*map(math.isfinite, found.rewards)].index(False)]}` is not a number; "
-                            "look at its references and at the reward model")
+        for item, reward in zip(found.ids, found.rewards, strict=True):
+            if not math.isfinite(reward):
+                raise UserError(f"the reward of held-out item `{item}` is {reward}; look at its references and at the reward model")
         self.baseline = self.baseline or found
         result = compare(self.baseline.rewards, found.rewards)
         if self.progress.best_margin < result.margin:
             self.progress.best_iteration, self.progress.best_margin = iteration, result.margin
+
+        def publish() -> None:
+            if self.accelerator.is_main_process:
+                self.run.write_measurement(iteration, found.to_dict())
+                self.run.write_clips(iteration, own[:CLIPS], videos[:CLIPS], self.config.reward.fps)
+                self.run.append_metrics(evaluation_row(iteration, self.baseline, found, result))
+
+        self._agreed(publish)
+
+    def _show(self) -> None:
+        """Clips of the present weights, between two evaluations."""
         if self.accelerator.is_main_process:
-            self.run.write_measurement(iteration, found.to_dict())
-            self.run.write_clips(iteration, own[:4], videos[:4], self.config.reward.fps)
-        self._record(evaluation_row(iteration, self.baseline, found, result))
+            items = self.held_out.items[:CLIPS]
+            with self.ema.applied():
+                videos = held_out_videos(self.policy, items, self.config, self._check)
+            self.run.write_clips(self.progress.iteration, items, videos, self.config.reward.fps)
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            keep = self.config.checkpoint.keep
-            save_checkpoint(self.run.checkpoints, self.progress, self.parameters, self.ema.state_dict(), self.optimiser)
-            prune(self.run.checkpoints, keep, self.progress.best_iteration)
-            with self.ema.applied():
-                lora = to_lora(self.policy.transformer)
-            self.export = self._export_path(self.progress.iteration)
-            write_native(lora, self.export, {"run": self.run.id, "iteration": str(self.progress.iteration), "policy": self.policy.kind})
-        self.accelerator.wait_for_everyone()
+        def write() -> None:
+            if self.accelerator.is_main_process:
+                save_checkpoint(self.run.checkpoints, self.progress, self.parameters, self.ema.state_dict(), self.optimiser)
+                prune(self.run.checkpoints, self.config.checkpoint.keep, self.progress.best_iteration)
+                self._export()
+
+        self._agreed(write)
+        self.saved = self.progress.iteration
+
+    def _export(self) -> None:
+        """The averaged LoRA, as it is evaluated."""
+        with self.ema.applied():
+            lora = to_lora(self.policy.transformer)
+        iteration = self.progress.iteration
+        write_native(lora, self._export_path(iteration),
+                     {"run": self.run.id, "iteration": str(iteration), "policy": self.policy.kind})
 
     def _export_path(self, iteration: int) -> Path:
         return self.run.exports / f"{self.run.id}-{iteration:06d}.safetensors"
@@ -321,13 +391,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.append_metrics(row)
 
-    def _tell(self, phase: str, part: float, metrics: dict[str, float] | None = None) -> None:
+    def _tell(self, phase: str, part: float = 0.0, metrics: dict[str, float] | None = None) -> None:
         """Write the status and call the caller's report; `part` is how much of the iteration in flight is done."""
         if not self.accelerator.is_main_process:
             return
         total = self.config.iterations
         iteration = self.progress.iteration
-        done = iteration if metrics else min(total, iteration + part)
+        done = min(total, iteration + part)
         recent = self.seconds[-5:]
         eta = sum(recent) / len(recent) * (total - done) if recent else None
         self.run.set_status(state="running", iteration=iteration, iterations=total, phase=phase, eta_seconds=eta)
@@ -339,14 +409,32 @@ class Trainer:
         return bool(broadcast_object_list(answer)[0])
 
     def _check(self) -> None:
-        """Stop at once when asked to; several processes wait for the next common point instead."""
-        if self.accelerator.num_processes == 1 and (self.interrupted.is_set() or self.run.take("stop")):
+        """Stop here when asked to, unless that would lose more than the iteration in flight."""
+        whole = self.progress.updates == self.progress.iteration * self.config.rollout.updates_per_iteration
+        if (whole or self.saved == self.progress.iteration) and (
+            self.interrupted.is_set() or self.run.status()["state"] == "stopping"
+        ):
             raise Stopped
 
-    def _check_together(self) -> None:
-        answer = [self.interrupted.is_set() or self.run.take("stop") if self.accelerator.is_main_process else False]
-        if broadcast_object_list(answer)[0]:
-            raise Stopped
+    def _agreed(self, work: Callable[[], T]) -> T:
+        """This process's own part of something. What ends it in one process ends it in all: none waits for another for ever.
+
+        `work` must not talk to other processes.
+        """
+        if self.accelerator.num_processes == 1:
+            return work()
+        result = ended = None
+        try:
+            result = work()
+        except Exception as error:
+            ended = error
+        told = [None if ended is None else (isinstance(ended, Stopped), str(ended) or type(ended).__name__)]
+        others = [other for other in gather_object(told) if other]
+        if ended is not None and not isinstance(ended, Stopped):
+            raise ended
+        for stopped, message in sorted(others):
+            raise Stopped if stopped else UserError(message)
+        return result
 
 
 def evaluation_row(iteration: int, baseline: Measurement, found: Measurement, result: Comparison) -> dict:

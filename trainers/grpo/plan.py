@@ -81,5 +81,5 @@ def draw_noise(generators: list[torch.Generator], shape: tuple[int, ...], device
 
 
 def share(count: int, rank: int, processes: int) -> range:
-    """The contiguous slice of `count` that process `rank` works on; slices differ by one at most."""
-    return range(count * rank // processes, count * (rank + 1) // processes)
+    """The contiguous slice of `count` that process `rank` works on; slices differ by one at most, the first is empty last."""
+    return range(-(-count * rank // processes), -(-count * (rank + 1) // processes))
