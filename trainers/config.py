@@ -35,7 +35,7 @@ class RewardConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     fps: float = Field(10.0, gt=0, description="frame rate told to the reward: it is part of the score")
     micro_batch: int = Field(16, ge=1, description="videos scored at once")
-    shuffle: bool = Field(False, description="control experiment: hand every reward to another rollout of the group")
+    shuffle: bool = Field(False, description="control experiment: deal a group's rewards out at random")
 
 
 class VideoConfig(Section):
@@ -94,6 +94,9 @@ class RolloutConfig(Section):
                 raise ValueError(f"window.last {last} is beyond the {self.steps} steps; use at most {self.steps}")
             if window.size > last:
                 raise ValueError(f"window.size {window.size} does not fit before step {last}; lower size or raise window.last")
+        if self.dynamics == "cps" and (window.size if window.kind == "all" else last) == self.steps:
+            raise ValueError(f"dynamics `cps` adds no noise in the last step, so it cannot be trained: keep the window within the first "
+                             f"{self.steps - 1} steps (window.{'size' if window.kind == 'all' else 'last'}), or use `flow_sde`")
         return self
 
 

@@ -85,6 +85,8 @@ def load_checkpoint(
     if {n: t.shape for n, t in lora.items()} != shapes or {n: t.shape for n, t in ema.items()} != shapes:
         raise UserError(f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; "
                         "resume with the policy it was made with, or start a new run")
+    if progress.updates and {key.split("|")[0] for key in moments} != set(parameters):
+        raise UserError(f"checkpoint {folder} lacks the optimiser's moments; delete this folder to resume from the one before")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(lora[name])

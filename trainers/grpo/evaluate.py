@@ -31,7 +31,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired comparison with the untouched policy: shares of won, tied and lost items, 95% bootstrap interval of `win`."""
+    """Paired comparison with the untouched policy: shares of won, tied and lost items, 95% bootstrap interval of `win`,
+    and `margin`, the mean difference of the rewards.
+    """
 
     win: float
     tie: float
@@ -41,14 +43,13 @@ class Comparison:
     margin: float
 
 
-def compare(before: Sequence[float], after: Sequence[float], band: float = 0.0, draws: int = 2000, seed: int = 0) -> Comparison:
-    """`after` wins an item when its reward exceeds `before` by more than `band` (log theta for a Bradley-Terry tie)."""
+def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
+    """`after` wins an item when its reward exceeds that of `before`; items are drawn anew 2000 times for the interval."""
     difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    wins = difference > band
-    rng = np.random.default_rng(seed)
-    shares = wins[rng.integers(len(wins), size=(draws, len(wins)))].mean(1)
-    low, high = np.quantile(shares, [0.025, 0.975])
-    loss, tie = float((difference < -band).mean()), float((np.abs(difference) <= band).mean())
+    wins = difference > 0
+    draws = np.random.default_rng(0).integers(len(wins), size=(2000, len(wins)))
+    low, high = np.quantile(wins[draws].mean(1), [0.025, 0.975])
+    loss, tie = float((difference < 0).mean()), float((difference == 0).mean())
     return Comparison(float(wins.mean()), tie, loss, float(low), float(high), float(difference.mean()))
 
 

@@ -39,7 +39,6 @@ from .plan import Planned, derive_seed, plan_iteration, plan_window, share
 from .rollout import Trajectory, micro_batches, roll_out
 from .update import step_losses
 
-
 # A micro-batch of rollouts on the CPU, with its members' places in the plan.
 Chunk = tuple[list[int], Trajectory]
 T = TypeVar("T")
@@ -199,16 +198,14 @@ class Trainer:
         """
         iteration, config = self.progress.iteration, self.config
         last = iteration == config.iterations
-        evaluation = last or iteration % config.evaluation.every == 0
-        evaluated = evaluation and self.run.read_measurement(iteration, Measurement) is not None and self.saved == iteration
+        evaluate = (last or iteration % config.evaluation.every == 0) and not self._evaluated()
         sample, save = self._requested("sample"), self._requested("save")
-        if evaluation and not evaluated:
+        if evaluate:
             self._evaluate()
         elif sample:
             self._agreed(self._show)
-        if (evaluation and not evaluated) or (self.saved < iteration and (save or iteration % config.checkpoint.every == 0)):
+        if evaluate or self.saved < iteration and (save or iteration % config.checkpoint.every == 0):
             self._save()
-        self._agreed(self._check)
 
     # --- rollouts --------------------------------------------------------------------------------------------------------
 
@@ -250,7 +247,7 @@ class Trainer:
         return updates, scores
 
     def _shuffled(self, rewards: Tensor) -> Tensor:
-        """The control experiment: rewards change hands inside each group."""
+        """The control experiment: the rewards of each group are dealt out at random inside it."""
         if not self.config.reward.shuffle:
             return rewards
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "shuffle", self.progress.iteration))
@@ -356,6 +353,11 @@ class Trainer:
 
         self._agreed(publish)
 
+    def _evaluated(self) -> bool:
+        """Whether the present iteration was evaluated before the run was interrupted."""
+        return self.saved == self.progress.iteration and any(
+            row["kind"] == "evaluation" and row["iteration"] == self.saved for row in self.run.read_metrics())
+
     def _show(self) -> None:
         """Clips of the present weights, between two evaluations."""
         if self.accelerator.is_main_process:
@@ -421,20 +423,20 @@ class Trainer:
 
         `work` must not talk to other processes.
         """
-        if self.accelerator.num_processes == 1:
-            return work()
-        result = ended = None
         try:
             result = work()
         except Exception as error:
-            ended = error
-        told = [None if ended is None else (isinstance(ended, Stopped), str(ended) or type(ended).__name__)]
-        others = [other for other in gather_object(told) if other]
-        if ended is not None and not isinstance(ended, Stopped):
-            raise ended
-        for stopped, message in sorted(others):
+            told = self._outcomes((isinstance(error, Stopped), str(error) or type(error).__name__))
+            if isinstance(error, Stopped) and not told[0][0]:
+                raise UserError(told[0][1]) from error
+            raise
+        for stopped, message in self._outcomes(None):
             raise Stopped if stopped else UserError(message)
         return result
+
+    def _outcomes(self, own: tuple[bool, str] | None) -> list[tuple[bool, str]]:
+        """(stopped, message) of all processes that did not get through, errors before stops."""
+        return sorted(outcome for outcome in gather_object([own]) if outcome)
 
 
 def evaluation_row(iteration: int, baseline: Measurement, found: Measurement, result: Comparison) -> dict:

@@ -105,7 +105,7 @@ def sample(
         frames = policy.decode(denoise(policy, batch, schedule, guidance, noise, check), batch.references)
         for i, video in zip(chunk, frames, strict=True):
             videos[i] = video
-    return torch.stack([video.cpu() for video in videos])
+    return torch.stack([video.cpu() for video in videos]) if videos else torch.zeros(0, dtype=torch.uint8)
 
 
 def micro_batches(conditions: Sequence[Conditions], indices: Iterable[int], size: int) -> Iterable[list[int]]:
