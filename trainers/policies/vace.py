@@ -121,9 +121,9 @@ class VacePolicy(Policy):
         pictures = [load_picture(s) for s in sources]
 
         def compute(missing: list[int]) -> Tensor:
-            return self.vae.encode(
-                torch.stack([fit_on_white(pictures[i], size.height, size.width) for i in missing])[:, :, None]
-            )
+            # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.
+            found = [fit_on_white(pictures[i], size.height, size.width)[None, :, None] for i in missing]
+            return torch.cat([self.vae.encode(picture) for picture in found])
 
         return self._latents.resolve([(fingerprint(p), size.height, size.width) for p in pictures], compute)
 

@@ -195,13 +195,13 @@ class WanText:
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings float32 [length, dim] per prompt, on the CPU; each text is encoded once, longer ones are cut."""
         cleaned = [clean_prompt(p) for p in prompts]
-        embedded = self._cache.resolve(cleaned, lambda missing: self._embed([cleaned[i] for i in missing]))
+        # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.
+        embedded = self._cache.resolve(cleaned, lambda missing: [self._embed(cleaned[i]) for i in missing])
         return [F.pad(e, (0, 0, 0, self.length - len(e))) for e in embedded]
 
-    def _embed(self, prompts: list[str]) -> list[Tensor]:
-        # Padding to the full length, although masked, is what makes the same text give the same numbers in any company.
+    def _embed(self, prompt: str) -> Tensor:
         tokens = self.tokenizer(
-            prompts,
+            [prompt],
             padding="max_length",
             max_length=self.length,
             truncation=True,
@@ -210,7 +210,7 @@ class WanText:
         )
         ids, mask = tokens.input_ids.to(self.encoder.device), tokens.attention_mask.to(self.encoder.device)
         hidden = self.encoder(ids, attention_mask=mask).last_hidden_state.float().cpu()
-        return [h[:n].clone() for h, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
+        return hidden[0, : int(mask.sum())].clone()
 
 
 class TimeFeatures(nn.Module):

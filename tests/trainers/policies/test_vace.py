@@ -181,6 +181,14 @@ def test_texts_and_references_are_encoded_once(policy, size, make_item):
     assert other.control.shape == (96, 4, 4, 4)
 
 
+def test_conditions_are_the_same_to_the_bit_whatever_was_encoded_before(policy, parts, size, make_item):
+    fresh = VacePolicy(*parts, text_len=12)
+    fresh.encode(PromptItem("first", "", make_item().references[1:]), size)
+    expected, found = policy.encode(make_item(), size), fresh.encode(make_item(), size)
+    assert torch.equal(expected.control, found.control)
+    assert torch.equal(expected.text, found.text)
+
+
 def test_the_same_picture_as_file_and_as_pixels_is_one(policy, size, make_item, tmp_path):
     item = make_item(references=1)
     Image.fromarray(item.references[0]).save(tmp_path / "ann.png")
