@@ -1,26 +1,28 @@
-"""A run small enough for a test, on TinyWorld's real models; also a program, so that tests can kill it.
+"""Runs small enough for a test, in processes of their own that can be killed.
 
-    python small_run.py FOLDER RUN_ID [start|resume] [--set KEY=VALUE ...] [--die rollout|update|checkpoint] [--iteration N]
-
-`--die` sends SIGKILL to itself in the middle of that phase of the iteration.
+As a program it imports torch once and then forks a process per line of its standard input (see `Job`).
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
+import resource
 import signal
+import socket
+import subprocess
 import sys
+import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
-from trainers.config import TrainConfig, make_config
-from trainers.runs.folder import RunFolder
-
 SMALL = {
     "iterations": 2,
+    "video": {"height": 16, "width": 16, "frames": 5},
     "rollout": {"steps": 3, "group_size": 2, "groups_per_update": 2, "updates_per_iteration": 2, "micro_batch": 4,
                 "window": {"kind": "random", "size": 1, "last": 2}},
     "optim": {"micro_batch": 4},
@@ -30,62 +32,130 @@ SMALL = {
 }
 
 
-def merged(base: dict, changes: dict) -> dict:
-    return base | {k: merged(base.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
+@dataclass(frozen=True)
+class Job:
+    """Train the run in `folder`, in so many `processes` as accelerate's launcher would start.
+
+    `fault` happens in the middle of that phase of iteration `iteration` (counted from 0): rollout, update and checkpoint
+    are ended by SIGKILL, `error` raises in the last process only. `file_size`: bytes that a file may have, as on a full
+    disk.
+    """
+
+    folder: str
+    resume: bool = False
+    processes: int = 1
+    fault: str | None = None
+    iteration: int = 1
+    file_size: int | None = None
 
 
-def small_config(**changes) -> TrainConfig:
-    return make_config("tiny", merged(SMALL, changes))
+class Forge:
+    """The program, seen from a test."""
 
+    def __init__(self, folder: Path) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        self.errors = folder / "errors.txt"
+        self.program = subprocess.Popen([sys.executable, __file__, str(self.errors)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True, env=environment)
 
-def die_in(phase: str, iteration: int) -> None:
-    """Arrange for SIGKILL in the middle of a phase of an iteration (counted from 0), by wrapping what that phase calls."""
-    from trainers.grpo import checkpoint, loop
+    def start(self, run: Any, **options: Any) -> int:
+        """Begin a job; its (first) process id."""
+        print(json.dumps(asdict(Job(str(run.path), **options))), file=self.program.stdin, flush=True)
+        return json.loads(self.program.stdout.readline())
 
-    class Doomed(loop.Trainer):
-        def _rollouts(self, *arguments):
-            return self._calls("rollout", self.policy, "velocity", 4, super()._rollouts, arguments)
+    def wait(self) -> list[int]:
+        """The exit codes of the job's processes: negative for a signal."""
+        return json.loads(self.program.stdout.readline())
 
-        def _updates(self, *arguments):
-            return self._calls("update", self.policy, "velocity", 2, super()._updates, arguments)
+    def run(self, run: Any, **options: Any) -> list[int]:
+        self.start(run, **options)
+        return self.wait()
 
-        def _save(self):
-            return self._calls("checkpoint", checkpoint, "save_file", 2, super()._save, ())
-
-        def _calls(self, name, owner, attribute, number, method, arguments):
-            due = self.progress.iteration - (name == "checkpoint") == iteration
-            if name != phase or not due:
-                return method(*arguments)
-            original, left = getattr(owner, attribute), [number]
-
-            def counted(*args, **kwargs):
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(*args, **kwargs)
-
-            setattr(owner, attribute, counted)
-            return method(*arguments)
-
-    loop.Trainer = Doomed
+    def close(self) -> None:
+        self.program.stdin.close()
+        self.program.wait(60)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("mode", choices=["start", "resume"])
-    parser.add_argument("--die", choices=["rollout", "update", "checkpoint"])
-    parser.add_argument("--iteration", type=int, default=1)
-    options = parser.parse_args()
     import torch
 
-    torch.set_num_threads(1)
-    from trainers.grpo.loop import train
+    from trainers.grpo import loop
+    from trainers.policies import vace
+    from trainers.rewards import identity
 
-    if options.die:
-        die_in(options.die, options.iteration)
-    run = RunFolder(options.folder)
-    print(train(run.config(), run, resume=options.mode == "resume"))
+    assert loop and vace and identity
+    torch.set_num_threads(1)
+    errors = open(sys.argv[1], "ab", buffering=0)
+    for line in sys.stdin:
+        job = Job(**json.loads(line))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = [os.fork() or _child(job, rank, port, errors.fileno()) for rank in range(job.processes)]
+        print(json.dumps(children[0]), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
+def _child(job: Job, rank: int, port: int, errors: int) -> None:
+    os.dup2(errors, 1)
+    os.dup2(errors, 2)
+    code = 1
+    try:
+        if job.processes > 1:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.processes),
+                              LOCAL_WORLD_SIZE=str(job.processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        if job.file_size:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, job.file_size))
+        from trainers.grpo.loop import train
+        from trainers.runs.folder import RunFolder
+
+        if job.fault:
+            _arrange(job.fault, job.iteration, rank == job.processes - 1)
+        run = RunFolder(job.folder)
+        train(run.config(), run, job.resume)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _arrange(fault: str, iteration: int, last: bool) -> None:
+    """Wrap what a phase calls, so that its second call in that iteration is the fault."""
+    from trainers.errors import UserError
+    from trainers.grpo import checkpoint, loop
+
+    class Doomed(loop.Trainer):
+        def _own_rollouts(self, *arguments):
+            return self._with(("rollout", "error"), iteration, self.policy, "velocity", super()._own_rollouts, arguments)
+
+        def _gradients(self, *arguments):
+            return self._with(("update",), iteration, self.policy, "velocity", super()._gradients, arguments)
+
+        def _save(self):
+            return self._with(("checkpoint",), iteration + 1, checkpoint, "save_file", super()._save, ())
+
+        def _with(self, faults, due, owner, attribute, method, arguments):
+            if fault not in faults or self.progress.iteration != due:
+                return method(*arguments)
+            original, calls = getattr(owner, attribute), []
+
+            def counted(*args, **kwargs):
+                calls.append(None)
+                if len(calls) == 2:
+                    if fault != "error":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    elif last:
+                        raise UserError("a fault of the last process")
+                return original(*args, **kwargs)
+
+            setattr(owner, attribute, counted)
+            try:
+                return method(*arguments)
+            finally:
+                setattr(owner, attribute, original)
+
+    loop.Trainer = Doomed
 
 
 if __name__ == "__main__":

@@ -1,155 +1,306 @@
-"""The loop's invariants, on TinyWorld's real models."""
+"""The loop's invariants, on small models of the real classes. Nothing is mocked: processes are killed, files are full."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.config import make_config
+from trainers.config import TrainConfig, make_config
 from trainers.errors import UserError
 from trainers.grpo.checkpoint import checkpoints
 from trainers.grpo.loop import train
 from trainers.runs.folder import RunFolder
 
-PROGRAM = Path(__file__).parent / "small_run.py"
-sys.path.insert(0, str(PROGRAM.parent))
+from .small_run import SMALL, Forge
 
-from small_run import small_config
+FLOAT_ERROR = 2e-5  # of weights that an iteration moves by about the learning rate, 2e-3
 
 
-def run_small(root: Path, **changes) -> RunFolder:
-    run = RunFolder.create(root, small_config(**changes))
-    assert train(run.config(), run).state == "finished"
+def merged(base: dict, changes: dict) -> dict:
+    return base | {k: merged(base.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
+
+
+@pytest.fixture(scope="module")
+def forge(tmp_path_factory):
+    forge = Forge(tmp_path_factory.mktemp("forge"))
+    yield forge
+    forge.close()
+
+
+@pytest.fixture(scope="module")
+def small_config(small_models):
+    """Two iterations of two updates, with changes laid over."""
+    return lambda **changes: make_config("tiny", merged(merged(SMALL, small_models), changes))
+
+
+@pytest.fixture(scope="module")
+def finished(forge, tmp_path_factory, small_config):
+    """A function: a run of its own folder that nothing disturbed."""
+    def run(**changes) -> RunFolder:
+        run = RunFolder.create(tmp_path_factory.mktemp("runs"), small_config(**changes))
+        assert forge.run(run) == [0], forge.errors.read_text()[-3000:]
+        return run
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference_run(finished) -> RunFolder:
+    """Two iterations that nothing disturbed."""
+    return finished()
+
+
+@pytest.fixture
+def halfway(reference_run, tmp_path) -> RunFolder:
+    """A run to spoil: a copy of the reference that stands at iteration 1."""
+    run = RunFolder(shutil.copytree(reference_run.path, tmp_path / reference_run.id))
+    shutil.rmtree(run.checkpoints / "000002")
+    run.truncate_metrics(1)
     return run
 
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return load_file(checkpoints(run.checkpoints)[-1] / "lora.safetensors")
-
-
-def train_rows(run: RunFolder) -> list[dict]:
-    return [row for row in run.read_metrics() if row["kind"] == "train"]
+    newest = checkpoints(run.checkpoints)[-1]
+    return {f"{part}.{n}": t for part in ("lora", "ema", "optimiser") for n, t in load_file(newest / f"{part}.safetensors").items()}
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert a.keys() == b.keys()
+    assert a.keys() == b.keys() and a
     return max((a[n] - b[n]).abs().max().item() for n in a)
 
 
-def program(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no"] if processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *launch, str(PROGRAM), *map(str, arguments)], check=False, capture_output=True, text=True,
-                          timeout=240, env=environment)
+def rows(run: RunFolder, kind: str) -> list[dict]:
+    return [row for row in run.read_metrics() if row["kind"] == kind]
 
 
-@pytest.fixture(scope="module")
-def reference_run(tmp_path_factory) -> RunFolder:
-    """Two iterations that nothing disturbed."""
-    torch.set_num_threads(1)
-    return run_small(tmp_path_factory.mktemp("reference"))
+def told(run: RunFolder, kind: str) -> list[dict]:
+    """The rows without what only a clock says."""
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows(run, kind)]
 
 
-@pytest.mark.parametrize("optim", [{}, {"ratio": "guard", "clip_range": 2e-6}], ids=["plain", "guard"])
-def test_ratio_is_exactly_one_at_the_first_on_policy_update(tmp_path, optim):
-    run = run_small(tmp_path, iterations=1, optim=optim)
-    assert train_rows(run)[0]["ratio_error"] == 0.0
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_training_moves_the_weights_and_the_average(reference_run):
-    first, last = checkpoints(reference_run.checkpoints)[0], checkpoints(reference_run.checkpoints)[-1]
-    assert distance(load_file(first / "lora.safetensors"), load_file(last / "lora.safetensors")) > 1e-5
-    assert distance(load_file(last / "lora.safetensors"), load_file(last / "ema.safetensors")) > 0
+def refused(config: TrainConfig, run: RunFolder, sentence: str) -> None:
+    """Resuming fails with the sentence, the status says so, and the checkpoint is as it was."""
+    before = files(checkpoints(run.checkpoints)[-1])
+    with pytest.raises(UserError, match=sentence) as raised:
+        train(config, run, resume=True)
+    assert run.status()["state"] == "failed"
+    assert run.status()["last_error"] == str(raised.value)
+    assert files(checkpoints(run.checkpoints)[-1]) == before
 
 
-@pytest.mark.parametrize("rollout, update", [(4, 1), (2, 2), (1, 1)])
-def test_micro_batches_change_nothing(reference_run, tmp_path, rollout, update):
-    run = run_small(tmp_path, rollout={"micro_batch": rollout}, optim={"micro_batch": update}, reward={"micro_batch": 3})
-    assert distance(weights(run), weights(reference_run)) < 2e-5
-    assert train_rows(run)[0]["reward_mean"] == pytest.approx(train_rows(reference_run)[0]["reward_mean"], abs=1e-4)
+# --- what training does ------------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_do_what_one_does(reference_run, tmp_path):
+def test_ratio_is_exactly_one_at_the_first_on_policy_update(reference_run):
+    assert [row["ratio_error"] for row in rows(reference_run, "train")] == [0.0, 0.0]
+
+
+def test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update(finished):
+    run = finished(iterations=1, optim={"ratio": "guard", "clip_range": 2e-6}, rollout={"guidance": 3.0})
+    assert rows(run, "train")[0]["ratio_error"] == 0.0
+
+
+def test_training_moves_the_weights_and_the_average_follows(reference_run):
+    start, end, average = (load_file(reference_run.checkpoints / name) for name in (
+        "000000/lora.safetensors", "000002/lora.safetensors", "000002/ema.safetensors"))
+    assert 1e-3 < distance(start, end)
+    assert 1e-4 < distance(start, average) < 0.5 * distance(start, end)
+
+
+def test_the_kl_is_zero_before_the_policy_has_moved_and_positive_after(reference_run):
+    before, after = (row["kl"] for row in rows(reference_run, "train"))
+    assert before == 0.0 < after
+
+
+def test_the_untouched_policy_is_measured_first_and_the_last_one_too(reference_run):
+    """Defect 24: the published trainer never measures where it started."""
+    first, last = rows(reference_run, "evaluation")
+    assert (first["iteration"], first["win"], first["tie"], first["margin"]) == (0, 0.0, 1.0, 0.0)
+    assert last["iteration"] == 2 and last["win"] + last["tie"] + last["loss"] == pytest.approx(1)
+
+
+def test_the_first_export_moves_no_pixel(reference_run):
+    ups = [v for k, v in load_file(reference_run.exports / f"{reference_run.id}-000000.safetensors").items() if "lora_up" in k]
+    assert ups and not any(u.any() for u in ups)
+
+
+def test_shuffled_rewards_are_the_same_rewards_but_train_something_else(finished, reference_run):
+    run = finished(iterations=1, reward={"shuffle": True})
+    assert rows(run, "train")[0]["reward_mean"] == rows(reference_run, "train")[0]["reward_mean"]
+    assert distance(load_file(run.checkpoints / "000001/lora.safetensors"),
+                    load_file(reference_run.checkpoints / "000001/lora.safetensors")) > 1e-3
+
+
+def test_evaluated_iterations_are_saved_and_the_best_is_kept(finished):
+    run = finished(iterations=4, checkpoint={"every": 10, "keep": 1}, evaluation={"every": 1})
+    best = max(rows(run, "evaluation"), key=lambda row: (row["margin"], -row["iteration"]))["iteration"]
+    assert {int(p.name) for p in checkpoints(run.checkpoints)} == {best, 4}
+
+
+# --- the same for any split of the work --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rollout, update", [(3, 1), (1, 2)])
+def test_micro_batches_change_nothing(finished, reference_run, rollout, update):
+    run = finished(rollout={"micro_batch": rollout}, optim={"micro_batch": update}, reward={"micro_batch": 3})
+    assert distance(weights(run), weights(reference_run)) < FLOAT_ERROR
+    for row, expected in zip(rows(run, "train"), rows(reference_run, "train"), strict=True):
+        assert row["reward_mean"] == pytest.approx(expected["reward_mean"], abs=1e-3)
+
+
+def test_two_processes_do_what_one_does(forge, reference_run, small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config())
-    done = program(run.path, "start", processes=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert distance(weights(run), weights(reference_run)) < 2e-5
-    rows = [(row["kind"], row["iteration"]) for row in run.read_metrics()]
-    assert rows == [(row["kind"], row["iteration"]) for row in reference_run.read_metrics()]
+    assert forge.run(run, processes=2) == [0, 0], forge.errors.read_text()[-3000:]
+    assert distance(weights(run), weights(reference_run)) < FLOAT_ERROR
+    for kind in ("train", "evaluation"):
+        for row, expected in zip(told(run, kind), told(reference_run, kind), strict=True):
+            assert row.pop("kind") == expected.pop("kind")
+            assert row == pytest.approx(expected, rel=1e-2, abs=1e-4)
 
 
-@pytest.mark.parametrize("phase", ["rollout", "update", "checkpoint"])
-def test_a_killed_run_resumes_to_the_same_weights(reference_run, tmp_path, phase):
+def test_processes_without_work_keep_step(forge, finished, small_config, tmp_path):
+    """Three processes for two rollouts and two held-out items: one has nothing to add and must still take part."""
+    changes = {"iterations": 1, "optim": {"kl": 0.0}, "rollout": {"groups_per_update": 1}}
+    run = RunFolder.create(tmp_path, small_config(**changes))
+    assert forge.run(run, processes=3) == [0, 0, 0], forge.errors.read_text()[-3000:]
+    assert distance(weights(run), weights(finished(**changes))) < FLOAT_ERROR
+
+
+def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config())
-    killed = program(run.path, "start", "--die", phase, "--iteration", "1")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert checkpoints(run.checkpoints)[-1].name == "000001"
-    resumed = program(run.path, "resume")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert forge.run(run, processes=2, fault="error", iteration=0) == [1, 1]
+    assert (run.status()["state"], run.status()["last_error"]) == ("failed", "a fault of the last process")
+
+
+# --- interrupted -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase, iteration", [("rollout", 0), ("update", 1), ("checkpoint", 1)])
+def test_a_killed_run_resumes_to_the_same_weights(forge, reference_run, small_config, tmp_path, phase, iteration):
+    run = RunFolder.create(tmp_path, small_config())
+    assert forge.run(run, fault=phase, iteration=iteration) == [-signal.SIGKILL]
+    assert checkpoints(run.checkpoints)[-1].name == f"{iteration:06d}"
+    assert forge.run(run, resume=True) == [0], forge.errors.read_text()[-3000:]
     assert distance(weights(run), weights(reference_run)) == 0.0
-    assert [row["iteration"] for row in train_rows(run)] == [1, 2]
+    for kind in ("train", "evaluation"):
+        assert told(run, kind) == told(reference_run, kind)
 
 
-def test_ctrl_c_stops_the_run_and_keeps_its_last_checkpoint(tmp_path):
-    run = RunFolder.create(tmp_path, small_config(iterations=50))
-    child = subprocess.Popen([sys.executable, str(PROGRAM), str(run.path), "start"], env=os.environ | {"OMP_NUM_THREADS": "1"},
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not checkpoints(run.checkpoints):
-            assert child.poll() is None
-        child.send_signal(signal.SIGINT)
-        assert child.wait(60) == 0
-    finally:
-        child.kill()
-    assert run.status()["state"] == "stopped"
-    assert checkpoints(run.checkpoints)
-
-
-def test_a_diverging_run_fails_and_leaves_its_last_checkpoint(tmp_path):
-    run = RunFolder.create(tmp_path, small_config(iterations=4, optim={"learning_rate": 1e30}))
-    with pytest.raises(UserError, match="last checkpoint"):
-        train(run.config(), run)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_stops_the_run_and_keeps_every_finished_iteration(forge, small_config, tmp_path, processes):
+    run = RunFolder.create(tmp_path, small_config(iterations=500, checkpoint={"every": 1000}, evaluation={"every": 1000}))
+    child = forge.start(run, processes=processes)
+    while run.status()["iteration"] < 2:
+        assert run.status()["state"] != "failed"
+        time.sleep(0.02)
+    os.kill(child, signal.SIGINT)
+    assert forge.wait() == [0] * processes, forge.errors.read_text()[-3000:]
     status = run.status()
-    assert status["state"] == "failed" and "last checkpoint" in status["last_error"]
-    assert all(torch.isfinite(t).all() for t in load_file(checkpoints(run.checkpoints)[0] / "lora.safetensors").values())
+    assert status["state"] == "stopped"
+    assert int(checkpoints(run.checkpoints)[-1].name) == status["iteration"] == rows(run, "train")[-1]["iteration"]
+
+
+def test_a_run_that_was_stopped_before_its_first_measurement_makes_up_for_it(halfway, small_config):
+    shutil.rmtree(halfway.checkpoints / "000001")
+    (halfway.path / "metrics.jsonl").unlink()
+    (halfway.path / "evaluation" / "000000.json").unlink()
+    assert train(small_config(iterations=1), halfway, resume=True).state == "finished"
+    assert [(row["kind"], row["iteration"]) for row in halfway.read_metrics()] == [
+        ("evaluation", 0), ("train", 1), ("evaluation", 1)]
+
+
+def test_save_and_sample_are_answered_after_the_iteration(halfway, small_config):
+    halfway.request("save")
+    halfway.request("sample")
+    train(small_config(iterations=3, checkpoint={"every": 100}), halfway, resume=True)
+    assert (halfway.checkpoints / "000001").is_dir() and len(list((halfway.samples / "000001").iterdir())) == 2
+    assert not any((halfway.path / "control").iterdir())
+
+
+# --- refused or failed: a clear message, and nothing lost --------------------------------------------------------------------
+
+
+def test_a_diverging_run_fails_and_leaves_its_last_checkpoint(halfway, small_config):
+    refused(small_config(optim={"learning_rate": 1e30}), halfway, "gradient of update 4 is nan.*last checkpoint")
+
+
+def test_a_reward_that_is_no_number_names_its_item(halfway, small_config, small_models, tmp_path):
+    source = Path(shutil.copytree(small_models["reward"]["source"], tmp_path / "identity_reward"))
+    [head] = source.rglob("non_lora_state_dict.pth")
+    tensors = torch.load(head, weights_only=True)
+    [name] = [n for n in tensors if "rm_head" in n]
+    tensors[name].fill_(math.nan)
+    torch.save(tensors, head)
+    refused(small_config(reward={"source": str(source)}), halfway, "reward of item `row-[2-7]` .seed [0-9]+. is nan")
+
+
+def test_a_full_disk_fails_the_run_and_leaves_its_last_checkpoint(forge, halfway, small_config):
+    """The limit lets every file pass but the weights."""
+    before = files(halfway.checkpoints / "000001")
+    config = halfway.config().model_copy(update={"iterations": 3})
+    (halfway.path / "config.yaml").write_text(config.to_yaml())
+    assert forge.run(halfway, resume=True, file_size=len(before["lora.safetensors"]) - 1) == [1]
+    assert [p.name for p in halfway.checkpoints.iterdir() if p.name != "000000"] == ["000001"]
+    assert files(halfway.checkpoints / "000001") == before
+    status = halfway.status()
+    assert status["state"] == "failed" and "the disk is full" in status["last_error"]
 
 
 def test_a_run_with_checkpoints_does_not_start_again_at_zero(reference_run):
-    with pytest.raises(UserError, match="resume"):
+    with pytest.raises(UserError, match="continue it with `resume`"):
         train(reference_run.config(), reference_run)
+    assert reference_run.status()["state"] == "finished"
 
 
-def test_a_checkpoint_of_another_policy_is_refused(reference_run, tmp_path):
-    run = run_small(tmp_path, iterations=1)
-    newest = checkpoints(run.checkpoints)[-1]
-    progress = json.loads((newest / "progress.json").read_text())
-    (newest / "progress.json").write_text(json.dumps(progress | {"policy": "phantom"}))
-    with pytest.raises(UserError, match="phantom"):
+def test_a_run_without_checkpoints_cannot_resume(small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config())
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
         train(run.config(), run, resume=True)
 
 
-def test_a_checkpoint_of_another_rank_is_refused(tmp_path):
-    run = run_small(tmp_path, iterations=1)
-    larger = make_config("tiny", small_config(lora={"rank": 3}, iterations=2).model_dump(exclude={"preset"}))
-    with pytest.raises(UserError, match="rank"):
-        train(larger, run, resume=True)
+def test_a_checkpoint_of_another_policy_is_refused(halfway, small_config):
+    path = halfway.checkpoints / "000001" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"policy": "phantom"}))
+    refused(small_config(), halfway, "belongs to the policy `phantom`, this run trains `vace`")
 
 
-def test_the_untouched_policy_is_measured_first(reference_run):
-    first = reference_run.read_metrics()[0]
-    assert (first["kind"], first["iteration"], first["win"], first["tie"]) == ("evaluation", 0, 0.0, 1.0)
+def test_a_checkpoint_of_another_rank_is_refused(halfway, small_config):
+    refused(small_config(lora={"rank": 3}), halfway, "rank differ")
 
 
-def test_an_iteration_zero_lora_changes_no_pixel(reference_run):
-    """The LoRA starts at zero, so the first export must not move the policy."""
-    ups = [v for k, v in load_file(reference_run.exports / f"{reference_run.id}-000000.safetensors").items() if "lora_up" in k]
-    assert ups and all(not u.any() for u in ups)
+def test_a_checkpoint_of_another_prompt_set_is_refused(halfway, small_config, small_models, tmp_path):
+    folder = Path(small_models["prompts"]).parent
+    text = Path(small_models["prompts"]).read_text().replace("wave", "jump", 1).replace("face", f"{folder}/face")
+    (tmp_path / "other.csv").write_text(text)
+    refused(small_config(prompts=str(tmp_path / "other.csv")), halfway, "another prompt set")
+
+
+def test_a_checkpoint_without_its_moments_is_refused(halfway, small_config):
+    shutil.copy(halfway.checkpoints / "000000" / "optimiser.safetensors", halfway.checkpoints / "000001")
+    refused(small_config(), halfway, "delete this folder")
+
+
+def test_a_damaged_checkpoint_is_named(halfway, small_config):
+    path = halfway.checkpoints / "000001" / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(small_config(), halfway, "000001 cannot be read")
+
+
+def test_a_prompt_set_smaller_than_the_groups_of_an_update_is_refused(small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config(rollout={"groups_per_update": 7}))
+    with pytest.raises(UserError, match="has 6 rows to train on but an update needs 7 groups"):
+        train(run.config(), run)
+    assert run.status()["state"] == "failed"
