@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[3]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
@@ -77,26 +76,32 @@ class Forge:
 
 
 def main() -> None:
+    import diffusers
     import torch
+    import transformers
+    from peft.tuners import lora
 
+    from trainers import clips, verify
     from trainers.grpo import loop
     from trainers.policies import vace
     from trainers.rewards import identity
 
-    assert loop and vace and identity
+    # What is here already no child has to import again.
+    assert all((clips, identity, loop, lora, vace, verify, diffusers.AutoencoderKLWan, diffusers.WanVACETransformer3DModel,
+                transformers.PreTrainedTokenizerFast, transformers.Qwen2_5_VLModel, transformers.UMT5EncoderModel))
     torch.set_num_threads(1)
-    errors = open(sys.argv[1], "ab", buffering=0)
-    for line in sys.stdin:
-        job = Job(**json.loads(line))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = [os.fork() or _child(job, rank, port, errors.fileno()) for rank in range(job.processes)]
-        print(json.dumps(children[0]), flush=True)
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+    with open(sys.argv[1], "ab", buffering=0) as errors:
+        for line in sys.stdin:
+            job = Job(**json.loads(line))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            children = [os.fork() or _child(job, rank, port, errors.fileno()) for rank in range(job.processes)]
+            print(json.dumps(children[0]), flush=True)
+            print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 
 
-def _child(job: Job, rank: int, port: int, errors: int) -> None:
+def _child(job: Job, rank: int, port: int, errors: int) -> NoReturn:
     os.dup2(errors, 1)
     os.dup2(errors, 2)
     code = 1
@@ -105,6 +110,8 @@ def _child(job: Job, rank: int, port: int, errors: int) -> None:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.processes),
                               LOCAL_WORLD_SIZE=str(job.processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         if job.file_size:
+            import resource
+
             resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, job.file_size))
         from trainers.grpo.loop import train
         from trainers.runs.folder import RunFolder
@@ -114,9 +121,9 @@ def _child(job: Job, rank: int, port: int, errors: int) -> None:
         run = RunFolder(job.folder)
         train(run.config(), run, job.resume)
         code = 0
-    except BaseException:
-        traceback.print_exc()
     finally:
+        if code:
+            traceback.print_exc()
         os._exit(code)
 
 

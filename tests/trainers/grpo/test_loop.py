@@ -31,15 +31,28 @@ def merged(base: dict, changes: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def forge(tmp_path_factory):
+    if os.name != "posix":
+        pytest.skip("processes are forked")
     forge = Forge(tmp_path_factory.mktemp("forge"))
     yield forge
     forge.close()
 
 
 @pytest.fixture(scope="module")
-def small_config(small_models):
+def prompts(small_models, tmp_path_factory) -> Path:
+    """Six rows to train on and two held out, of one and two people in turn: what cannot share a batch."""
+    faces = Path(small_models["prompts"]).parent
+    rows = [f"{';'.join(str(faces / f'face{(i + k) % 8}.png') for k in range(1 + i % 2))},two people wave" for i in range(8)]
+    path = tmp_path_factory.mktemp("prompts") / "mixed.csv"
+    path.write_text("\n".join(["ref_paths,prompt", *rows]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_config(small_models, prompts):
     """Two iterations of two updates, with changes laid over."""
-    return lambda **changes: make_config("tiny", merged(merged(SMALL, small_models), changes))
+    base = merged(merged(SMALL, small_models), {"prompts": str(prompts)})
+    return lambda **changes: make_config("tiny", merged(base, changes))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +122,9 @@ def test_ratio_is_exactly_one_at_the_first_on_policy_update(reference_run):
 
 
 def test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update(finished):
-    run = finished(iterations=1, optim={"ratio": "guard", "clip_range": 2e-6}, rollout={"guidance": 3.0})
+    """With both branches of guidance, on a half-precision base."""
+    run = finished(iterations=1, optim={"ratio": "guard", "clip_range": 2e-6}, rollout={"guidance": 3.0},
+                   policy={"dtype": "bfloat16"})
     assert rows(run, "train")[0]["ratio_error"] == 0.0
 
 
@@ -281,10 +296,8 @@ def test_a_checkpoint_of_another_rank_is_refused(halfway, small_config):
     refused(small_config(lora={"rank": 3}), halfway, "rank differ")
 
 
-def test_a_checkpoint_of_another_prompt_set_is_refused(halfway, small_config, small_models, tmp_path):
-    folder = Path(small_models["prompts"]).parent
-    text = Path(small_models["prompts"]).read_text().replace("wave", "jump", 1).replace("face", f"{folder}/face")
-    (tmp_path / "other.csv").write_text(text)
+def test_a_checkpoint_of_another_prompt_set_is_refused(halfway, small_config, prompts, tmp_path):
+    (tmp_path / "other.csv").write_text(prompts.read_text().replace("wave", "jump", 1))
     refused(small_config(prompts=str(tmp_path / "other.csv")), halfway, "another prompt set")
 
 

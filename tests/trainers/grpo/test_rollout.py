@@ -1,0 +1,83 @@
+"""Rollouts keep what training needs, and no more."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainers.config import RolloutConfig
+from trainers.grpo.dynamics import flow_schedule
+from trainers.grpo.rollout import micro_batches, roll_out, sample
+from trainers.policies.base import VideoSize
+from trainers.policies.load import load_policy
+from trainers.prompts import load_prompt_set
+
+SIZE = VideoSize(16, 16, 5)
+CONFIG = RolloutConfig(steps=4, guidance=1, window={"kind": "random", "size": 2, "last": 3})
+SCHEDULE = flow_schedule(4, 3.0)
+
+
+@pytest.fixture(scope="module")
+def policy(small_models):
+    return load_policy(small_models["policy"]["source"], torch.float32, "cpu")
+
+
+@pytest.fixture(scope="module")
+def conditions(policy, small_models):
+    return policy.encode(load_prompt_set(small_models["prompts"])[0], SIZE)
+
+
+def rolled(policy, conditions, window, seeds, **options):
+    return roll_out(policy, [conditions] * len(seeds), SIZE, CONFIG, SCHEDULE, window, seeds, **options)
+
+
+def test_defect_25_every_state_is_kept_once_and_without_a_graph(policy, conditions):
+    trajectory, final = rolled(policy, conditions, range(1, 3), [5, 6])
+    shape = policy.latent_shape(SIZE, 2)
+    assert trajectory.latents.shape == (2, 3, *shape) and trajectory.log_probs.shape == (2, 2)
+    assert trajectory.means is None
+    assert not any(t.requires_grad for t in (trajectory.latents, trajectory.log_probs, final))
+    assert trajectory.conditions[0] is trajectory.conditions[1] is conditions
+
+
+def test_the_window_ends_where_the_ode_goes_on(policy, conditions):
+    trajectory, final = rolled(policy, conditions, range(2, 4), [5])
+    assert torch.equal(trajectory.latents[:, -1], final)
+    trajectory, final = rolled(policy, conditions, range(1, 3), [5])
+    assert not torch.equal(trajectory.latents[:, -1], final)
+
+
+def test_guards_means_are_those_of_the_sampled_steps(policy, conditions):
+    trajectory, _ = rolled(policy, conditions, range(1, 3), [5], keep_means=True)
+    assert trajectory.means.shape == trajectory.latents[:, 1:].shape
+    assert (trajectory.means - trajectory.latents[:, 1:]).abs().max() > 1e-3
+
+
+def test_defect_19_a_rollout_is_made_again_from_its_seed_alone(policy, conditions):
+    _, together = rolled(policy, conditions, range(1, 3), [5, 6, 7])
+    torch.manual_seed(1)
+    _, again = rolled(policy, conditions, range(1, 3), [6])
+    torch.testing.assert_close(together[1:2], again, atol=1e-4, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_rollouts_ask_before_every_step_whether_to_go_on(policy, conditions):
+    calls = []
+    rolled(policy, conditions, range(1, 3), [5], check=lambda: calls.append(None))
+    assert len(calls) == 4
+
+
+def test_nothing_to_sample_gives_no_videos(policy):
+    assert len(sample(policy, [], SIZE, 2, 3.0, 1.0, [])) == 0
+
+
+@given(st.lists(st.integers(1, 3), max_size=20), st.integers(1, 6))
+def test_micro_batches_hold_everything_once_and_nothing_of_another_shape(references, size):
+    conditions = [SimpleNamespace(references=count) for count in references]
+    found = list(micro_batches(conditions, range(len(conditions)), size))
+    assert sorted(i for chunk in found for i in chunk) == list(range(len(conditions)))
+    assert all(len({references[i] for i in chunk}) == 1 and len(chunk) <= size for chunk in found)
