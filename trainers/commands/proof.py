@@ -19,10 +19,10 @@ from ..runs.launcher import start, stop
 from ..runs.report import table
 
 PROOF = {
-    "iterations": 24,
+    "iterations": 40,
     "rollout": {"micro_batch": 64},
     "optim": {"micro_batch": 64},
-    "evaluation": {"items": 96, "every": 24},
+    "evaluation": {"items": 96, "every": 20},
     "checkpoint": {"every": 10},
 }
 WIN_RATE, IDENTITY_GAIN = 0.75, 0.189
