@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +35,21 @@ def test_the_plan_repeats():
     assert plan_iteration(3, 4, config(), 50) == plan_iteration(3, 4, config(), 50)
 
 
+def test_another_seed_walks_other_items_with_other_noise():
+    first, second = (plan_iteration(seed, 0, config(), 50) for seed in (0, 1))
+    assert [p.item for p in first] != [p.item for p in second]
+    assert not {p.seed for p in first} & {p.seed for p in second}
+
+
+@given(st.integers(0, 3), st.integers(3, 50))
+def test_defect_7_every_group_of_every_iteration_is_one_item_of_full_size(iteration, items):
+    """Also of the first: the published sampler burnt two epochs of prompts."""
+    plan = plan_iteration(0, iteration, config(), items)
+    groups = {g: [p for p in plan if p.group == g] for g in {p.group for p in plan}}
+    assert len(groups) == config().groups
+    assert all(len(members) == 2 and len({p.item for p in members}) == 1 for members in groups.values())
+
+
 def test_noise_does_not_depend_on_the_batch():
     together = draw_noise(noise_generators([1, 2, 3]), (4, 5), torch.device("cpu"))
     alone = draw_noise(noise_generators([2]), (4, 5), torch.device("cpu"))
@@ -51,9 +67,17 @@ def test_a_sliding_window_moves_and_wraps():
     assert [plan_window(0, i, sliding).start for i in range(8)] == [0, 0, 1, 1, 2, 2, 0, 0]
 
 
-def test_the_trained_steps_leave_the_last_one_to_the_ode():
-    """Defect 12: noise added at the last step stays in the video."""
+def test_defect_12_the_recipe_leaves_the_last_step_to_the_ode():
+    """Noise added at the last step stays in the video."""
     assert 24 not in plan_window(0, 0, RolloutConfig())
+
+
+@pytest.mark.parametrize("window", [{"kind": "all", "size": 8}, {"kind": "random", "size": 2, "last": 8}])
+def test_defect_12_cps_does_not_train_its_last_step_which_has_no_noise(window):
+    with pytest.raises(ValueError, match="within the first 7 steps"):
+        config(dynamics="cps", window=window)
+    assert config(dynamics="flow_sde", window=window)
+    assert config(dynamics="cps", window=window | ({"size": 7} if window["kind"] == "all" else {"last": 7}))
 
 
 @given(st.integers(0, 200), st.integers(1, 9))
@@ -61,3 +85,4 @@ def test_shares_cover_everything_once(count, processes):
     slices = [share(count, rank, processes) for rank in range(processes)]
     assert [i for s in slices for i in s] == list(range(count))
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
+    assert len(slices[0]) == max(map(len, slices))
