@@ -36,7 +36,7 @@ class Job:
     """Train the run in `folder`, in so many `processes` as accelerate's launcher would start.
 
     `fault` happens in the middle of that phase of iteration `iteration` (counted from 0): rollout, update and checkpoint
-    are ended by SIGKILL, `error` raises in the last process only. `file_size`: bytes that a file may have, as on a full
+    are ended by SIGKILL, `interrupt` is a Ctrl-C in the second update, `error` raises in the last process only. `file_size`: bytes that a file may have, as on a full
     disk.
     """
 
@@ -137,7 +137,8 @@ def _arrange(fault: str, iteration: int, last: bool) -> None:
             return self._with(("rollout", "error"), iteration, self.policy, "velocity", super()._own_rollouts, arguments)
 
         def _gradients(self, *arguments):
-            return self._with(("update",), iteration, self.policy, "velocity", super()._gradients, arguments)
+            faults = ("update", "interrupt") if arguments[-1] else ("update",)
+            return self._with(faults, iteration, self.policy, "velocity", super()._gradients, arguments)
 
         def _save(self):
             return self._with(("checkpoint",), iteration + 1, checkpoint, "save_file", super()._save, ())
@@ -151,7 +152,7 @@ def _arrange(fault: str, iteration: int, last: bool) -> None:
                 calls.append(None)
                 if len(calls) == 2:
                     if fault != "error":
-                        os.kill(os.getpid(), signal.SIGKILL)
+                        os.kill(os.getpid(), signal.SIGINT if fault == "interrupt" else signal.SIGKILL)
                     elif last:
                         raise UserError("a fault of the last process")
                 return original(*args, **kwargs)

@@ -214,15 +214,26 @@ def test_a_killed_run_resumes_to_the_same_weights(forge, reference_run, small_co
         assert told(run, kind) == told(reference_run, kind)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_stops_the_run_and_keeps_every_finished_iteration(forge, small_config, tmp_path, processes):
+@pytest.mark.parametrize("every, kept", [(1, 1), (1000, 2)], ids=["saved before", "not saved yet"])
+def test_ctrl_c_in_an_update_loses_at_most_the_iteration_in_flight(forge, reference_run, small_config, tmp_path, every, kept):
+    """Half an update cannot be kept: it is given up where its start is saved, else finished first."""
+    run = RunFolder.create(tmp_path, small_config(iterations=500, checkpoint={"every": every}, evaluation={"every": 1000}))
+    assert forge.run(run, fault="interrupt", iteration=1) == [0], forge.errors.read_text()[-3000:]
+    assert (run.status()["state"], run.status()["iteration"]) == ("stopped", kept)
+    newest = checkpoints(run.checkpoints)[-1]
+    assert int(newest.name) == kept
+    for name in ("lora.safetensors", "ema.safetensors", "optimiser.safetensors"):
+        assert files(newest)[name] == files(reference_run.checkpoints / newest.name)[name]
+
+
+def test_ctrl_c_stops_all_processes_and_keeps_every_finished_iteration(forge, small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config(iterations=500, checkpoint={"every": 1000}, evaluation={"every": 1000}))
-    child = forge.start(run, processes=processes)
+    child = forge.start(run, processes=2)
     while run.status()["iteration"] < 2:
         assert run.status()["state"] != "failed"
         time.sleep(0.02)
     os.kill(child, signal.SIGINT)
-    assert forge.wait() == [0] * processes, forge.errors.read_text()[-3000:]
+    assert forge.wait() == [0, 0], forge.errors.read_text()[-3000:]
     status = run.status()
     assert status["state"] == "stopped"
     assert int(checkpoints(run.checkpoints)[-1].name) == status["iteration"] == rows(run, "train")[-1]["iteration"]
