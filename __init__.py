@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+WEB_DIRECTORY = "./web"
+
 
 async def comfy_entrypoint():
     """Called by ComfyUI once: the pack's extension."""

@@ -1,12 +1,21 @@
-"""The pack's nodes: the only package that imports ComfyUI."""
+"""The pack's nodes: the only package that imports ComfyUI. One module per family, each with its classes in `NODES`."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from comfy_api.latest import ComfyExtension, io
+
+from . import folders
+
+FAMILIES = ("policies", "samplers", "loras", "native", "rewards", "prompt_sets", "runs")
 
 
 class IdentityGrpoExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
+    async def on_load(self) -> None:
+        folders.register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]

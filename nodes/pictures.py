@@ -1,0 +1,37 @@
+"""Between ComfyUI's IMAGE (float [N, H, W, 3] in 0..1) and the pixels of the trainers (uint8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..trainers.errors import UserError
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """IMAGE [N, H, W, 3 or 4] -> uint8 [N, H, W, 3] on the CPU; transparency becomes white."""
+    image = image.detach().float().cpu().clamp(0, 1)
+    if image.shape[-1] == 4:
+        image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
+    return (image * 255).round().to(torch.uint8)
+
+
+def to_image(pixels: Tensor | np.ndarray) -> Tensor:
+    """uint8 [N, H, W, 3] or [H, W, 3] -> IMAGE float32 [N, H, W, 3] on the CPU."""
+    pixels = torch.as_tensor(pixels)
+    return (pixels if pixels.ndim == 4 else pixels[None]).cpu().float() / 255
+
+
+def to_references(slots: Mapping[str, Tensor | None] | Iterable[Tensor]) -> tuple[np.ndarray, ...]:
+    """One picture uint8 [H, W, 3] per person from connected slots, in order; a batch in a slot is that many people.
+
+    Raises UserError when nothing is connected.
+    """
+    images = slots.values() if isinstance(slots, Mapping) else slots
+    found = tuple(picture.numpy() for image in images if image is not None for picture in to_pixels(image))
+    if not found:
+        raise UserError("no reference image is connected; connect one picture per person to `references`")
+    return found
