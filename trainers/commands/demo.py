@@ -18,7 +18,7 @@ TRAINING_SECONDS = 430
 
 
 def demo_config(changes: dict | None = None) -> TrainConfig:
-    return make_config("tiny", {"iterations": 16, "evaluation": {"every": 4}} | (changes or {}))
+    return make_config("tiny", {"iterations": 20, "evaluation": {"every": 4}} | (changes or {}))
 
 
 def main(root: Path, changes: dict | None = None, seconds: float = TRAINING_SECONDS) -> int:
