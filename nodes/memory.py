@@ -36,10 +36,15 @@ class Managed:
 
     @contextmanager
     def use(self, *only: nn.Module, working_bytes: float = 0) -> Iterator[torch.device]:
-        """`load` for a block of work; afterwards the modules stay until ComfyUI needs the memory, or leave at once."""
+        """`load` for a block of work that Cancel ends between two layers of any module.
+
+        Afterwards the modules stay until ComfyUI needs the memory, or leave at once. `only` may name modules that are
+        not managed (they compute where they are).
+        """
         device = self.load(working_bytes, only)
         try:
-            yield device
+            with _interruptible(only or self.modules):
+                yield device
         finally:
             if self.leave:
                 self.unload()
@@ -49,6 +54,30 @@ class Managed:
         for patcher in self._patchers:
             patcher.detach()
         management.soft_empty_cache()
+
+
+@contextmanager
+def _interruptible(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block every layer of the modules' stacks asks first whether the user has pressed Cancel."""
+    waiting: list[torch.cuda.Event] = []
+
+    def ask(*_) -> None:
+        management.throw_exception_if_processing_interrupted()
+        if torch.cuda.is_available():
+            # Python runs ahead of the GPU by many layers, so it would ask long before the work it asks about.
+            event = torch.cuda.Event()
+            event.record()
+            if waiting:
+                waiting.pop().synchronize()
+            waiting.append(event)
+
+    stacks = [m for module in modules for m in module.modules() if isinstance(m, nn.ModuleList)]
+    hooks = [layer.register_forward_pre_hook(ask) for stack in stacks for layer in stack]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Whole(ModelPatcher):

@@ -78,12 +78,16 @@ def roll_out(
 @torch.no_grad()
 def denoise(
     policy: Policy, batch: ConditionBatch, schedule: Schedule, guidance: float, latents: Tensor,
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None, watch: Callable[[Tensor], None] = lambda _: None,
 ) -> Tensor:
-    """Deterministic sampling (ODE, Euler) from unit noise [B, C, F, h, w]."""
+    """Deterministic sampling (ODE, Euler) from unit noise [B, C, F, h, w].
+
+    `watch` gets, after every step, what the clean latents are now expected to be.
+    """
     for index in range(len(schedule.timesteps)):
         check()
         velocity = policy.velocity(latents, timestep_batch(schedule, index, len(latents)), batch, guidance)
+        watch(latents - schedule.sigmas[index] * velocity)
         latents = ode_step(latents, velocity, schedule, index)
     return latents
 

@@ -128,14 +128,17 @@ class WanVae:
             parts.append((latents.float().cpu() - self.mean) / self.std)
         return torch.cat(parts)
 
+    def raw(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, z, f, h, w] -> float32, in the units of the network and of ComfyUI's LATENT."""
+        return latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, z, f, h, w] -> frames uint8 [B, F, H, W, 3] on the VAE's device."""
         frames = 1 + (latents.shape[2] - 1) * self.temporal
-        mean, std = self.mean.to(self.model.device), self.std.to(self.model.device)
         videos = []
         for part in latents.split(self._at_once(frames * latents.shape[3:].numel() * self.spatial**2)):
-            raw = part.to(self.model.device, torch.float32) * std + mean
+            raw = self.raw(part.to(self.model.device))
             video = self.model.decode(raw.to(self.model.dtype)).sample.float()
             video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             videos.append(video.permute(0, 2, 3, 4, 1).contiguous())
@@ -198,6 +201,10 @@ class WanText:
         # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.
         embedded = self._cache.resolve(cleaned, lambda missing: [self._embed(cleaned[i]) for i in missing])
         return [F.pad(e, (0, 0, 0, self.length - len(e))) for e in embedded]
+
+    def knows(self, prompts: Sequence[str]) -> bool:
+        """Whether `encode` has these texts already and will not need the encoder."""
+        return all(clean_prompt(p) in self._cache for p in prompts)
 
     def _embed(self, prompt: str) -> Tensor:
         tokens = self.tokenizer(
