@@ -1,0 +1,116 @@
+"""The nodes that draw videos."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..trainers.policies.base import VideoSize
+from ..trainers.prompts import PromptItem
+from .pictures import to_references
+from .sampling import Sampling, check_kind, draw, size_problem, to_control_clip, to_control_mask
+from .types import LoadedPolicy, WanPolicy
+
+CATEGORY = "Identity-GRPO/samplers"
+
+
+def common_inputs(most_references: int, guidance: list[io.Input], shift: float) -> list[io.Input]:
+    """What every sampler asks for, with the model's own `guidance` scales after the steps."""
+    return [
+        WanPolicy.Input("policy", tooltip="The video model, from Load Model or Load LoRA."),
+        io.Autogrow.Input(
+            "references",
+            template=io.Autogrow.TemplatePrefix(
+                io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people."),
+                prefix="ref",
+                min=1,
+                max=most_references,
+            ),
+            tooltip="One picture per person, in the order in which the prompt speaks of them.",
+        ),
+        io.String.Input(
+            "prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."
+        ),
+        io.String.Input("negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."),
+        io.Int.Input(
+            "width", default=832, min=16, max=4096, step=16,
+            tooltip="Of the video in pixels, a multiple of 16. Wan 1.3B knows 832x480; the built-in TinyWorld draws 80x48.",
+        ),
+        io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."),
+        io.Int.Input(
+            "frames", default=81, min=1, max=1025, step=4,
+            tooltip="Number of frames, 4n+1. Wan knows 81 (5 seconds at 16 frames a second); TinyWorld draws 9.",
+        ),
+        io.Int.Input("steps", default=30, min=1, max=200, tooltip="Denoising steps; more are slower and a little finer."),
+        *guidance,
+        io.Float.Input(
+            "shift", default=shift, min=0.1, max=50.0, step=0.1,
+            tooltip="Flow shift of the noise schedule: higher spends more steps on the layout of the picture. "
+                    f"{shift:g} is what models are trained with here.",
+        ),
+        io.Int.Input(
+            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+            tooltip="Of the noise: the same seed and settings give the same video.",
+        ),
+    ]
+
+
+def outputs() -> list[io.Output]:
+    return [
+        io.Image.Output("images", tooltip="The frames of the video."),
+        io.Latent.Output("latent", tooltip="Its latents, without the references, as ComfyUI's VAE Decode expects them."),
+    ]
+
+
+class VACESampler(io.ComfyNode):
+    """VACE with as many people as there are pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        cfg = io.Float.Input(
+            "cfg", default=4.5, min=1.0, max=30.0, step=0.1,
+            tooltip="How strongly the prompt is followed; 1 takes half the time and ignores `negative`.",
+        )
+        return io.Schema(
+            node_id="IdentityGRPOVACESampler",
+            display_name="VACE Sampler (several people)",
+            category=CATEGORY,
+            description="Draws a video of the people in the reference pictures with a VACE model.",
+            search_aliases=["vace", "wan", "subject to video", "reference to video", "multiple people", "identity"],
+            inputs=[
+                *common_inputs(8, [cfg], shift=3.0),
+                io.Image.Input(
+                    "control_video", optional=True,
+                    tooltip="A clip to edit or to follow (poses, depth); resized to the video, grey where it is too short.",
+                ),
+                io.Mask.Input(
+                    "control_mask", optional=True,
+                    tooltip="White where the video is drawn anew, black where `control_video` stays; one mask serves all frames.",
+                ),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, width=None, height=None, frames=None) -> bool | str:
+        return size_problem(width, height, frames) or True
+
+    @classmethod
+    def execute(
+        cls, policy: LoadedPolicy, references: dict, prompt: str, negative: str, width: int, height: int, frames: int, steps: int,
+        cfg: float, shift: float, seed: int, control_video: Tensor | None = None, control_mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        check_kind(policy, "vace")
+        size = VideoSize(height, width, frames)
+        item = PromptItem("sample", prompt, to_references(references), negative)
+        encode = partial(
+            policy.policy.encode, item, size,
+            control_video=None if control_video is None else to_control_clip(control_video, size),
+            control_mask=None if control_mask is None else to_control_mask(control_mask, size),
+        )
+        return io.NodeOutput(*draw(policy, Sampling(size, steps, shift, cfg, seed), item, encode))
+
+
+NODES = [VACESampler]

@@ -1,0 +1,149 @@
+"""Drawing a video with a loaded policy: what the samplers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import comfy.model_management as management
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..trainers.errors import UserError
+from ..trainers.grpo.dynamics import flow_schedule
+from ..trainers.grpo.plan import draw_noise, noise_generators
+from ..trainers.grpo.rollout import denoise
+from ..trainers.lora.formats import read_lora
+from ..trainers.lora.inject import load_lora_into, remove_lora
+from ..trainers.policies.base import Conditions, Policy, VideoSize
+from ..trainers.policies.footprint import step_bytes, vae_bytes
+from ..trainers.prompts import PromptItem
+from .pictures import to_image
+from .previews import Progress
+from .types import LoadedPolicy
+
+STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
+SAMPLERS = {"vace": "VACE Sampler", "phantom": "Phantom Sampler"}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The numbers of one sampling: ODE with `steps` steps on a schedule of flow `shift`."""
+
+    size: VideoSize
+    steps: int
+    shift: float
+    guidance: float
+    seed: int
+
+
+def size_problem(width: int | None, height: int | None, frames: int | None) -> str | None:
+    """What is wrong with a video's size; None for what comes through a link and is not known yet."""
+    for name, value in (("width", width), ("height", height)):
+        if value is not None and (value < STEP or value % STEP):
+            return f"{name} {value} is not a multiple of {STEP}; use {max(STEP, round(value / STEP) * STEP)}"
+    if frames is not None and (frames < 1 or frames % 4 != 1):
+        return f"frames {frames} is not 4n+1 (1, 5, 9 … 81); use {max(1, round((frames - 1) / 4) * 4 + 1)}"
+    return None
+
+
+def check_kind(loaded: LoadedPolicy, kind: str) -> None:
+    """Raises UserError when the policy belongs to another sampler."""
+    if loaded.policy.kind != kind:
+        raise UserError(
+            f"`policy` is a {loaded.policy.kind} model and this is the {SAMPLERS[kind]}; "
+            f"use the {SAMPLERS[loaded.policy.kind]}, or load a {kind} model"
+        )
+
+
+def to_control_clip(video: Tensor, size: VideoSize) -> Tensor:
+    """IMAGE -> float [F, height, width, 3] in 0..255, cropped to the video's proportions; grey where it is too short."""
+    fitted = _fit(video[..., :3], size)
+    grey = fitted.new_full((size.frames - len(fitted), *fitted.shape[1:]), 0.5)
+    return torch.cat([fitted, grey]) * 255
+
+
+def to_control_mask(mask: Tensor, size: VideoSize) -> Tensor:
+    """MASK [N, H, W] -> float [F, height, width]; one mask serves all frames, else what is missing is drawn anew."""
+    fitted = _fit(mask[..., None], size)[..., 0]
+    if len(fitted) == 1:
+        return fitted.expand(size.frames, -1, -1)
+    return torch.cat([fitted, fitted.new_ones(size.frames - len(fitted), *fitted.shape[1:])])
+
+
+def _fit(frames: Tensor, size: VideoSize) -> Tensor:
+    first = frames[: size.frames].cpu().movedim(-1, 1)
+    return comfy.utils.common_upscale(first, size.width, size.height, "bilinear", "center").movedim(1, -1)
+
+
+@contextmanager
+def applied_lora(loaded: LoadedPolicy) -> Iterator[None]:
+    """Within the block the policy acts with its LoRA; after it, and at strength 0, it is the untouched policy."""
+    if loaded.lora is None or loaded.strength == 0:
+        yield
+        return
+    transformer = loaded.policy.transformer
+    with torch.inference_mode(False):
+        load_lora_into(transformer, read_lora(loaded.lora.path), loaded.strength)
+    try:
+        yield
+    finally:
+        remove_lora(transformer)
+
+
+def draw(
+    loaded: LoadedPolicy, sampling: Sampling, item: PromptItem, encode: Callable[[], Conditions] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """IMAGE [F, H, W, 3] and LATENT of one item; `encode` replaces the policy's plain encoding of it.
+
+    LATENT holds the clip alone, without references, in ComfyUI's units for Wan. Shows progress and previews, ends at
+    Cancel. Raises UserError that says what to lower when memory runs out.
+    """
+    policy, managed, size = loaded.policy, loaded.managed, sampling.size
+    with explain_out_of_memory(size):
+        texts = () if policy.text.knows([item.prompt, item.negative]) else (policy.text.encoder,)
+        with managed.use(policy.vae.model, *texts, working_bytes=vae_bytes(policy, size)):
+            conditions = encode() if encode else policy.encode(item, size)
+        shape = policy.latent_shape(size, conditions.references)
+        with managed.use(policy.transformer, working_bytes=step_bytes(policy, shape)), applied_lora(loaded):
+            latents = _denoise(policy, conditions, sampling, shape)
+        with managed.use(policy.vae.model, working_bytes=vae_bytes(policy, size)):
+            frames = policy.decode(latents, conditions.references)[0]
+    clip = policy.vae.raw(_clip(policy, latents, size))
+    return to_image(frames), {"samples": clip.to(management.intermediate_device())}
+
+
+def _denoise(policy: Policy, conditions: Conditions, sampling: Sampling, shape: tuple[int, ...]) -> Tensor:
+    progress = Progress(policy, sampling.steps)
+    return denoise(
+        policy,
+        policy.batch([conditions]),
+        flow_schedule(sampling.steps, sampling.shift, policy.device),
+        sampling.guidance,
+        draw_noise(noise_generators([sampling.seed]), shape, policy.device),
+        watch=lambda latents: progress.show(_clip(policy, latents, sampling.size)),
+    )
+
+
+def _clip(policy: Policy, latents: Tensor, size: VideoSize) -> Tensor:
+    """The latents of the clip: where there are references among them, they come first."""
+    return latents[:, :, -(1 + (size.frames - 1) // policy.vae.temporal) :]
+
+
+@contextmanager
+def explain_out_of_memory(size: VideoSize) -> Iterator[None]:
+    """Within the block, running out of the device's memory is told with what to lower."""
+    try:
+        yield
+    except management.OOM_EXCEPTION as error:
+        reason = str(error).partition(".")[0]
+    else:
+        return
+    # Outside of `except`: the error holds every tensor of the failed attempt.
+    management.unload_all_models()
+    raise UserError(
+        f"out of memory at {size.width}x{size.height}, {size.frames} frames ({reason}); lower `frames`, then `width` and "
+        f"`height`, or choose another `offload` in Load Model"
+    )
