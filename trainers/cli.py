@@ -72,8 +72,10 @@ def make_parser() -> argparse.ArgumentParser:
     sample.add_argument("--lora", type=Path, help="a LoRA file or PEFT folder")
     sample.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default: 1)")
     sample.add_argument("--seed", type=int, default=0)
-    for name, kind in (("height", int), ("width", int), ("frames", int), ("steps", int), ("guidance", float), ("shift", float)):
-        sample.add_argument(f"--{name}", type=kind, help="default: the preset's, as in evaluation")
+    for name, kind in (("height", int), ("width", int), ("frames", int), ("steps", int), ("guidance", float),
+                       ("image-guidance", float), ("shift", float)):
+        only = "Phantom's scale of the references; " if name == "image-guidance" else ""
+        sample.add_argument(f"--{name}", type=kind, help=f"{only}default: the preset's, as in evaluation")
     sample.add_argument("--out", type=Path, default=Path("sample.webp"), help="animation, .webp or .gif; frames go to a .png beside it")
 
     score = command("score", _score, "score clips by the identity reward; a score has no zero, compare it with another")

@@ -70,7 +70,9 @@ class RolloutConfig(Section):
 
     steps: int = Field(25, ge=2)
     shift: float = Field(3.0, gt=0, description="flow shift of the noise schedule")
-    guidance: float = Field(4.5, ge=1, description="1 samples and trains without the unconditional branch")
+    guidance: float = Field(4.5, ge=1, description="scale of the text; 1 samples and trains without the unconditional branch")
+    image_guidance: float | None = Field(None, ge=1, description="Phantom's scale of the references (None: that of the text); "
+                                                                 "VACE has none")
     group_size: int = Field(8, ge=2, description="rollouts of one prompt item (G)")
     groups_per_update: int = Field(16, ge=1, description="below 16 the method hardly moves")
     updates_per_iteration: int = Field(2, ge=1, description="optimiser steps taken from one iteration's rollouts")
@@ -135,6 +137,8 @@ class EvaluationConfig(Section):
     every: int = Field(10, ge=1, description="iterations between two evaluations; 0 and the last are always measured")
     items: int = Field(32, ge=1, description="held-out items measured (at most as many as the set has)")
     steps: int = Field(50, ge=2)
+    guidance: float | None = Field(None, ge=1, description="None: the training's")
+    image_guidance: float | None = Field(None, ge=1, description="None: the training's")
     seed: int = 1234
     video: VideoConfig | None = Field(None, description="None: the training size")
 

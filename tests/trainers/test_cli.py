@@ -103,7 +103,7 @@ def test_a_sample_s_size_is_laid_over_the_preset_s():
     config = config_from(options("sample", "--frames", "5", "--steps", "4", "--guidance", "2"))
     tiny = make_config("tiny").video
     assert config.evaluation.video == tiny.model_copy(update={"frames": 5})
-    assert (config.evaluation.steps, config.rollout.guidance) == (4, 2.0)
+    assert (config.evaluation.steps, config.evaluation.guidance) == (4, 2.0)
 
 
 def test_a_user_error_is_a_sentence_and_status_two(tmp_path, environment):

@@ -34,7 +34,7 @@ def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: flo
     import torch
     from accelerate import PartialState
 
-    from ..grpo.evaluate import evaluation_size
+    from ..grpo.evaluate import evaluation_guidance, evaluation_size
     from ..grpo.rollout import sample
     from ..lora.formats import read_lora
     from ..lora.inject import load_lora_into
@@ -47,7 +47,7 @@ def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: flo
     size, steps = evaluation_size(config), config.evaluation.steps
     conditions = [policy.encode(item, size)]
     with tqdm(total=steps, desc="sampling", unit="step") as bar:
-        videos = sample(policy, conditions, size, steps, config.rollout.shift, config.rollout.guidance, [seed], check=bar.update)
+        videos = sample(policy, conditions, size, steps, config.rollout.shift, evaluation_guidance(config), [seed], check=bar.update)
     return videos[0].numpy()
 
 

@@ -14,7 +14,7 @@ from ..errors import UserError
 FLAGS = {
     "policy": "policy.source", "reward": "reward.source", "prompts": "prompts", "evaluation_prompts": "evaluation_prompts",
     "held_out": "held_out", "iterations": "iterations", "seed": "seed", "start_lora": "start_lora", "steps": "evaluation.steps",
-    "guidance": "rollout.guidance", "shift": "rollout.shift",
+    "guidance": "evaluation.guidance", "image_guidance": "evaluation.image_guidance", "shift": "rollout.shift",
 }
 SIZES = ("height", "width", "frames")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..policies.base import Policy, VideoSize
+from ..policies.base import Guidance, Policy, VideoSize
 from ..prompts import PromptItem
 from .plan import derive_seed
 from .rollout import sample
@@ -58,6 +58,14 @@ def evaluation_size(config: TrainConfig) -> VideoSize:
     return VideoSize(video.height, video.width, video.frames)
 
 
+def evaluation_guidance(config: TrainConfig) -> Guidance:
+    """The scales that evaluation and samples are drawn with: training's, where it has none of its own."""
+    text, image = config.evaluation.guidance, config.evaluation.image_guidance
+    return Guidance(
+        config.rollout.guidance if text is None else text, config.rollout.image_guidance if image is None else image
+    )
+
+
 def held_out_videos(
     policy: Policy, items: Sequence[PromptItem], config: TrainConfig, check: Callable[[], None] = lambda: None
 ) -> Tensor:
@@ -65,7 +73,7 @@ def held_out_videos(
     size = evaluation_size(config)
     conditions = [policy.encode(item, size) for item in items]
     seeds = [derive_seed(config.evaluation.seed, "evaluation", item.id) for item in items]
-    return sample(policy, conditions, size, config.evaluation.steps, config.rollout.shift, config.rollout.guidance, seeds,
+    return sample(policy, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds,
                   config.rollout.micro_batch, check)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import RolloutConfig
-from ..policies.base import ConditionBatch, Conditions, Policy, VideoSize, buckets
+from ..policies.base import ConditionBatch, Conditions, Guidance, Policy, VideoSize, buckets
 from .dynamics import Schedule, Transition, cps_step, flow_schedule, ode_step, sde_step
 from .plan import draw_noise, noise_generators
 
@@ -38,6 +38,11 @@ def transition(
     return step(latents, velocity, schedule, index, noise=noise, next_latents=next_latents)
 
 
+def guidance_of(config: RolloutConfig) -> Guidance:
+    """The scales that training samples and trains with."""
+    return Guidance(config.guidance, config.image_guidance)
+
+
 def timestep_batch(schedule: Schedule, index: int, count: int) -> Tensor:
     return schedule.timesteps[index].expand(count)
 
@@ -55,10 +60,11 @@ def roll_out(
     generators = noise_generators(list(seeds))
     shape = policy.latent_shape(size, batch.references)
     latents = draw_noise(generators, shape, policy.device)
+    guidance = guidance_of(config)
     states, log_probs, means = [], [], []
     for index in range(config.steps):
         check()
-        velocity = policy.velocity(latents, timestep_batch(schedule, index, len(seeds)), batch, config.guidance)
+        velocity = policy.velocity(latents, timestep_batch(schedule, index, len(seeds)), batch, guidance)
         if index not in window:
             latents = ode_step(latents, velocity, schedule, index)
             continue
@@ -77,7 +83,7 @@ def roll_out(
 
 @torch.no_grad()
 def denoise(
-    policy: Policy, batch: ConditionBatch, schedule: Schedule, guidance: float, latents: Tensor,
+    policy: Policy, batch: ConditionBatch, schedule: Schedule, guidance: Guidance, latents: Tensor,
     check: Callable[[], None] = lambda: None, watch: Callable[[Tensor], None] = lambda _: None,
 ) -> Tensor:
     """Deterministic sampling (ODE, Euler) from unit noise [B, C, F, h, w].
@@ -94,7 +100,7 @@ def denoise(
 
 @torch.no_grad()
 def sample(
-    policy: Policy, conditions: Sequence[Conditions], size: VideoSize, steps: int, shift: float, guidance: float,
+    policy: Policy, conditions: Sequence[Conditions], size: VideoSize, steps: int, shift: float, guidance: Guidance,
     seeds: Sequence[int], micro_batch: int = 8, check: Callable[[], None] = lambda: None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:

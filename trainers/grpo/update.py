@@ -10,7 +10,7 @@ from ..lora.inject import lora_disabled
 from ..policies.base import ConditionBatch, Policy
 from .dynamics import Schedule
 from .losses import guard_log_ratio, guard_loss, kl_divergence, policy_loss, stats
-from .rollout import Trajectory, timestep_batch, transition
+from .rollout import Trajectory, guidance_of, timestep_batch, transition
 
 
 def step_losses(
@@ -24,8 +24,8 @@ def step_losses(
     rollout, optim = config.rollout, config.optim
     index = trajectory.window[step]
     latents, next_latents = trajectory.latents[:, step], trajectory.latents[:, step + 1]
-    timesteps = timestep_batch(schedule, index, len(latents))
-    velocity = policy.velocity(latents, timesteps, batch, rollout.guidance)
+    timesteps, guidance = timestep_batch(schedule, index, len(latents)), guidance_of(rollout)
+    velocity = policy.velocity(latents, timesteps, batch, guidance)
     now = transition(rollout, latents, velocity, schedule, index, next_latents=next_latents)
     old = trajectory.log_probs[:, step]
     if optim.ratio == "guard":
@@ -37,7 +37,7 @@ def step_losses(
     watched = {"policy_loss": loss.detach(), "ratio_error": (ratio.detach() - 1).abs(), **stats(log_ratio, optim.clip_range)}
     if optim.kl:
         with torch.no_grad(), lora_disabled(policy.transformer):
-            base = transition(rollout, latents, policy.velocity(latents, timesteps, batch, rollout.guidance), schedule, index,
+            base = transition(rollout, latents, policy.velocity(latents, timesteps, batch, guidance), schedule, index,
                               next_latents=next_latents)
         kl = kl_divergence(now.mean, base.mean, now.std, now.sqrt_neg_dt)
         loss = loss + optim.kl * kl

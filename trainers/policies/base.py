@@ -45,6 +45,18 @@ class ConditionBatch:
     references: int
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """How far the velocity is moved away from the negative text and, with `image`, from missing references.
+
+    text: scale of the text, 1 for none. image: scale of the references apart from it (Phantom's); None: `text` holds
+    for both.
+    """
+
+    text: float = 1.0
+    image: float | None = None
+
+
 class Policy(ABC):
     """A video model: `transformer` is what is trained, the rest is frozen."""
 
@@ -60,10 +72,16 @@ class Policy(ABC):
         """Shape [C, F, h, w] of one sample's latents, reference frames included."""
 
     @abstractmethod
-    def velocity(self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: float) -> Tensor:
+    def branches(self, guidance: Guidance) -> int:
+        """How often every sample goes through the transformer in one `velocity`. Raises UserError for a scale that this
+        kind of policy has not.
+        """
+
+    @abstractmethod
+    def velocity(self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: Guidance) -> Tensor:
         """Guided velocity, float32, of latents [B, C, F, h, w] at `timesteps` [B] (0..1000 scale).
 
-        All guidance branches go through the transformer in one batched forward.
+        All guidance branches that count go through the transformer in one batched forward.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..prompts import PromptItem
-from .base import ConditionBatch, Conditions, Policy, VideoSize
+from .base import ConditionBatch, Conditions, Guidance, Policy, VideoSize
 from .wan import Cache, WanText, WanVae, exact_time, fingerprint, fit_on_white, load_picture
 
 
@@ -74,20 +74,28 @@ class VacePolicy(Policy):
         control = control_latents(inactive, reactive, references, mask)
         return Conditions(text, negative, control, len(references))
 
+    def branches(self, guidance: Guidance) -> int:
+        if guidance.image is not None:
+            raise UserError(
+                f"VACE has one guidance scale, and an image scale of {guidance.image:g} is given too; "
+                "leave the image scale (rollout.image_guidance, evaluation.image_guidance) out, or give a Phantom policy"
+            )
+        return 1 if guidance.text == 1 else 2
+
     def velocity(
         self,
         latents: Tensor,
         timesteps: Tensor,
         conditions: ConditionBatch,
-        guidance: float,
+        guidance: Guidance,
         control_scale: float = 1.0,
     ) -> Tensor:
-        """Guided velocity u + guidance (c - u), float32; c and u share one forward.
+        """Guided velocity u + guidance.text (c - u), float32; c and u share one forward.
 
-        latents: [B, C, F, h, w]; timesteps: [B] (0..1000). Guidance 1 leaves the branch u out. `control_scale`
+        latents: [B, C, F, h, w]; timesteps: [B] (0..1000). A scale of 1 leaves the branch u out. `control_scale`
         multiplies every hint of the control branch.
         """
-        branches = 1 if guidance == 1 else 2
+        branches = self.branches(guidance)
         text = conditions.text if branches == 1 else torch.cat([conditions.text, conditions.negative_text])
         predicted = predict(
             self.transformer,
@@ -100,7 +108,7 @@ class VacePolicy(Policy):
         if branches == 1:
             return predicted
         with_text, without = predicted.chunk(2)
-        return without + guidance * (with_text - without)
+        return without + guidance.text * (with_text - without)
 
     def decode(self, latents: Tensor, references: int) -> Tensor:
         """Frames uint8 [B, F, H, W, 3] of denoised latents, on the VAE's device; the reference frames are cut off."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..config import make_config
+from ..grpo.evaluate import evaluation_guidance
 from ..grpo.rollout import sample
 from ..policies.base import VideoSize
 from ..policies.load import load_policy
@@ -35,7 +36,7 @@ def sampled_pairs(policy: Path | str, items: int, seed: int, device: torch.devic
     size = VideoSize(HEIGHT, WIDTH, FRAMES)
     conditions = [model.encode(item, size) for item in drawn for _ in range(each)]
     seeds = [seed * 1_000_003 + i for i in range(len(conditions))]
-    videos = sample(model, conditions, size, config.evaluation.steps, config.rollout.shift, config.rollout.guidance, seeds, 256)
+    videos = sample(model, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds, 256)
     videos = videos.to(device)
     repeated = [item for item in drawn for _ in range(each)]
     identity = measure(videos, scenes_of(repeated)).identity.tolist()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trainers.config import RolloutConfig
 from trainers.grpo.dynamics import flow_schedule
 from trainers.grpo.rollout import micro_batches, roll_out, sample
-from trainers.policies.base import VideoSize
+from trainers.policies.base import Guidance, VideoSize
 from trainers.policies.load import load_policy
 from trainers.prompts import load_prompt_set
 
@@ -72,7 +72,7 @@ def test_rollouts_ask_before_every_step_whether_to_go_on(policy, conditions):
 
 
 def test_nothing_to_sample_gives_no_videos(policy):
-    assert len(sample(policy, [], SIZE, 2, 3.0, 1.0, [])) == 0
+    assert len(sample(policy, [], SIZE, 2, 3.0, Guidance(), [])) == 0
 
 
 @given(st.lists(st.integers(1, 3), max_size=20), st.integers(1, 6))

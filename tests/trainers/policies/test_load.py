@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 from trainers.errors import UserError
 from trainers.lora.names import to_original
+from trainers.policies.base import Guidance
 from trainers.policies.load import infer_config, load_policy, load_transformer
 
 HINTS = json.dumps({"transformer": {"num_heads": 2, "vace_layers": [0, 2]}})
@@ -49,7 +50,7 @@ def test_a_file_in_the_originals_naming_becomes_the_same_policy(folder, parts, s
     latents = torch.randn(1, *ours.latent_shape(size, 2))
     with torch.no_grad():
         torch.testing.assert_close(
-            *(p.velocity(latents, torch.tensor([500]), batch, 2.0) for p in (ours, theirs)), atol=1e-6, rtol=0
+            *(p.velocity(latents, torch.tensor([500]), batch, Guidance(2.0)) for p in (ours, theirs)), atol=1e-6, rtol=0
         )
 
 
@@ -118,7 +119,7 @@ def test_a_half_precision_policy_answers_in_float32(folder, size, make_item):
     conditions = [policy.encode(make_item(), size)]
     with torch.no_grad():
         velocity = policy.velocity(
-            torch.randn(1, *policy.latent_shape(size, 2)), torch.tensor([500]), policy.batch(conditions), 2.0
+            torch.randn(1, *policy.latent_shape(size, 2)), torch.tensor([500]), policy.batch(conditions), Guidance(2.0)
         )
     assert velocity.dtype == torch.float32
     assert torch.isfinite(velocity).all()

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from trainers.errors import UserError
-from trainers.policies.base import VideoSize, buckets
+from trainers.policies.base import Guidance, VideoSize, buckets
 from trainers.policies.kit import verify_kit
 from trainers.policies.vace import VacePolicy, control_latents
 from trainers.policies.wan import fit_on_white
@@ -104,11 +104,11 @@ def test_guidance_combines_both_branches_of_one_forward(policy, size, make_item)
     batch, latents, times = policy.batch(conditions), noise_for(policy, size, conditions), torch.tensor([900, 400])
     calls = count_calls(policy.transformer)
     with torch.no_grad():
-        guided = policy.velocity(latents, times, batch, 3.5)
+        guided = policy.velocity(latents, times, batch, Guidance(3.5))
         assert len(calls) == 1
-        with_text = policy.velocity(latents, times, batch, 1.0)
+        with_text = policy.velocity(latents, times, batch, Guidance())
         without = policy.velocity(
-            latents, times, type(batch)(batch.negative_text, batch.text, batch.control, batch.references), 1.0
+            latents, times, type(batch)(batch.negative_text, batch.text, batch.control, batch.references), Guidance()
         )
     assert guided.dtype == torch.float32
     assert (with_text - without).abs().max() > 1e-4
@@ -119,9 +119,9 @@ def test_rollout_and_training_see_the_same_velocity_to_the_bit(policy, size, mak
     conditions = [policy.encode(make_item(seed=s), size) for s in (0, 1)]
     batch, latents, times = policy.batch(conditions), noise_for(policy, size, conditions), torch.tensor([900, 900])
     with torch.no_grad():
-        rolled = policy.velocity(latents, times, batch, 4.5)
+        rolled = policy.velocity(latents, times, batch, Guidance(4.5))
     policy.transformer.requires_grad_(True)
-    trained = policy.velocity(latents, times, batch, 4.5)
+    trained = policy.velocity(latents, times, batch, Guidance(4.5))
     assert trained.requires_grad
     assert torch.equal(rolled, trained)
 
@@ -133,7 +133,7 @@ def test_gradient_checkpointing_changes_no_number(policy, size, make_item):
 
     def run():
         weight.grad = None
-        velocity = policy.velocity(latents, torch.tensor([700]), batch, 2.0)
+        velocity = policy.velocity(latents, torch.tensor([700]), batch, Guidance(2.0))
         velocity.square().mean().backward()
         return velocity.detach(), weight.grad.clone()
 
@@ -149,9 +149,9 @@ def test_control_scale_scales_every_hint(policy, size, make_item):
     conditions = [policy.encode(make_item(), size)]
     batch, latents, times = policy.batch(conditions), noise_for(policy, size, conditions), torch.tensor([700])
     with torch.no_grad():
-        full, half, none = (policy.velocity(latents, times, batch, 1.0, control_scale=s) for s in (1.0, 0.5, 0.0))
+        full, half, none = (policy.velocity(latents, times, batch, Guidance(), control_scale=s) for s in (1.0, 0.5, 0.0))
         blind = type(batch)(batch.text, batch.negative_text, torch.zeros_like(batch.control), batch.references)
-        assert torch.equal(none, policy.velocity(latents, times, blind, 1.0, control_scale=0.0))
+        assert torch.equal(none, policy.velocity(latents, times, blind, Guidance(), control_scale=0.0))
     assert not torch.equal(full, half)
 
 
@@ -163,9 +163,9 @@ def test_a_sample_is_the_same_alone_and_among_mixed_reference_counts(policy, siz
         for members in groups.values():
             own = [conditions[i] for i in members]
             latents, times = noise_for(policy, size, own), torch.full((len(own),), 500)
-            together = policy.velocity(latents, times, policy.batch(own), 2.0)
+            together = policy.velocity(latents, times, policy.batch(own), Guidance(2.0))
             for place, condition in enumerate(own):
-                alone = policy.velocity(latents[place : place + 1], times[:1], policy.batch([condition]), 2.0)
+                alone = policy.velocity(latents[place : place + 1], times[:1], policy.batch([condition]), Guidance(2.0))
                 torch.testing.assert_close(together[place : place + 1], alone, atol=1e-5, rtol=1e-5)
 
 
