@@ -20,7 +20,7 @@ SMALLEST = 256  # pixels: below it a picture is enlarged, so that TinyWorld's ca
 
 
 class Progress:
-    """Counts `steps` and shows the middle of the clip after each, if the user wants previews."""
+    """Counts `steps` and shows the first frame after each, if the user wants previews."""
 
     def __init__(self, policy: Policy, steps: int) -> None:
         self._bar = comfy.utils.ProgressBar(steps)
@@ -29,8 +29,8 @@ class Progress:
     def show(self, clip: Tensor) -> None:
         """One more step is done, and expects these clean latents [B, C, F, h, w] of the clip."""
         management.throw_exception_if_processing_interrupted()
-        middle = clip.shape[2] // 2
-        preview = self._picture(clip[:1, :, middle : middle + 1]) if self._picture else None
+        # The first latent frame is the only one that can be decoded alone.
+        preview = self._picture(clip[:1, :, :1]) if self._picture else None
         self._bar.update_absolute(self._bar.current + 1, preview=preview)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.policies.base import VideoSize
+from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
 from .pictures import to_references
 from .sampling import Sampling, check_kind, draw, size_problem, to_control_clip, to_control_mask
@@ -110,7 +110,7 @@ class VACESampler(io.ComfyNode):
             control_video=None if control_video is None else to_control_clip(control_video, size),
             control_mask=None if control_mask is None else to_control_mask(control_mask, size),
         )
-        return io.NodeOutput(*draw(policy, Sampling(size, steps, shift, cfg, seed), item, encode))
+        return io.NodeOutput(*draw(policy, Sampling(size, steps, shift, Guidance(cfg), seed), item, encode))
 
 
 NODES = [VACESampler]

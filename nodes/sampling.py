@@ -17,7 +17,7 @@ from ..trainers.grpo.plan import draw_noise, noise_generators
 from ..trainers.grpo.rollout import denoise
 from ..trainers.lora.formats import read_lora
 from ..trainers.lora.inject import load_lora_into, remove_lora
-from ..trainers.policies.base import Conditions, Policy, VideoSize
+from ..trainers.policies.base import Conditions, Guidance, Policy, VideoSize
 from ..trainers.policies.footprint import step_bytes, vae_bytes
 from ..trainers.prompts import PromptItem
 from .pictures import to_image
@@ -35,7 +35,7 @@ class Sampling:
     size: VideoSize
     steps: int
     shift: float
-    guidance: float
+    guidance: Guidance
     seed: int
 
 
@@ -107,7 +107,8 @@ def draw(
         with managed.use(policy.vae.model, *texts, working_bytes=vae_bytes(policy, size)):
             conditions = encode() if encode else policy.encode(item, size)
         shape = policy.latent_shape(size, conditions.references)
-        with managed.use(policy.transformer, working_bytes=step_bytes(policy, shape)), applied_lora(loaded):
+        working = step_bytes(policy, shape, policy.branches(sampling.guidance))
+        with managed.use(policy.transformer, working_bytes=working), applied_lora(loaded):
             latents = _denoise(policy, conditions, sampling, shape)
         with managed.use(policy.vae.model, working_bytes=vae_bytes(policy, size)):
             frames = policy.decode(latents, conditions.references)[0]
