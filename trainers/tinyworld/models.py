@@ -16,6 +16,7 @@ TEXT = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4,
 VACE = {"patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 16, "out_channels": 16,
         "text_dim": 64, "freq_dim": 64, "ffn_dim": 384, "num_layers": 5, "vace_layers": [0, 2], "vace_in_channels": 96,
         "cross_attn_norm": True, "rope_max_seq_len": 64}
+PHANTOM = {name: value for name, value in VACE.items() if not name.startswith("vace_")}
 
 
 def build_vae(mean: list[float] | None = None, std: list[float] | None = None):
@@ -35,6 +36,12 @@ def build_vace():
     from diffusers import WanVACETransformer3DModel
 
     return WanVACETransformer3DModel(**VACE)
+
+
+def build_phantom():
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(**PHANTOM)
 
 
 def build_tokenizer(sentences: list[str]):

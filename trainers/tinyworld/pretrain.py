@@ -7,6 +7,8 @@
    is exaggerated by a tenth (`EXAGGERATION`), because a small model shows such flaws too faintly. It still draws the right
    people in the right places most of the time and errs in the ways that real models err: reinforcement learning has
    something to mend.
+
+With `--policy phantom` steps 2 and 3 make a Phantom transformer, which uses the committed VAE and VACE's text encoder as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from .models import (
     PORTRAIT,
     TEXT_LENGTH,
     WIDTH,
+    WEIGHTS,
+    build_phantom,
     build_text_encoder,
     build_tokenizer,
     build_vace,
@@ -84,10 +88,14 @@ def imperfect(
     return altered + (strangers - altered) * (3 * time).clamp(max=1) * lost, moves
 
 
-def portraits_as_frames(people: Tensor) -> Tensor:
-    """Portraits [N, A] on the white canvas that VACE encodes: float [N, 3, 1, H, W] in [-1, 1]."""
+def portraits_as_frames(people: Tensor, smooth: bool = False) -> Tensor:
+    """Portraits [N, A] on the white canvas that a policy encodes: float [N, 3, 1, H, W] in [-1, 1].
+
+    VACE shrinks them without antialias, Phantom smoothly (its Lanczos filter is nearly this one).
+    """
     square = render_portraits(appearance(people), PORTRAIT)
-    small = F.interpolate(square, size=(HEIGHT, HEIGHT), mode="bilinear", align_corners=False)
+    mode = {"mode": "bicubic", "antialias": True} if smooth else {"mode": "bilinear"}
+    small = F.interpolate(square, size=(HEIGHT, HEIGHT), align_corners=False, **mode).clamp(-1, 1)
     side = (WIDTH - HEIGHT) // 2
     return F.pad(small, (side, side, 0, 0), value=1.0).unsqueeze(2)
 
@@ -162,7 +170,9 @@ class LatentScenes:
     """A fixed set of encoded scenes with `count` people: clean targets, imperfect targets, references and prompts."""
 
     @torch.no_grad()
-    def __init__(self, vae, tokenizer, count: int, scenes: int, device: torch.device, seed: int, batch: int = 250):
+    def __init__(
+        self, vae, tokenizer, count: int, scenes: int, device: torch.device, seed: int, smooth: bool = False, batch: int = 250
+    ):
         mean, std = statistics(vae, device)
         generator = torch.Generator(device).manual_seed(seed)
 
@@ -176,7 +186,7 @@ class LatentScenes:
         for _ in range(scenes // batch):
             drawn = sample_scenes(batch, generator, counts=(count,)).to(device)
             altered, moves = imperfect(drawn, IMPERFECTIONS, generator, LOSSES)
-            people = portraits_as_frames(drawn.people[:, :count].flatten(0, 1))
+            people = portraits_as_frames(drawn.people[:, :count].flatten(0, 1), smooth)
             references = encode(people).unflatten(0, (batch, count))[:, :, :, 0].transpose(1, 2)
             told = drawn.to("cpu")
             texts = tokenizer([prompt(told[i : i + 1]) for i in range(batch)], padding="max_length", max_length=TEXT_LENGTH,
@@ -193,12 +203,31 @@ class LatentScenes:
         return torch.cat([latents, mask], 1)
 
 
-def flow_loss(transformer, text_encoder, data: LatentScenes, flawed: bool, batch: int, shift: float = 3.0) -> Tensor:
+def vace_error(transformer, data: LatentScenes, clip: Tensor, references: Tensor, text: Tensor, sigma: Tensor) -> Tensor:
+    """References stand in front of the clip, are drawn with it, and are told by the control (golden/vace)."""
+    target = torch.cat([references, clip], 2)
+    noise = torch.randn_like(target)
+    velocity = transformer((1 - sigma) * target + sigma * noise, sigma.flatten() * 1000, text,
+                           control_hidden_states=data.control(references), return_dict=False)[0]
+    return F.mse_loss(velocity.float(), noise - target)
+
+
+def phantom_error(transformer, _: LatentScenes, clip: Tensor, references: Tensor, text: Tensor, sigma: Tensor) -> Tensor:
+    """Clean references stand behind the clip, a tenth of them zeroed; only the clip is drawn (golden/phantom)."""
+    kept = (torch.rand(len(clip), 1, 1, 1, 1, device=clip.device) >= 0.1).float()
+    noise = torch.randn_like(clip)
+    latents = torch.cat([(1 - sigma) * clip + sigma * noise, references * kept], 2)
+    velocity = transformer(latents, sigma.flatten() * 1000, text, return_dict=False)[0]
+    return F.mse_loss(velocity[:, :, : clip.shape[2]].float(), noise - clip)
+
+
+ERRORS = {"vace": vace_error, "phantom": phantom_error}
+
+
+def flow_loss(kind: str, transformer, text_encoder, data: LatentScenes, flawed: bool, batch: int, shift: float = 3.0) -> Tensor:
     """Flow matching: x = (1 - s) x0 + s e, target e - x0, s drawn uniformly and shifted; a tenth of the texts is empty."""
     device = data.clean.device
     index = torch.randint(len(data.clean), (batch,), device=device)
-    references = data.references[index].float()
-    target = torch.cat([references, (data.imperfect if flawed else data.clean)[index].float()], 2)
     texts = data.texts[index]
     empty = torch.zeros_like(texts)
     empty[:, 0] = 1
@@ -207,11 +236,8 @@ def flow_loss(transformer, text_encoder, data: LatentScenes, flawed: bool, batch
     embedded = text_encoder(texts, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
     u = torch.rand(batch, device=device)
     sigma = (shift * u / (1 + (shift - 1) * u)).view(-1, 1, 1, 1, 1)
-    noise = torch.randn_like(target)
-    noisy = (1 - sigma) * target + sigma * noise
-    velocity = transformer(noisy, sigma.flatten() * 1000, embedded, control_hidden_states=data.control(references),
-                           return_dict=False)[0]
-    return F.mse_loss(velocity.float(), noise - target)
+    clip = (data.imperfect if flawed else data.clean)[index].float()
+    return ERRORS[kind](transformer, data, clip, data.references[index].float(), embedded, sigma)
 
 
 def graphed(step: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]:
@@ -236,7 +262,7 @@ def graphed(step: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]
 
 
 def train_policy(
-    transformer, text_encoder, data: list[LatentScenes], flawed: bool, steps: int, seconds: float, learning_rate: float,
+    kind: str, transformer, text_encoder, data: list[LatentScenes], flawed: bool, steps: int, seconds: float, learning_rate: float,
     batch: int, name: str, tick: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train in place; what remains in the models at the end is the exponential average of their weights."""
@@ -250,7 +276,7 @@ def train_policy(
     def step_on(scenes: LatentScenes) -> Callable[[], Tensor]:
         def step() -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
-                loss = flow_loss(transformer, text_encoder, scenes, flawed, batch)
+                loss = flow_loss(kind, transformer, text_encoder, scenes, flawed, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
@@ -285,21 +311,24 @@ def save(folder: Path, **parts) -> None:
         part.save_pretrained(folder / name)
 
 
-def _load(folder: Path, device: torch.device):
-    from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
+def _load(folder: Path, device: torch.device) -> dict:
+    """What a policy's transformer works with: `vae`, `text_encoder`, `tokenizer`."""
+    from diffusers import AutoencoderKLWan
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    transformer = WanVACETransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-    text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").float()
-    return vae.to(device), transformer.to(device), text_encoder.to(device), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return {
+        "vae": AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).to(device),
+        "text_encoder": UMT5EncoderModel.from_pretrained(folder / "text_encoder").float().to(device),
+        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--policy", choices=tuple(ERRORS), default="vace")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--clean", type=Path, help="reuse the VAE and the policy before step 3 from this folder")
+    parser.add_argument("--clean", type=Path, help="reuse the policy before step 3, and VACE's other parts, from this folder")
     parser.add_argument("--steps", type=int, nargs=3, default=[20000, 20000, 20000], metavar=("VAE", "CLEAN", "IMPERFECT"))
     parser.add_argument("--seconds", type=float, nargs=3, default=[185, 125, 60], metavar=("VAE", "CLEAN", "IMPERFECT"))
     parser.add_argument("--scenes", type=int, default=16000)
@@ -309,30 +338,36 @@ def main(argv: list[str] | None = None) -> None:
     device, started = torch.device(options.device), time.time()
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(options.seed)
+    kind = options.policy
+    transformer = {"vace": build_vace, "phantom": build_phantom}[kind]().to(device)
     if options.clean:
-        vae, transformer, text_encoder, tokenizer = _load(options.clean, device)
+        transformer = type(transformer).from_pretrained(options.clean / "transformer", torch_dtype=torch.float32).to(device)
+    if kind == "phantom" or options.clean:
+        parts = _load(WEIGHTS / "vace" if kind == "phantom" else options.clean, device)
     else:
         vae = train_vae(options.steps[0], options.seconds[0], device, seed=options.seed)
         tokenizer = build_tokenizer(vocabulary_sentences(torch.Generator(device).manual_seed(0)))
-        transformer, text_encoder = build_vace().to(device), build_text_encoder(len(tokenizer)).to(device)
-    vae.eval().requires_grad_(False)
-    data = [LatentScenes(vae, tokenizer, people, options.scenes, device, options.seed + 8 + people) for people in (2, 3)]
+        parts = {"vae": vae, "text_encoder": build_text_encoder(len(tokenizer)).to(device), "tokenizer": tokenizer}
+    own = {} if kind == "phantom" else parts
+    vae, text_encoder, tokenizer = parts["vae"].eval().requires_grad_(False), parts["text_encoder"], parts["tokenizer"]
+    text_encoder.requires_grad_(kind == "vace")
+    data = [LatentScenes(vae, tokenizer, people, options.scenes, device, options.seed + 8 + people, kind == "phantom") for people in (2, 3)]
     if not options.clean:
-        train_policy(transformer, text_encoder, data, False, options.steps[1], options.seconds[1], 2e-3, options.batch, "clean")
-        save(options.folder / "vace-clean", transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
+        train_policy(kind, transformer, text_encoder, data, False, options.steps[1], options.seconds[1], 2e-3, options.batch, "clean")
+        save(options.folder / f"{kind}-clean", transformer=transformer, **own)
         transformer.to(device).float(), text_encoder.to(device).float(), vae.to(device).float()
     text_encoder.requires_grad_(False)
     clean = {name: value.clone() for name, value in transformer.state_dict().items()}
-    train_policy(transformer, text_encoder, data, True, options.steps[2], options.seconds[2], 1e-3, options.batch, "imperfect")
+    train_policy(kind, transformer, text_encoder, data, True, options.steps[2], options.seconds[2], 1e-3, options.batch, "imperfect")
     with torch.no_grad():
         for name, value in transformer.state_dict().items():
             value.copy_(clean[name] + EXAGGERATION * (value - clean[name]))
-    save(options.folder / "vace", transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
-    made = {"seed": options.seed, "steps": options.steps, "seconds": options.seconds, "scenes": options.scenes,
+    save(options.folder / kind, transformer=transformer, **own)
+    made = {"policy": kind, "seed": options.seed, "steps": options.steps, "seconds": options.seconds, "scenes": options.scenes,
             "batch": options.batch, "imperfections": IMPERFECTIONS | {"everybody drifts": LOSSES},
             "exaggeration": EXAGGERATION, "device": torch.cuda.get_device_name() if
             device.type == "cuda" else "cpu", "total_seconds": round(time.time() - started)}
-    (options.folder / "vace" / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    (options.folder / kind / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(made)
 
 
