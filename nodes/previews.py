@@ -13,7 +13,7 @@ from comfy.latent_formats import Wan21
 from PIL import Image
 from torch import Tensor
 
-from ..trainers.policies.base import Policy
+from ..trainers.policies.wan import WanVideoPolicy
 
 Picture = tuple[str, Image.Image, int]  # as ComfyUI's ProgressBar wants it: format, picture, largest side
 SMALLEST = 256  # pixels: below it a picture is enlarged, so that TinyWorld's can be seen
@@ -22,7 +22,7 @@ SMALLEST = 256  # pixels: below it a picture is enlarged, so that TinyWorld's ca
 class Progress:
     """Counts `steps` and shows the first frame after each, if the user wants previews."""
 
-    def __init__(self, policy: Policy, steps: int) -> None:
+    def __init__(self, policy: WanVideoPolicy, steps: int) -> None:
         self._bar = comfy.utils.ProgressBar(steps)
         self._picture = _previewer(policy)
 
@@ -34,7 +34,7 @@ class Progress:
         self._bar.update_absolute(self._bar.current + 1, preview=preview)
 
 
-def _previewer(policy: Policy) -> Callable[[Tensor], Picture] | None:
+def _previewer(policy: WanVideoPolicy) -> Callable[[Tensor], Picture] | None:
     """ComfyUI's own previews for Wan's latents; latents of another VAE are decoded, which is only quick for a small one."""
     core = latent_preview.get_previewer(policy.device, Wan21())
     if torch.allclose(policy.vae.mean, Wan21().latents_mean, atol=1e-3):

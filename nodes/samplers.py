@@ -16,8 +16,8 @@ from .types import LoadedPolicy, WanPolicy
 CATEGORY = "Identity-GRPO/samplers"
 
 
-def common_inputs(most_references: int, guidance: list[io.Input], shift: float) -> list[io.Input]:
-    """What every sampler asks for, with the model's own `guidance` scales after the steps."""
+def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Input) -> list[io.Input]:
+    """What every sampler asks for, with the model's own `guidance` scales and `shift`."""
     return [
         WanPolicy.Input("policy", tooltip="The video model, from Load Model or Load LoRA."),
         io.Autogrow.Input(
@@ -45,16 +45,23 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: float) 
         ),
         io.Int.Input("steps", default=30, min=1, max=200, tooltip="Denoising steps; more are slower and a little finer."),
         *guidance,
-        io.Float.Input(
-            "shift", default=shift, min=0.1, max=50.0, step=0.1,
-            tooltip="Flow shift of the noise schedule: higher spends more steps on the layout of the picture. "
-                    f"{shift:g} is what models are trained with here.",
-        ),
+        shift,
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
             tooltip="Of the noise: the same seed and settings give the same video.",
         ),
     ]
+
+
+def scale(name: str, default: float, tooltip: str) -> io.Input:
+    return io.Float.Input(name, default=default, min=1.0, max=30.0, step=0.1, tooltip=tooltip)
+
+
+def flow_shift(default: float, tooltip: str) -> io.Input:
+    return io.Float.Input(
+        "shift", default=default, min=0.1, max=50.0, step=0.1,
+        tooltip=f"Flow shift of the noise schedule: higher spends more steps on the layout of the picture. {tooltip}",
+    )
 
 
 def outputs() -> list[io.Output]:
@@ -69,10 +76,8 @@ class VACESampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        cfg = io.Float.Input(
-            "cfg", default=4.5, min=1.0, max=30.0, step=0.1,
-            tooltip="How strongly the prompt is followed; 1 takes half the time and ignores `negative`.",
-        )
+        cfg = scale("cfg", 4.5, "How strongly the prompt is followed; 1 takes half the time and ignores `negative`.")
+        shift = flow_shift(3.0, "3 is what models are trained with here.")
         return io.Schema(
             node_id="IdentityGRPOVACESampler",
             display_name="VACE Sampler (several people)",
@@ -80,7 +85,7 @@ class VACESampler(io.ComfyNode):
             description="Draws a video of the people in the reference pictures with a VACE model.",
             search_aliases=["vace", "wan", "subject to video", "reference to video", "multiple people", "identity"],
             inputs=[
-                *common_inputs(8, [cfg], shift=3.0),
+                *common_inputs(8, [cfg], shift),
                 io.Image.Input(
                     "control_video", optional=True,
                     tooltip="A clip to edit or to follow (poses, depth); resized to the video, grey where it is too short.",
@@ -113,4 +118,39 @@ class VACESampler(io.ComfyNode):
         return io.NodeOutput(*draw(policy, Sampling(size, steps, shift, Guidance(cfg), seed), item, encode))
 
 
-NODES = [VACESampler]
+class PhantomSampler(io.ComfyNode):
+    """Phantom with up to four people."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        scales = [
+            scale("text_cfg", 7.5, "How strongly the prompt is followed. Equal to `image_cfg` it takes two thirds of the time."),
+            scale("image_cfg", 5.0, "How strongly the people in the pictures are kept. 1 with `text_cfg` 1 takes a third of the time."),
+        ]
+        shift = flow_shift(5.0, "5 is what Phantom's authors use.")
+        return io.Schema(
+            node_id="IdentityGRPOPhantomSampler",
+            display_name="Phantom Sampler (several people)",
+            category=CATEGORY,
+            description="Draws a video of the people in the reference pictures with a Phantom model.",
+            search_aliases=["phantom", "wan", "subject to video", "reference to video", "multiple people", "identity"],
+            inputs=common_inputs(4, scales, shift),
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, width=None, height=None, frames=None) -> bool | str:
+        return size_problem(width, height, frames) or True
+
+    @classmethod
+    def execute(
+        cls, policy: LoadedPolicy, references: dict, prompt: str, negative: str, width: int, height: int, frames: int, steps: int,
+        text_cfg: float, image_cfg: float, shift: float, seed: int,
+    ) -> io.NodeOutput:
+        check_kind(policy, "phantom")
+        size = VideoSize(height, width, frames)
+        item = PromptItem("sample", prompt, to_references(references), negative)
+        return io.NodeOutput(*draw(policy, Sampling(size, steps, shift, Guidance(text_cfg, image_cfg), seed), item))
+
+
+NODES = [VACESampler, PhantomSampler]

@@ -17,15 +17,15 @@ from ..trainers.grpo.plan import draw_noise, noise_generators
 from ..trainers.grpo.rollout import denoise
 from ..trainers.lora.formats import read_lora
 from ..trainers.lora.inject import load_lora_into, remove_lora
-from ..trainers.policies.base import Conditions, Guidance, Policy, VideoSize
+from ..trainers.policies.base import Conditions, Guidance, VideoSize
 from ..trainers.policies.footprint import step_bytes, vae_bytes
+from ..trainers.policies.wan import WanVideoPolicy
 from ..trainers.prompts import PromptItem
 from .pictures import to_image
 from .previews import Progress
-from .types import LoadedPolicy
+from .types import KINDS, LoadedPolicy
 
 STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
-SAMPLERS = {"vace": "VACE Sampler", "phantom": "Phantom Sampler"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def check_kind(loaded: LoadedPolicy, kind: str) -> None:
     """Raises UserError when the policy belongs to another sampler."""
     if loaded.policy.kind != kind:
         raise UserError(
-            f"`policy` is a {loaded.policy.kind} model and this is the {SAMPLERS[kind]}; "
-            f"use the {SAMPLERS[loaded.policy.kind]}, or load a {kind} model"
+            f"`policy` is a {KINDS[loaded.policy.kind]} model and this is the {KINDS[kind]} Sampler; "
+            f"use the {KINDS[loaded.policy.kind]} Sampler, or load a {KINDS[kind]} model"
         )
 
 
@@ -106,17 +106,17 @@ def draw(
         texts = () if policy.text.knows([item.prompt, item.negative]) else (policy.text.encoder,)
         with managed.use(policy.vae.model, *texts, working_bytes=vae_bytes(policy, size)):
             conditions = encode() if encode else policy.encode(item, size)
-        shape = policy.latent_shape(size, conditions.references)
-        working = step_bytes(policy, shape, policy.branches(sampling.guidance))
+        working = step_bytes(policy, size, conditions.references, policy.branches(sampling.guidance))
         with managed.use(policy.transformer, working_bytes=working), applied_lora(loaded):
-            latents = _denoise(policy, conditions, sampling, shape)
+            latents = _denoise(policy, conditions, sampling)
         with managed.use(policy.vae.model, working_bytes=vae_bytes(policy, size)):
             frames = policy.decode(latents, conditions.references)[0]
     clip = policy.vae.raw(_clip(policy, latents, size))
     return to_image(frames), {"samples": clip.to(management.intermediate_device())}
 
 
-def _denoise(policy: Policy, conditions: Conditions, sampling: Sampling, shape: tuple[int, ...]) -> Tensor:
+def _denoise(policy: WanVideoPolicy, conditions: Conditions, sampling: Sampling) -> Tensor:
+    shape = policy.latent_shape(sampling.size, conditions.references)
     progress = Progress(policy, sampling.steps)
     return denoise(
         policy,
@@ -128,9 +128,9 @@ def _denoise(policy: Policy, conditions: Conditions, sampling: Sampling, shape: 
     )
 
 
-def _clip(policy: Policy, latents: Tensor, size: VideoSize) -> Tensor:
+def _clip(policy: WanVideoPolicy, latents: Tensor, size: VideoSize) -> Tensor:
     """The latents of the clip: where there are references among them, they come first."""
-    return latents[:, :, -(1 + (size.frames - 1) // policy.vae.temporal) :]
+    return latents[:, :, -policy.clip_shape(size)[1] :]
 
 
 @contextmanager

@@ -19,6 +19,8 @@ Reward = io.Custom("IDENTITY_REWARD")  # a LoadedReward
 PromptSet = io.Custom("PROMPT_SET")  # a trainers.prompts.PromptSet
 TrainingRun = io.Custom("TRAINING_RUN")  # a trainers.runs.folder.RunFolder
 
+KINDS = {"vace": "VACE", "phantom": "Phantom"}  # how a policy's kind is written
+
 
 @dataclass(frozen=True)
 class LoadedPolicy:

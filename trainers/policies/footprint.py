@@ -7,23 +7,26 @@ pixel of a frame 15 KB to encode a clip and 20 KB to decode it.
 
 from __future__ import annotations
 
-from .base import Policy, VideoSize
+import math
+
+from .base import VideoSize
+from .wan import WanVideoPolicy
 
 NUMBERS_PER_CHANNEL = 20
 VAE_BYTES_PER_PIXEL = 28_000
 VAE_WIDTH = 96
 
 
-def step_bytes(policy: Policy, shape: tuple[int, int, int, int], branches: int) -> float:
-    """Of one denoising step of latents `shape` [C, F, h, w] in `branches` guidance branches."""
+def step_bytes(policy: WanVideoPolicy, size: VideoSize, references: int, branches: int) -> float:
+    """Of one denoising step of a clip beside its references, in `branches` guidance branches."""
     config = policy.transformer.config
-    patch = config.patch_size
-    tokens = shape[1] * shape[2] * shape[3] // (patch[0] * patch[1] * patch[2])
-    width = config.num_attention_heads * config.attention_head_dim
+    _, frames, height, width = policy.clip_shape(size)
+    tokens = (frames + references) * height * width / math.prod(config.patch_size)
+    channels = config.num_attention_heads * config.attention_head_dim
     hints = len(getattr(config, "vace_layers", ()))
-    return branches * tokens * width * policy.dtype.itemsize * (hints + NUMBERS_PER_CHANNEL)
+    return branches * tokens * channels * policy.dtype.itemsize * (hints + NUMBERS_PER_CHANNEL)
 
 
-def vae_bytes(policy: Policy, size: VideoSize) -> float:
+def vae_bytes(policy: WanVideoPolicy, size: VideoSize) -> float:
     """Of encoding or decoding one clip in float32; a long clip needs hardly more than a short one."""
     return VAE_BYTES_PER_PIXEL * size.height * size.width * policy.vae.model.config.base_dim / VAE_WIDTH
