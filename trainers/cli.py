@@ -125,8 +125,10 @@ def _set(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(parser: argparse.ArgumentParser, training: bool = True) -> None:
-    parser.add_argument("--preset", choices=["paper", "fast", "tiny"], help="default: tiny for TinyWorld, else paper")
-    parser.add_argument("--policy", help="a diffusers folder or .safetensors file of VACE, or `tinyworld` (default)")
+    parser.add_argument("--preset", choices=["paper", "fast", "tiny", "paper-phantom", "fast-phantom", "tiny-phantom"],
+                        help="default: that of the policy, tiny for TinyWorld, else paper")
+    parser.add_argument("--policy", help="a diffusers folder or .safetensors file of VACE or Phantom, `tinyworld` (default) or "
+                                         "`tinyworld-phantom`")
     _set(parser)
     if training:
         parser.add_argument("--reward", help="a reward checkpoint's folder, or `tinyworld` (default)")

@@ -13,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import UserError
 
+PolicyKind = Literal["vace", "phantom"]
+BUILT_IN: dict[str, PolicyKind] = {"tinyworld": "vace", "tinyworld-phantom": "phantom"}
+"""Names of the models that come with the code, and what they are."""
+
 
 class Section(BaseModel):
     """A group of settings: unknown names are refused, values are frozen once read."""
@@ -23,7 +27,10 @@ class Section(BaseModel):
 class PolicyConfig(Section):
     """The video model being trained."""
 
-    source: str = Field("tinyworld", description="a diffusers folder, or `tinyworld` for the built-in model")
+    source: str = Field("tinyworld", description="a diffusers folder, a transformer's .safetensors file, or `tinyworld` or "
+                                                 "`tinyworld-phantom` for a built-in model")
+    text_encoder: str | None = Field(None, description="folder or .safetensors file, if it does not lie with the model")
+    vae: str | None = Field(None, description="folder or .safetensors file, if it does not lie with the model")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base; the LoRA stays float32")
 
 
@@ -158,6 +165,8 @@ class TrainConfig(Section):
     evaluation_prompts: str | None = Field(None, description="CSV file of held-out items; None: TinyWorld's own, "
                                                              "or for a CSV its last rows (`held_out` of them)")
     held_out: int = Field(0, ge=0, description="rows taken off the end of `prompts` for evaluation")
+    publish: str | None = Field(None, description="folder that also gets every exported LoRA, in one named as the run, e.g. "
+                                                  "below ComfyUI's models/loras")
     start_lora: str | None = Field(None, description="a LoRA to start from; the reference policy stays the base model")
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
@@ -176,14 +185,15 @@ class TrainConfig(Section):
         return self
 
     def with_absolute_paths(self) -> TrainConfig:
-        """The same run started from any folder: paths are made absolute, `~` is expanded, `tinyworld` stays."""
+        """The same run started from any folder: paths are made absolute, `~` is expanded, built-in names stay."""
         def absolute(value: str | None) -> str | None:
-            return value if value in (None, "tinyworld") else str(Path(value).expanduser().absolute())
+            return value if value in (None, *BUILT_IN) else str(Path(value).expanduser().absolute())
 
-        own = {name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora")}
+        own = {name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora", "publish")}
+        policy = {name: absolute(getattr(self.policy, name)) for name in ("source", "text_encoder", "vae")}
         reward = {name: absolute(getattr(self.reward, name)) for name in ("source", "base_model")}
         return self.model_copy(update=own | {
-            "policy": self.policy.model_copy(update={"source": absolute(self.policy.source)}),
+            "policy": self.policy.model_copy(update=policy),
             "reward": self.reward.model_copy(update=reward),
         })
 
@@ -192,6 +202,13 @@ class TrainConfig(Section):
 
 
 TINY_VIDEO = {"height": 48, "width": 80, "frames": 9}
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The published recipe, 24 of 25 steps trained.
@@ -211,12 +228,15 @@ PRESETS: dict[str, dict[str, Any]] = {
              "evaluation": {"steps": 8, "items": 48}},
 }
 
-
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
-    return merged
+# The paper names no sampling settings for Phantom. Decided here: shift 5 and the scales 5 (references) and 7.5 (text) of
+# Phantom's own release, wherever the published recipe has VACE's shift 3 and guidance 4.5, in training as in evaluation.
+# What is trained is then what is used, at three branches a step.
+PRESETS["paper-phantom"] = _merge(PRESETS["paper"], {"rollout": {"shift": 5.0, "guidance": 7.5, "image_guidance": 5.0}})
+# Training without guidance needs one branch of three; the release's scales are kept for evaluation.
+PRESETS["fast-phantom"] = _merge(PRESETS["fast"], {
+    "rollout": {"shift": 5.0, "guidance": 1.0, "image_guidance": 1.0},
+    "evaluation": {"guidance": 7.5, "image_guidance": 5.0}})
+PRESETS["tiny-phantom"] = _merge(PRESETS["tiny"], {"policy": {"source": "tinyworld-phantom"}})
 
 
 def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) -> TrainConfig:

@@ -17,6 +17,7 @@ from .errors import UserError
 KITS = {
     "sde": (("sigmas.safetensors", "steps.safetensors", "losses.safetensors"), "grpo.kit"),
     "vace": (("conditioning.safetensors", "velocity.safetensors", "cases.json"), "policies.kit"),
+    "phantom": (("inputs.safetensors", "trajectory.safetensors"), "policies.phantom_kit"),
     "lora": (("comfy_native.safetensors", "velocity.safetensors"), "lora.kit"),
     "identity_reward": (("items.json", "btt.safetensors"), "rewards.kit"),
 }

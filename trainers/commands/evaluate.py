@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from ..config import TrainConfig
@@ -13,7 +12,7 @@ from ..errors import UserError
 from ..grpo.evaluate import Comparison, Measurement, compare, held_out_videos, measure
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into
-from ..policies.load import load_policy
+from ..policies.load import policy_of
 from ..prompts import resolve_prompts
 from ..rewards.load import load_reward
 from ..runs.atomic import write_atomic
@@ -59,7 +58,7 @@ def evaluate(run: RunFolder, lora: Path) -> Evaluated:
     device = PartialState().device
     adapter = read_lora(lora)
     items = resolve_prompts(config)[1].items[: config.evaluation.items]
-    policy = load_policy(config.policy.source, getattr(torch, config.policy.dtype), device)
+    policy = policy_of(config.policy, device)
     reward = load_reward(config.reward, device)
     old = held_out_videos(policy, items, config)
     load_lora_into(policy.transformer, adapter)

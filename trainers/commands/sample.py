@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..clips import write_animation
-from ..config import TrainConfig
+from ..config import BUILT_IN, TrainConfig
 from ..errors import UserError
 from ..prompts import PromptItem
 from ..runs.report import frame_strip
@@ -31,17 +31,16 @@ def main(
 
 def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: float, seed: int):
     """The video uint8 [F, H, W, 3] of `item` by the policy of `config`, with its evaluation's size, steps and guidance."""
-    import torch
     from accelerate import PartialState
 
     from ..grpo.evaluate import evaluation_guidance, evaluation_size
     from ..grpo.rollout import sample
     from ..lora.formats import read_lora
     from ..lora.inject import load_lora_into
-    from ..policies.load import load_policy
+    from ..policies.load import policy_of
 
     quiet_libraries()
-    policy = load_policy(config.policy.source, getattr(torch, config.policy.dtype), PartialState().device)
+    policy = policy_of(config.policy, PartialState().device)
     if lora is not None:
         load_lora_into(policy.transformer, read_lora(lora), strength)
     size, steps = evaluation_size(config), config.evaluation.steps
@@ -52,7 +51,7 @@ def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: flo
 
 
 def _item(config: TrainConfig, references: list[Path], prompt: str | None, negative: str, seed: int) -> PromptItem:
-    if config.policy.source == "tinyworld" and not references and prompt is None:
+    if config.policy.source in BUILT_IN and not references and prompt is None:
         from ..tinyworld.prompts import tiny_prompt_set
 
         return list(tiny_prompt_set("held_out", TINYWORLD_PEOPLE))[seed % TINYWORLD_PEOPLE]

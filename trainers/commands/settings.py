@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..config import TrainConfig, make_config
+from ..config import BUILT_IN, PolicyKind, TrainConfig, make_config
 from ..errors import UserError
 
 # Options of commands that are settings by another name.
@@ -40,15 +40,42 @@ def config_from(options: Namespace) -> TrainConfig:
         value = getattr(options, option, None)
         if value is not None:
             _put(changes, key, value)
-    policy = changes.get("policy", {}).get("source", "tinyworld") if isinstance(changes.get("policy", {}), dict) else None
-    preset = options.preset or ("tiny" if policy == "tinyworld" else "paper")
+    preset = options.preset or _preset_of(changes)
     config = make_config(preset, changes)
+    _check_preset(config)
     size = {name: getattr(options, name) for name in SIZES if getattr(options, name, None) is not None}
     if not size:
         return config
     video = (config.evaluation.video or config.video).model_dump() | size
     _put(changes, "evaluation.video", video)
     return make_config(preset, changes)
+
+
+def _preset_of(changes: dict[str, Any]) -> str:
+    """What the given policy is trained with when nobody says."""
+    policy = changes.get("policy")
+    source = str(policy.get("source", "tinyworld")) if isinstance(policy, dict) else "tinyworld"
+    return ("tiny" if source in BUILT_IN else "paper") + "-phantom" * (_kind_of(source) == "phantom")
+
+
+def _kind_of(source: str) -> PolicyKind | None:
+    """None where it cannot be told: whoever loads the policy says why."""
+    if source in BUILT_IN:
+        return BUILT_IN[source]
+    from ..policies.load import recognise
+
+    try:
+        return recognise(source)
+    except UserError:
+        return None
+
+
+def _check_preset(config: TrainConfig) -> None:
+    kind, source = _kind_of(config.policy.source), config.policy.source
+    fitting = config.preset.removesuffix("-phantom") + "-phantom" * (kind == "phantom")
+    if kind and config.preset != fitting:
+        raise UserError(f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "
+                        "or another --policy")
 
 
 def _put(changes: dict[str, Any], key: str, value: Any) -> None:

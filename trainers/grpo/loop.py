@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..lora.formats import read_lora, write_native
 from ..lora.inject import add_lora, load_lora_into, lora_parameters, to_lora
 from ..policies.base import Conditions, Policy, VideoSize
-from ..policies.load import load_policy
+from ..policies.load import policy_of
 from ..prompts import resolve_prompts
 from ..rewards.load import load_reward
 from ..runs.folder import RunFolder
@@ -119,7 +119,7 @@ class Trainer:
         device = accelerator.device
         self.items, self.held_out = resolve_prompts(config)
         self.size = VideoSize(config.video.height, config.video.width, config.video.frames)
-        self.policy: Policy = load_policy(config.policy.source, getattr(torch, config.policy.dtype), device)
+        self.policy: Policy = policy_of(config.policy, device)
         self.reward = load_reward(config.reward, device)
         add_lora(self.policy.transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
         if config.start_lora:

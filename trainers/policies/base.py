@@ -26,7 +26,7 @@ class Conditions:
     """All that a policy needs to know of one prompt item, computed once and kept on the CPU.
 
     `text`, `negative_text`: float [text_len, text_dim], zero-padded. `control`: float [C, F, h, w], the policy's own
-    conditioning latents, on the latent grid. `references`: number of reference frames among the F of the latents.
+    conditioning latents, on the latent grid. `references`: how many pictures of people are among them.
     """
 
     text: Tensor
@@ -69,7 +69,7 @@ class Policy(ABC):
 
     @abstractmethod
     def latent_shape(self, size: VideoSize, references: int) -> tuple[int, int, int, int]:
-        """Shape [C, F, h, w] of one sample's latents, reference frames included."""
+        """Shape [C, F, h, w] of one sample's latents: what is drawn from noise and trained."""
 
     @abstractmethod
     def branches(self, guidance: Guidance) -> int:
@@ -86,7 +86,7 @@ class Policy(ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor, references: int) -> Tensor:
-        """Frames uint8 [B, F, H, W, 3] of denoised latents; the reference frames are cut off."""
+        """Frames uint8 [B, F, H, W, 3] of denoised latents: the clip alone, without references."""
 
     def batch(self, conditions: Sequence[Conditions]) -> ConditionBatch:
         """Stack equally shaped conditions on the policy's device."""

@@ -42,7 +42,7 @@ def verify_kit(path: Path) -> list[Check]:
 
 def weight_file(path: Path) -> Path:
     """The kit's transformer in the original's naming."""
-    others = {"conditioning.safetensors", "velocity.safetensors"}
+    others = {f"{name}.safetensors" for name in ("conditioning", "velocity", "inputs", "trajectory")}
     found = sorted(p for p in path.glob("*.safetensors") if p.name not in others)
     if not found:
         raise FileNotFoundError(f"{path}/*.safetensors with the transformer's weights")

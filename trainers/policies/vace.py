@@ -10,29 +10,21 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..prompts import PromptItem
-from .base import ConditionBatch, Conditions, Guidance, Policy, VideoSize
-from .wan import Cache, WanText, WanVae, exact_time, fingerprint, fit_on_white, load_picture
+from .base import ConditionBatch, Conditions, Guidance, VideoSize
+from .wan import WanVideoPolicy, fit_on_white
 
 
-class VacePolicy(Policy):
-    """diffusers' WanVACETransformer3DModel with AutoencoderKLWan, UMT5EncoderModel and its tokenizer.
-
-    `text_len`: tokens that the transformer sees. `vae_pixels`: see `WanVae`.
-    """
+class VacePolicy(WanVideoPolicy):
+    """On diffusers' WanVACETransformer3DModel; see WanVideoPolicy for its parts."""
 
     kind = "vace"
+    fit = staticmethod(fit_on_white)
 
     def __init__(
         self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int | None = None
     ) -> None:
-        self.transformer = transformer
-        exact_time(transformer)
-        self.vae = WanVae(vae, vae_pixels)
-        self.text = WanText(text_encoder, tokenizer, text_len)
+        super().__init__(transformer, vae, text_encoder, tokenizer, text_len, vae_pixels)
         self.layers = len(transformer.config.vace_layers)
-        self.patch = tuple(transformer.config.patch_size)
-        self._dtype = transformer.patch_embedding.weight.dtype
-        self._latents = Cache()
         expected = 2 * self.vae.channels + self.vae.spatial**2
         if transformer.config.vace_in_channels != expected:
             raise UserError(
@@ -40,13 +32,9 @@ class VacePolicy(Policy):
                 f"this VAE makes {expected}; use the VAE that belongs to the transformer"
             )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
     def latent_shape(self, size: VideoSize, references: int) -> tuple[int, int, int, int]:
-        frames = references + 1 + (size.frames - 1) // self.vae.temporal
-        return self.vae.channels, frames, size.height // self.vae.spatial, size.width // self.vae.spatial
+        channels, frames, height, width = self.clip_shape(size)
+        return channels, references + frames, height, width
 
     def encode(
         self,
@@ -61,9 +49,9 @@ class VacePolicy(Policy):
         (none: everywhere). Texts, reference pictures and the empty clip are encoded once, whoever asks again.
         Raises UserError for an unreadable reference, a size the latents cannot have, or a control clip of another size.
         """
-        self._check(size)
+        self.check_size(size)
         text, negative = self.text.encode([item.prompt, item.negative])
-        references = self._encode_references(item.references, size)
+        references = self.encode_references(item.references, size)
         if control_video is None and control_mask is None:
             mask = torch.ones(size.frames, size.height, size.width)
             inactive = reactive = self._encode_blank(size)
@@ -113,27 +101,6 @@ class VacePolicy(Policy):
     def decode(self, latents: Tensor, references: int) -> Tensor:
         """Frames uint8 [B, F, H, W, 3] of denoised latents, on the VAE's device; the reference frames are cut off."""
         return self.vae.decode(latents[:, :, references:])
-
-    def _check(self, size: VideoSize) -> None:
-        steps = [self.vae.spatial * p for p in self.patch[1:]]
-        if size.height % steps[0] or size.width % steps[1] or min(size.height, size.width) <= 0:
-            raise UserError(
-                f"a video of {size.width}x{size.height} cannot be cut into patches; "
-                f"use a width that is a multiple of {steps[1]} and a height that is a multiple of {steps[0]}"
-            )
-        if size.frames < 1 or size.frames % self.vae.temporal != 1:
-            raise UserError(f"{size.frames} frames cannot be encoded; use a multiple of {self.vae.temporal}, plus 1")
-
-    def _encode_references(self, sources: Sequence, size: VideoSize) -> list[Tensor]:
-        """Latents [z, 1, h, w] of each reference, in order."""
-        pictures = [load_picture(s) for s in sources]
-
-        def compute(missing: list[int]) -> Tensor:
-            # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.
-            found = [fit_on_white(pictures[i], size.height, size.width)[None, :, None] for i in missing]
-            return torch.cat([self.vae.encode(picture) for picture in found])
-
-        return self._latents.resolve([(fingerprint(p), size.height, size.width) for p in pictures], compute)
 
     def _encode_blank(self, size: VideoSize) -> Tensor:
         def compute(_: list[int]) -> Tensor:

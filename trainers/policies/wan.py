@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .base import Policy, VideoSize
 
 CACHE_BYTES = 2**30
 # More at once is slower on a CPU (its caches overflow), and faster on anything else until memory ends.
@@ -86,10 +87,26 @@ def fit_on_white(picture: np.ndarray, height: int, width: int) -> Tensor:
     rows, columns = pixels.shape[1:]
     scale = min(height / rows, width / columns)
     size = max(1, int(rows * scale)), max(1, int(columns * scale))
-    resized = F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0]
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return _on_white(F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0], height, width)
+
+
+def fit_on_white_sharply(picture: np.ndarray, height: int, width: int) -> Tensor:
+    """As `fit_on_white`, by Lanczos with antialias and in whole levels of 256, as Phantom's authors do.
+
+    Source: Phantom-video/Phantom `load_ref_images`.
+    """
+    rows, columns = picture.shape[:2]
+    ratio = columns / rows
+    size = (width, int(width / ratio)) if ratio > width / height else (int(height * ratio), height)
+    resized = Image.fromarray(picture).resize((max(1, size[0]), max(1, size[1])), Image.Resampling.LANCZOS)
+    return _on_white(torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 127.5 - 1, height, width)
+
+
+def _on_white(picture: Tensor, height: int, width: int) -> Tensor:
+    rows, columns = picture.shape[1:]
+    top, left = (height - rows) // 2, (width - columns) // 2
     canvas = torch.ones(3, height, width)
-    canvas[:, top : top + size[0], left : left + size[1]] = resized
+    canvas[:, top : top + rows, left : left + columns] = picture
     return canvas
 
 
@@ -242,3 +259,55 @@ class TimeFeatures(nn.Module):
 def exact_time(transformer: nn.Module) -> None:
     """Give a Wan transformer of diffusers `TimeFeatures`; its weights stay as they are."""
     transformer.condition_embedder.timesteps_proj = TimeFeatures(transformer.config.freq_dim)
+
+
+class WanVideoPolicy(Policy):
+    """What VACE and Phantom share: diffusers' Wan transformer, AutoencoderKLWan, UMT5EncoderModel and its tokenizer.
+
+    `text_len`: tokens that the transformer sees. `vae_pixels`: see `WanVae`.
+    """
+
+    fit: Callable[[np.ndarray, int, int], Tensor]
+    """A reference picture uint8 [h, w, 3] on the canvas (height, width) that the VAE sees: float32 in [-1, 1]."""
+
+    def __init__(
+        self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int | None = None
+    ) -> None:
+        self.transformer = transformer
+        exact_time(transformer)
+        self.vae = WanVae(vae, vae_pixels)
+        self.text = WanText(text_encoder, tokenizer, text_len)
+        self.patch = tuple(transformer.config.patch_size)
+        self._dtype = transformer.patch_embedding.weight.dtype
+        self._latents = Cache()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def clip_shape(self, size: VideoSize) -> tuple[int, int, int, int]:
+        """Shape [z, f, h, w] of the latents of a clip alone."""
+        frames = 1 + (size.frames - 1) // self.vae.temporal
+        return self.vae.channels, frames, size.height // self.vae.spatial, size.width // self.vae.spatial
+
+    def check_size(self, size: VideoSize) -> None:
+        """Raises UserError when the latents cannot have this size."""
+        steps = [self.vae.spatial * p for p in self.patch[1:]]
+        if size.height % steps[0] or size.width % steps[1] or min(size.height, size.width) <= 0:
+            raise UserError(
+                f"a video of {size.width}x{size.height} cannot be cut into patches; "
+                f"use a width that is a multiple of {steps[1]} and a height that is a multiple of {steps[0]}"
+            )
+        if size.frames < 1 or size.frames % self.vae.temporal != 1:
+            raise UserError(f"{size.frames} frames cannot be encoded; use a multiple of {self.vae.temporal}, plus 1")
+
+    def encode_references(self, sources: Sequence, size: VideoSize) -> list[Tensor]:
+        """Latents [z, 1, h, w] of each reference, encoded alone, in order."""
+        pictures = [load_picture(s) for s in sources]
+
+        def compute(missing: list[int]) -> Tensor:
+            # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.
+            found = [self.fit(pictures[i], size.height, size.width)[None, :, None] for i in missing]
+            return torch.cat([self.vae.encode(picture) for picture in found])
+
+        return self._latents.resolve([(fingerprint(p), size.height, size.width) for p in pictures], compute)

@@ -138,19 +138,6 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         load_policy(tmp_path / "nothing")
 
 
-def test_phantom_is_refused_as_not_supported_yet(folder, tmp_path):
-    from diffusers import WanTransformer3DModel
-
-    plain = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=32, ffn_dim=32, num_layers=1
-    )
-    plain.save_pretrained(folder / "transformer")
-    with pytest.raises(UserError, match="not supported yet"):
-        load_policy(folder)
-    with pytest.raises(UserError, match="not supported yet"):
-        load_transformer(original_file(plain, tmp_path / "a.safetensors"))
-
-
 @pytest.mark.parametrize("content", [b"", b"\x10\x00\x00\x00\x00\x00\x00\x00not a header"])
 def test_a_broken_file_is_named(tmp_path, content):
     path = tmp_path / "broken.safetensors"
