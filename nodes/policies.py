@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..trainers.config import PolicyConfig
 from ..trainers.errors import UserError
-from ..trainers.policies.load import find_parts, load_policy, recognise
+from ..trainers.policies.load import find_parts, policy_of, recognise
 from . import folders
 from .memory import Managed
 from .types import KINDS, LoadedPolicy, WanPolicy
@@ -69,7 +69,8 @@ class LoadModel(io.ComfyNode):
     def validate_inputs(cls, model=None, text_encoder=None, vae=None, attention=None, dtype=None) -> bool | str:
         try:
             if model is not None:
-                recognise(find_parts(*_sources(model, text_encoder, vae)).transformer)
+                find_parts(*_sources(model, text_encoder, vae))
+                recognise(folders.policy_source(model))
         except UserError as error:
             return str(error)
         return _attention_problem(attention, dtype) or True
@@ -77,17 +78,14 @@ class LoadModel(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, text_encoder: str, vae: str, dtype: str, attention: str, offload: str) -> io.NodeOutput:
         source, text_path, vae_path = _sources(model, text_encoder, vae)
-        name = _dtype(dtype)
+        config = PolicyConfig(source=source, dtype=_dtype(dtype), text_encoder=text_path, vae=vae_path)
         with torch.inference_mode(False):
-            policy = load_policy(
-                source, getattr(torch, name), management.unet_offload_device(), text_encoder=text_path, vae=vae_path
-            )
+            policy = policy_of(config, management.unet_offload_device())
         if attention == FLASH:
             policy.transformer.set_attention_backend(FLASH)
         parts = [policy.transformer, policy.vae.model, policy.text.encoder]
         if offload == TEXT_ON_CPU:
             parts.pop().to("cpu")
-        config = PolicyConfig(source=source, dtype=name, text_encoder=text_path, vae=vae_path)
         loaded = LoadedPolicy(policy, Managed(*parts, leave=offload == AFTER_USE), config)
         return io.NodeOutput(loaded, ui=ui.PreviewText(_summary(loaded)))
 

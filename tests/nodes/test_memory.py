@@ -1,0 +1,97 @@
+"""Our models under ComfyUI's memory management."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture()
+def management(pack):
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    yield comfy.model_management
+    comfy.model_management.unload_all_models()
+
+
+@pytest.fixture()
+def managed_class(pack):
+    return import_module("identity_grpo.nodes.memory").Managed
+
+
+class Stack(nn.Module):
+    """Two layers in a list, as transformers keep them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def held(management, module: nn.Module) -> bool:
+    """Whether ComfyUI counts the module among the models on the device, whole."""
+    return any(
+        any(m is module for m in patcher.model.modules()) and patcher.loaded_size() == patcher.model_size()
+        for patcher in management.loaded_models()
+    )
+
+
+def test_another_models_need_frees_ours_and_use_brings_it_back(management, managed_class):
+    stack = Stack()
+    managed = managed_class(stack)
+    assert managed.load() == management.get_torch_device()
+    assert held(management, stack)
+    management.free_memory(1e30, management.get_torch_device())
+    assert not held(management, stack)
+    managed.load()
+    assert held(management, stack)
+
+
+def test_only_the_parts_asked_for_are_loaded(management, managed_class):
+    used, unused = Stack(), Stack()
+    managed = managed_class(used, unused)
+    managed.load(only=[used])
+    assert held(management, used) and not held(management, unused)
+
+
+def test_a_part_that_is_not_managed_computes_where_it_is(management, managed_class):
+    elsewhere, managed = Stack(), managed_class(Stack())
+    with managed.use(elsewhere):
+        elsewhere(torch.zeros(1, 4))
+    assert not management.loaded_models()
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_parts_leave_after_use_when_asked_to(management, managed_class, leave):
+    stack = Stack()
+    managed = managed_class(stack, leave=leave)
+    with managed.use():
+        assert held(management, stack)
+    assert held(management, stack) is not leave
+
+
+def test_cancel_ends_work_between_two_layers(management, managed_class):
+    stack, reached = Stack(), []
+    stack.layers[0].register_forward_hook(lambda *_: management.interrupt_current_processing())
+    stack.layers[1].register_forward_hook(lambda *_: reached.append(1))
+    with pytest.raises(management.InterruptProcessingException), managed_class(stack).use():
+        stack(torch.zeros(1, 4))
+    assert not reached
+    stack.layers[0]._forward_hooks.clear()
+    stack(torch.zeros(1, 4))  # outside of `use` nobody asks
+    assert reached
+
+
+def test_a_model_that_nobody_holds_is_forgotten(management, managed_class):
+    managed = managed_class(Stack())
+    managed.load()
+    del managed
+    assert not management.loaded_models()
