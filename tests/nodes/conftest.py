@@ -1,0 +1,191 @@
+"""The pack as ComfyUI loads it: inside a real ComfyUI if this interpreter runs one, else inside the stand-in.
+
+Never both in one process. `COMFYUI_TESTS=real` or `stand-in` decides; without it, it is real where it can be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from trainers.commands.comfyui import find_comfyui, missing_requirements
+
+REPOSITORY = Path(__file__).parents[2]
+STANDIN = REPOSITORY / "tests" / "standin"
+WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": (str, int, float)}
+
+
+class Refused(ValueError):
+    """What ComfyUI answers to a queued graph instead of running it."""
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A widget's value that comes through a link: unknown to `validate_inputs`, unchecked by core."""
+
+    value: Any
+
+
+def pytest_report_header() -> str:
+    return f"nodes are tested in {host() or 'the stand-in for ComfyUI (tests/standin)'}"
+
+
+def host() -> Path | None:
+    """The ComfyUI to be imported here; None for the stand-in."""
+    wanted = os.environ.get("COMFYUI_TESTS")
+    comfyui = None if wanted == "stand-in" else find_comfyui()
+    lacking = missing_requirements(comfyui, Path(sys.executable)) if comfyui else []
+    if wanted == "real" and (comfyui is None or lacking):
+        raise pytest.UsageError(f"COMFYUI_TESTS=real, but {sys.executable} lacks {', '.join(lacking) or 'a ComfyUI folder'}")
+    return None if lacking else comfyui
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory) -> Path | None:
+    """ComfyUI's folder, its modules importable and its files in an empty base folder; None for the stand-in."""
+    folder = host()
+    # Ahead of the checkout, whose folder `nodes` would hide ComfyUI's module of that name.
+    sys.path.insert(0, str(folder or STANDIN))
+    from comfy.cli_args import args
+
+    args.cpu, args.base_directory = True, str(tmp_path_factory.mktemp("comfyui"))
+    import server
+
+    server.PromptServer(asyncio.new_event_loop())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_comfyui(comfyui) -> Path:
+    """ComfyUI's folder, for tests of what only core can do."""
+    if comfyui is None:
+        pytest.skip("needs a real ComfyUI: set COMFYUI_PATH, or run `make comfyui` once")
+    return comfyui
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui) -> SimpleNamespace:
+    """The checkout loaded as package `identity_grpo`: `nodes` by id, `extension`, `Refused`, `Linked`."""
+    spec = importlib.util.spec_from_file_location(
+        "identity_grpo", REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
+    )
+    module = sys.modules["identity_grpo"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    from identity_grpo import nodes as families
+
+    families.FAMILIES = tuple(f for f in families.FAMILIES if (REPOSITORY / "nodes" / f"{f}.py").exists())
+
+    async def load():
+        extension = await module.comfy_entrypoint()
+        await extension.on_load()
+        return extension, await extension.get_node_list()
+
+    extension, nodes = asyncio.run(load())
+    return SimpleNamespace(
+        module=module, extension=extension, nodes={n.GET_SCHEMA().node_id: n for n in nodes}, Refused=Refused, Linked=Linked
+    )
+
+
+@pytest.fixture(scope="session")
+def schema(pack):
+    """`schema(node_id)`: the node's finished schema."""
+    return lambda node_id: pack.nodes[node_id].GET_SCHEMA()
+
+
+@pytest.fixture(scope="session")
+def node_output(pack):
+    """`node_output(node_id, **inputs)`: what core gets when it queues one node: checks, fingerprint, execution.
+
+    Inputs that are left out take the value that the editor's widget would have. Raises `pack.Refused` for what would
+    not be queued.
+    """
+
+    def run(node_id: str, /, **inputs):
+        node = pack.nodes[node_id]
+        given = check(node, inputs)
+        clone = node.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
+        with torch.inference_mode():
+            result = getattr(clone, clone.FUNCTION)(**given)
+            return asyncio.run(result) if inspect.isawaitable(result) else result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_node(node_output):
+    """`run_node(node_id, **inputs)`: the outputs of `node_output`, a tuple."""
+    return lambda node_id, /, **inputs: node_output(node_id, **inputs).args
+
+
+def check(node, inputs: dict) -> dict:
+    """The inputs complete and judged as core judges them before it queues a graph."""
+    declared = {i.id: i for i in node.GET_SCHEMA().inputs}
+    if unknown := set(inputs) - set(declared):
+        raise TypeError(f"{node.__name__} has no inputs {sorted(unknown)}")
+    inputs = {**{name: i for name in declared if (i := default(declared[name])) is not None}, **inputs}
+    known = {name: value for name, value in inputs.items() if is_widget(declared[name]) and not isinstance(value, Linked)}
+    judged = inspect.getfullargspec(node.validate_inputs).args if "validate_inputs" in overrides(node) else []
+    for name, given in declared.items():
+        if name not in inputs and not given.optional:
+            raise Refused(f"Required input is missing: {name}")
+        if name in known:
+            check_widget(given, known[name], limits=name not in judged)
+        elif given.get_io_type().startswith("COMFY_AUTOGROW"):
+            check_slots(given, inputs.get(name) or {})
+    seen = {name: known.get(name) for name in inputs}
+    if judged:
+        answer = node.validate_inputs(**{name: value for name, value in seen.items() if name in judged})
+        if answer is not True:
+            raise Refused(str(answer))
+    if "fingerprint_inputs" in overrides(node):
+        node.fingerprint_inputs(**seen)
+    return {name: value.value if isinstance(value, Linked) else value for name, value in inputs.items()}
+
+
+def overrides(node) -> set[str]:
+    """Names of methods that the pack's own classes define."""
+    return {name for base in node.__mro__ if base.__module__.startswith("identity_grpo.") for name in vars(base)}
+
+
+def is_widget(given) -> bool:
+    return given.get_io_type() in WIDGETS and not getattr(given, "force_input", None)
+
+
+def default(given) -> Any:
+    if not is_widget(given):
+        return None
+    options = given.as_dict()
+    return options.get("default", next(iter(options.get("options", ())), None))
+
+
+def check_widget(given, value, limits: bool) -> None:
+    options, kind = given.as_dict(), given.get_io_type()
+    if not isinstance(value, WIDGETS[kind]):
+        raise Refused(f"Failed to convert an input value to a {kind} value: {given.id}")
+    if not limits:
+        return
+    if "min" in options and value < options["min"] or "max" in options and value > options["max"]:
+        raise Refused(f"Value {value} is outside of {options.get('min')}..{options.get('max')}: {given.id}")
+    if kind == "COMBO" and value not in options["options"]:
+        raise Refused(f"Value not in list: {given.id}: {value!r} not in {options['options']}")
+
+
+def check_slots(given, slots: dict) -> None:
+    template = given.template
+    names = template.names if hasattr(template, "names") else [f"{template.prefix}{i}" for i in range(template.max)]
+    if unknown := set(slots) - set(names):
+        raise TypeError(f"{given.id} has no slots {sorted(unknown)}; it has {names}")
+    for name in names[: template.min]:
+        if name not in slots:
+            raise Refused(f"Required input is missing: {name}")
