@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         return added
 
     demo = command("demo", _demo, "train TinyWorld's policy for some minutes on this machine and show before and after")
+    _built_in(demo)
     _root(demo)
 
     train = command("train", _train, "train a policy's LoRA against the identity reward")
@@ -96,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     proof.add_argument("--seeds", type=int, default=5, help="tuned runs (default: 5)")
     proof.add_argument("--controls", type=int, default=1, help="runs with shuffled rewards (default: 1)")
     proof.add_argument("--jobs", type=int, default=3, help="runs at a time on the device (default: 3)")
+    _built_in(proof)
     _set(proof)
     _root(proof, "runs/proof")
 
@@ -109,6 +111,10 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--resume", action="store_true")
     work.add_argument("--share-devices", action="store_true")
     return parser
+
+
+def _built_in(parser) -> None:
+    parser.add_argument("--policy", choices=("vace", "phantom"), default="vace", help="which of TinyWorld's policies (default: vace)")
 
 
 def _root(parser: argparse.ArgumentParser, default: str = "runs") -> None:
@@ -143,7 +149,7 @@ def _settings(parser: argparse.ArgumentParser, training: bool = True) -> None:
 def _demo(options) -> int:
     from .commands import demo
 
-    return demo.main(options.runs)
+    return demo.main(options.runs, policy=options.policy)
 
 
 def _train(options) -> int:
@@ -200,7 +206,7 @@ def _proof(options) -> int:
     from .commands import proof
     from .commands.settings import parse_settings
 
-    return proof.main(options.runs, options.seeds, options.controls, options.jobs, parse_settings(options.set))
+    return proof.main(options.runs, options.seeds, options.controls, options.jobs, parse_settings(options.set), options.policy)
 
 
 def _verify(options) -> int:

@@ -236,6 +236,7 @@ PRESETS["paper-phantom"] = _merge(PRESETS["paper"], {"rollout": {"shift": 5.0, "
 PRESETS["fast-phantom"] = _merge(PRESETS["fast"], {
     "rollout": {"shift": 5.0, "guidance": 1.0, "image_guidance": 1.0},
     "evaluation": {"guidance": 7.5, "image_guidance": 5.0}})
+TINY_PRESETS: dict[PolicyKind, str] = {"vace": "tiny", "phantom": "tiny-phantom"}
 PRESETS["tiny-phantom"] = _merge(PRESETS["tiny"], {"policy": {"source": "tinyworld-phantom"}})
 
 

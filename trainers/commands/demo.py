@@ -6,29 +6,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import TrainConfig, make_config
+from ..config import TINY_PRESETS, PolicyKind, TrainConfig, make_config
 from ..grpo.loop import Report
 from ..runs.folder import RunFolder
 from . import evaluate
 from .progress import Bar, Lines, quiet_libraries
 from .train import execute
 
+NAMES: dict[PolicyKind, str] = {"vace": "VACE", "phantom": "Phantom"}
 TRAINING_SECONDS = 430
 """A slow machine stops training here: what follows takes less than a minute and a half on two cores."""
 
 
-def demo_config(changes: dict | None = None) -> TrainConfig:
-    return make_config("tiny", {"iterations": 20, "evaluation": {"every": 4}} | (changes or {}))
+def demo_config(changes: dict | None = None, policy: PolicyKind = "vace") -> TrainConfig:
+    return make_config(TINY_PRESETS[policy], {"iterations": 20, "evaluation": {"every": 4}} | (changes or {}))
 
 
-def main(root: Path, changes: dict | None = None, seconds: float = TRAINING_SECONDS) -> int:
+def main(
+    root: Path, changes: dict | None = None, seconds: float = TRAINING_SECONDS, policy: PolicyKind = "vace"
+) -> int:
     """Train TinyWorld's policy, then show what became better and where everything is."""
     import sys
 
     quiet_libraries()
     started = time.monotonic()
-    run = RunFolder.create(root, demo_config(changes), "demo")
-    print("Identity-GRPO in TinyWorld: drawn people, a small VACE policy that sometimes swaps, blends or loses them,\n"
+    run = RunFolder.create(root, demo_config(changes, policy), "demo")
+    print(f"Identity-GRPO in TinyWorld: drawn people, a small {NAMES[policy]} policy that sometimes swaps, blends or loses them,\n"
           f"and a learned identity reward. {run.config().iterations} iterations of {_rollouts(run.config())} videos.\n{run.path}\n", flush=True)
     result = execute(run, False, _within(seconds, run, Bar() if sys.stderr.isatty() else Lines()))
     if result.state == "stopped":

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import TrainConfig, make_config
+from ..config import TINY_PRESETS, PolicyKind, TrainConfig, make_config
 from ..errors import UserError
 from ..runs.folder import RunFolder
 from ..runs.launcher import start, stop
@@ -48,9 +48,9 @@ class Outcome:
         return self.identity_after / self.identity_before - 1
 
 
-def proof_config(seed: int, control: bool, changes: dict | None = None) -> TrainConfig:
+def proof_config(seed: int, control: bool, changes: dict | None = None, policy: PolicyKind = "vace") -> TrainConfig:
     settings = PROOF | {"seed": seed} | (changes or {})
-    return make_config("tiny", settings | ({"reward": {"shuffle": True}} if control else {}))
+    return make_config(TINY_PRESETS[policy], settings | ({"reward": {"shuffle": True}} if control else {}))
 
 
 def outcome(run: RunFolder, name: str) -> Outcome:
@@ -84,7 +84,9 @@ def rows(outcomes: list[Outcome]) -> list[dict[str, str]]:
     } for o in outcomes]
 
 
-def main(root: Path, seeds: int, controls: int, jobs: int, changes: dict | None = None) -> int:
+def main(
+    root: Path, seeds: int, controls: int, jobs: int, changes: dict | None = None, policy: PolicyKind = "vace"
+) -> int:
     """Run everything, print the table and write it to `root/proof.md`; 0 if every claim holds, else 1."""
     waiting = [("tuned", s) for s in range(seeds)] + [("control", s) for s in range(controls)]
     runs: list[tuple[str, RunFolder]] = []
@@ -95,7 +97,7 @@ def main(root: Path, seeds: int, controls: int, jobs: int, changes: dict | None 
             active = {run_id: child for run_id, child in active.items() if child.poll() is None}
             while waiting and len(active) < jobs:
                 name, seed = waiting.pop(0)
-                run = RunFolder.create(root, proof_config(seed, name == "control", changes), name=f"{name}-{seed}")
+                run = RunFolder.create(root, proof_config(seed, name == "control", changes, policy), name=f"{name}-{seed}")
                 runs.append((name, run))
                 active[run.id] = start(run, share_devices=True)
             states = [f"{run.id.split('-2')[0]} {run.status()['iteration']}/{run.status()['iterations']}" for _, run in runs]
