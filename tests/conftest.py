@@ -34,6 +34,20 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_phantom(small_models, tmp_path_factory) -> dict:
+    """The policy section of `small_models` for a Phantom whose text encoder and VAE lie apart from it."""
+    import torch
+
+    from trainers.tinyworld.models import build_phantom
+
+    folder, vace = tmp_path_factory.mktemp("phantom"), Path(small_models["policy"]["source"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        build_phantom().save_pretrained(folder / "transformer")
+    return {"source": str(folder), "text_encoder": str(vace / "text_encoder"), "vae": str(vace / "vae")}
+
+
+@pytest.fixture(scope="session")
 def small_models(tmp_path_factory) -> dict:
     """Settings that name a policy and a reward of the real classes with random weights, and rows to train on."""
     import torch

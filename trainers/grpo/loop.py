@@ -29,6 +29,7 @@ from ..policies.base import Conditions, Policy, VideoSize
 from ..policies.load import policy_of
 from ..prompts import resolve_prompts
 from ..rewards.load import load_reward
+from ..runs.atomic import place_atomic
 from ..runs.folder import RunFolder
 from .advantages import group_advantages
 from .checkpoint import Progress, checkpoints, load_checkpoint, prune, save_checkpoint
@@ -103,7 +104,7 @@ def train(
         raise
     if main:
         run.take("stop")
-        run.set_status(state=result.state, iteration=result.iteration, message="", eta_seconds=None)
+        run.set_status(state=result.state, iteration=result.iteration, message=trainer.warning if trainer else "", eta_seconds=None)
     return result
 
 
@@ -133,7 +134,7 @@ class Trainer:
         self.ema = Ema(self.parameters, config.ema.decay, config.ema.every)
         self.schedule = flow_schedule(config.rollout.steps, config.rollout.shift, device)
         self.progress = Progress(policy=self.policy.kind, prompts=self.items.digest)
-        self.saved = -1
+        self.saved, self.warning = -1, ""
         self.baseline: Measurement | None = None
 
     # --- the run ---------------------------------------------------------------------------------------------------------
@@ -381,8 +382,18 @@ class Trainer:
         with self.ema.applied():
             lora = to_lora(self.policy.transformer)
         iteration = self.progress.iteration
-        write_native(lora, self._export_path(iteration),
-                     {"run": self.run.id, "iteration": str(iteration), "policy": self.policy.kind})
+        file = self._export_path(iteration)
+        write_native(lora, file, {"run": self.run.id, "iteration": str(iteration), "policy": self.policy.kind})
+        if self.config.publish:
+            self._publish(file, Path(self.config.publish) / self.run.id)
+
+    def _publish(self, file: Path, folder: Path) -> None:
+        """A run is worth more than a second copy of its LoRA: what goes wrong here is told and does not end it."""
+        try:
+            place_atomic(file, folder / file.name)
+            self.warning = ""
+        except OSError as error:
+            self.warning = f"{file.name} could not be published to {folder} ({error}); it is in {file.parent}"
 
     def _export_path(self, iteration: int) -> Path:
         return self.run.exports / f"{self.run.id}-{iteration:06d}.safetensors"
@@ -402,7 +413,8 @@ class Trainer:
         done = min(total, iteration + part)
         recent = self.seconds[-5:]
         eta = sum(recent) / len(recent) * (total - done) if recent else None
-        self.run.set_status(state="running", iteration=iteration, iterations=total, phase=phase, eta_seconds=eta)
+        self.run.set_status(state="running", iteration=iteration, iterations=total, phase=phase, eta_seconds=eta,
+                            message=self.warning)
         self.report(Report(iteration, total, phase, done / total, eta, metrics or {}))
 
     def _requested(self, name: str) -> bool:

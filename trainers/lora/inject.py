@@ -86,8 +86,12 @@ def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) ->
 
     A transformer without a LoRA gets one, frozen, with the file's modules and ranks. One that has a LoRA keeps its own
     alpha and trainability and takes the file's values over (factor included): its modules that the file lacks become
-    neutral. Raises UserError, before anything is changed, when the file has modules or ranks that do not fit.
+    neutral. Raises UserError, before anything is changed, when the file says that it was trained for another policy, or has
+    modules or ranks that do not fit.
     """
+    made_for, here = lora.metadata.get("policy"), "vace" if hasattr(transformer, "vace_blocks") else "phantom"
+    if made_for not in (None, here):
+        raise UserError(f"this LoRA was trained for {made_for}, and this is a {here} model; give one that was trained for {here}")
     present = dict(_layers(transformer))
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     for name, (down, up) in lora.modules.items():

@@ -39,6 +39,27 @@ def write_atomic(path: str | Path, data: bytes | str, sync: bool = True) -> None
             raise
 
 
+def place_atomic(file: str | Path, path: str | Path) -> None:
+    """Put `file` at `path` as well, replacing what is there: a hard link, or a copy where the two lie on different disks.
+
+    Its folder is made. Raises OSError, and leaves what was there, when that cannot be done.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path, "partial")
+    aside.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(file, aside)
+        except OSError:
+            shutil.copyfile(file, aside)
+            _sync_file(aside)
+        os.replace(aside, path)
+    finally:
+        # There after a failure, and when `path` was this very file already: POSIX then renames nothing.
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Fill the folder that is yielded; at the end of the block it is synced to disk and becomes `path`.

@@ -83,12 +83,12 @@ def main() -> None:
 
     from trainers import clips, verify
     from trainers.grpo import loop
-    from trainers.policies import vace
+    from trainers.policies import phantom, vace
     from trainers.rewards import identity
 
     # What is here already no child has to import again.
-    assert all((clips, identity, loop, lora, vace, verify, diffusers.AutoencoderKLWan, diffusers.WanVACETransformer3DModel,
-                transformers.PreTrainedTokenizerFast, transformers.Qwen2_5_VLModel, transformers.UMT5EncoderModel))
+    assert all((clips, identity, loop, lora, phantom, vace, verify, diffusers.AutoencoderKLWan,
+                diffusers.WanTransformer3DModel, diffusers.WanVACETransformer3DModel, transformers.PreTrainedTokenizerFast, transformers.Qwen2_5_VLModel, transformers.UMT5EncoderModel))
     torch.set_num_threads(1)
     with open(sys.argv[1], "ab", buffering=0) as errors:
         for line in sys.stdin:

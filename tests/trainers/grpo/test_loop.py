@@ -1,10 +1,13 @@
-"""The loop's invariants, on small models of the real classes. Nothing is mocked: processes are killed, files are full."""
+"""The loop's invariants, on small models of the real classes. Nothing is mocked: processes are killed, files are full.
+
+What a policy has a part in is tried with each kind of them, the rest (`one_kind`) with one.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
@@ -12,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainers.config import TrainConfig, make_config
+from trainers.config import PolicyConfig, TrainConfig, make_config
 from trainers.errors import UserError
 from trainers.grpo.checkpoint import checkpoints
 from trainers.grpo.loop import train
@@ -22,6 +26,7 @@ from trainers.runs.folder import RunFolder
 
 from .small_run import SMALL, Forge
 
+one_kind = pytest.mark.parametrize("kind", ["vace"], indirect=True)
 FLOAT_ERROR = 2e-5  # of weights that an iteration moves by about the learning rate, 2e-3
 
 
@@ -48,10 +53,17 @@ def prompts(small_models, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=["vace", "phantom"])
+def kind(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def small_config(small_models, prompts):
+def small_config(kind, small_models, small_phantom, prompts):
     """Two iterations of two updates, with changes laid over."""
     base = merged(merged(SMALL, small_models), {"prompts": str(prompts)})
+    if kind == "phantom":
+        base["policy"] = small_phantom
     return lambda **changes: make_config("tiny", merged(base, changes))
 
 
@@ -121,10 +133,10 @@ def test_ratio_is_exactly_one_at_the_first_on_policy_update(reference_run):
     assert [row["ratio_error"] for row in rows(reference_run, "train")] == [0.0, 0.0]
 
 
-def test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update(finished):
-    """With both branches of guidance, on a half-precision base."""
-    run = finished(iterations=1, optim={"ratio": "guard", "clip_range": 2e-6}, rollout={"guidance": 3.0},
-                   policy={"dtype": "bfloat16"})
+def test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update(finished, kind):
+    """With all branches of guidance, on a half-precision base."""
+    scales = {"guidance": 3.0} | ({"image_guidance": 2.0} if kind == "phantom" else {})
+    run = finished(iterations=1, optim={"ratio": "guard", "clip_range": 2e-6}, rollout=scales, policy={"dtype": "bfloat16"})
     assert rows(run, "train")[0]["ratio_error"] == 0.0
 
 
@@ -152,6 +164,36 @@ def test_the_first_export_moves_no_pixel(reference_run):
     assert ups and not any(u.any() for u in ups)
 
 
+def test_exports_carry_the_names_of_comfyui_and_what_they_are_for(reference_run, kind):
+    """Ten attention layers of two kinds for Phantom; VACE has two control blocks more."""
+    with safe_open(reference_run.exports / f"{reference_run.id}-000002.safetensors", "pt") as file:
+        keys, metadata = list(file.keys()), file.metadata()
+    modules = {key.removesuffix(".alpha") for key in keys if key.endswith(".alpha")}
+    pattern = r"diffusion_model\.(?:vace_)?blocks\.\d\.(?:self|cross)_attn\.[qkvo]"
+    assert all(re.fullmatch(pattern, name) for name in modules)
+    assert len(modules) == {"vace": 5 + 2, "phantom": 5}[kind] * 8 and len(keys) == 3 * len(modules)
+    assert (metadata["policy"], metadata["iteration"]) == (kind, "2")
+
+
+@one_kind
+def test_every_export_is_published_under_the_run_s_name_and_stays_there(halfway, small_config, tmp_path):
+    shutil.rmtree(halfway.exports)
+    halfway.exports.mkdir()
+    train(small_config(publish=str(tmp_path / "loras")), halfway, resume=True)
+    published = tmp_path / "loras" / halfway.id
+    assert sorted(files(published)) == [f"{halfway.id}-00000{i}.safetensors" for i in (1, 2)]
+    assert files(published) == files(halfway.exports)
+    assert halfway.status()["message"] == ""
+
+
+@one_kind
+def test_a_lora_that_cannot_be_published_is_told_and_ends_nothing(halfway, small_config, tmp_path):
+    (tmp_path / "loras").write_text("a file where the folder should be")
+    assert train(small_config(publish=str(tmp_path / "loras")), halfway, resume=True).state == "finished"
+    assert re.search(r"-000002.safetensors could not be published to .*loras.* it is in .*exports", halfway.status()["message"])
+
+
+@one_kind
 def test_shuffled_rewards_are_the_same_rewards_but_train_something_else(finished, reference_run):
     run = finished(iterations=1, reward={"shuffle": True})
     assert rows(run, "train")[0]["reward_mean"] == rows(reference_run, "train")[0]["reward_mean"]
@@ -159,6 +201,7 @@ def test_shuffled_rewards_are_the_same_rewards_but_train_something_else(finished
                     load_file(reference_run.checkpoints / "000001/lora.safetensors")) > 1e-3
 
 
+@one_kind
 def test_evaluated_iterations_are_saved_and_the_best_is_kept(finished):
     run = finished(iterations=4, checkpoint={"every": 10, "keep": 1}, evaluation={"every": 1})
     best = max(rows(run, "evaluation"), key=lambda row: (row["margin"], -row["iteration"]))["iteration"]
@@ -186,6 +229,7 @@ def test_two_processes_do_what_one_does(forge, reference_run, small_config, tmp_
             assert row == pytest.approx(expected, rel=1e-2, abs=1e-4)
 
 
+@one_kind
 def test_processes_without_work_keep_step(forge, finished, small_config, tmp_path):
     """Three processes for two rollouts and two held-out items: one has nothing to add and must still take part."""
     changes = {"iterations": 1, "optim": {"kl": 0.0}, "rollout": {"groups_per_update": 1}}
@@ -194,6 +238,7 @@ def test_processes_without_work_keep_step(forge, finished, small_config, tmp_pat
     assert distance(weights(run), weights(finished(**changes))) < FLOAT_ERROR
 
 
+@one_kind
 def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config())
     assert forge.run(run, processes=2, fault="error", iteration=0) == [1, 1]
@@ -214,6 +259,7 @@ def test_a_killed_run_resumes_to_the_same_weights(forge, reference_run, small_co
         assert told(run, kind) == told(reference_run, kind)
 
 
+@one_kind
 @pytest.mark.parametrize("every, kept", [(1, 1), (1000, 2)], ids=["saved before", "not saved yet"])
 def test_ctrl_c_in_an_update_loses_at_most_the_iteration_in_flight(forge, reference_run, small_config, tmp_path, every, kept):
     """Half an update cannot be kept: it is given up where its start is saved, else finished first."""
@@ -226,6 +272,7 @@ def test_ctrl_c_in_an_update_loses_at_most_the_iteration_in_flight(forge, refere
         assert files(newest)[name] == files(reference_run.checkpoints / newest.name)[name]
 
 
+@one_kind
 def test_ctrl_c_stops_all_processes_and_keeps_every_finished_iteration(forge, small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config(iterations=500, checkpoint={"every": 1000}, evaluation={"every": 1000}))
     child = forge.start(run, processes=2)
@@ -239,6 +286,7 @@ def test_ctrl_c_stops_all_processes_and_keeps_every_finished_iteration(forge, sm
     assert int(checkpoints(run.checkpoints)[-1].name) == status["iteration"] == rows(run, "train")[-1]["iteration"]
 
 
+@one_kind
 def test_a_run_that_was_stopped_before_its_first_measurement_makes_up_for_it(halfway, small_config):
     shutil.rmtree(halfway.checkpoints / "000001")
     (halfway.path / "metrics.jsonl").unlink()
@@ -248,6 +296,7 @@ def test_a_run_that_was_stopped_before_its_first_measurement_makes_up_for_it(hal
         ("evaluation", 0), ("train", 1), ("evaluation", 1)]
 
 
+@one_kind
 def test_save_and_sample_are_answered_after_the_iteration(halfway, small_config):
     halfway.request("save")
     halfway.request("sample")
@@ -263,6 +312,7 @@ def test_a_diverging_run_fails_and_leaves_its_last_checkpoint(halfway, small_con
     refused(small_config(optim={"learning_rate": 1e30}), halfway, "gradient of update 4 is nan.*last checkpoint")
 
 
+@one_kind
 def test_a_reward_that_is_no_number_names_its_item(halfway, small_config, small_models, tmp_path):
     source = Path(shutil.copytree(small_models["reward"]["source"], tmp_path / "identity_reward"))
     [head] = source.rglob("non_lora_state_dict.pth")
@@ -273,6 +323,7 @@ def test_a_reward_that_is_no_number_names_its_item(halfway, small_config, small_
     refused(small_config(reward={"source": str(source)}), halfway, "reward of item `row-[2-7]` .seed [0-9]+. is nan")
 
 
+@one_kind
 def test_a_full_disk_fails_the_run_and_leaves_its_last_checkpoint(forge, halfway, small_config):
     """The limit lets every file pass but the weights."""
     before = files(halfway.checkpoints / "000001")
@@ -285,44 +336,70 @@ def test_a_full_disk_fails_the_run_and_leaves_its_last_checkpoint(forge, halfway
     assert status["state"] == "failed" and "the disk is full" in status["last_error"]
 
 
+@one_kind
 def test_a_run_with_checkpoints_does_not_start_again_at_zero(reference_run):
     with pytest.raises(UserError, match="continue it with `resume`"):
         train(reference_run.config(), reference_run)
     assert reference_run.status()["state"] == "finished"
 
 
+@one_kind
 def test_a_run_without_checkpoints_cannot_resume(small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config())
     with pytest.raises(UserError, match="no checkpoint to resume from"):
         train(run.config(), run, resume=True)
 
 
-def test_a_checkpoint_of_another_policy_is_refused(halfway, small_config):
-    path = halfway.checkpoints / "000001" / "progress.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"policy": "phantom"}))
-    refused(small_config(), halfway, "belongs to the policy `phantom`, this run trains `vace`")
+def test_a_checkpoint_of_another_policy_is_refused(halfway, small_config, kind, small_models, small_phantom):
+    other, source = {"vace": ("phantom", small_phantom), "phantom": ("vace", small_models["policy"])}[kind]
+    config = small_config().model_copy(update={"policy": PolicyConfig(**source)})
+    refused(config, halfway, f"belongs to the policy `{kind}`, this run trains `{other}`")
+
+
+def test_a_lora_of_another_policy_is_no_start(reference_run, kind, small_config, small_models, small_phantom, tmp_path):
+    lora = reference_run.exports / f"{reference_run.id}-000002.safetensors"
+    source = {"vace": small_phantom, "phantom": small_models["policy"]}[kind]
+    config = small_config(start_lora=str(lora)).model_copy(update={"policy": PolicyConfig(**source)})
+    run = RunFolder.create(tmp_path, config)
+    with pytest.raises(UserError, match=f"trained for {kind}"):
+        train(config, run)
+    assert run.status()["state"] == "failed"
+
+
+@one_kind
+def test_a_scale_that_the_policy_has_not_is_refused(small_config, tmp_path):
+    """Phantom's second scale, given for VACE."""
+    config = small_config(rollout={"image_guidance": 5.0})
+    run = RunFolder.create(tmp_path, config)
+    with pytest.raises(UserError, match="VACE has one guidance scale.*leave the image scale"):
+        train(config, run)
+    assert run.status()["state"] == "failed"
 
 
 def test_a_checkpoint_of_another_rank_is_refused(halfway, small_config):
     refused(small_config(lora={"rank": 3}), halfway, "rank differ")
 
 
+@one_kind
 def test_a_checkpoint_of_another_prompt_set_is_refused(halfway, small_config, prompts, tmp_path):
     (tmp_path / "other.csv").write_text(prompts.read_text().replace("wave", "jump", 1))
     refused(small_config(prompts=str(tmp_path / "other.csv")), halfway, "another prompt set")
 
 
+@one_kind
 def test_a_checkpoint_without_its_moments_is_refused(halfway, small_config):
     shutil.copy(halfway.checkpoints / "000000" / "optimiser.safetensors", halfway.checkpoints / "000001")
     refused(small_config(), halfway, "delete this folder")
 
 
+@one_kind
 def test_a_damaged_checkpoint_is_named(halfway, small_config):
     path = halfway.checkpoints / "000001" / "ema.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     refused(small_config(), halfway, "000001 cannot be read")
 
 
+@one_kind
 def test_a_prompt_set_smaller_than_the_groups_of_an_update_is_refused(small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config(rollout={"groups_per_update": 7}))
     with pytest.raises(UserError, match="has 6 rows to train on but an update needs 7 groups"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainers.errors import UserError
-from trainers.runs.atomic import atomic_folder, sweep, write_atomic
+from trainers.runs.atomic import atomic_folder, place_atomic, sweep, write_atomic
 
 WRITER = """
 import sys, time
@@ -43,6 +43,30 @@ with atomic_folder(Path(sys.argv[2])) as aside:
 
 def contents(folder: Path) -> dict[str, str]:
     return {p.name: p.read_text() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["same disk", "other disk"])
+def test_a_file_is_placed_elsewhere_as_often_as_asked(tmp_path, monkeypatch, linked):
+    def refuse(*_):
+        raise OSError("Invalid cross-device link")
+
+    if not linked:
+        monkeypatch.setattr("os.link", refuse)
+    (tmp_path / "lora").write_text("new")
+    target = tmp_path / "far" / "away" / "lora"
+    place_atomic(tmp_path / "lora", target)
+    target.with_name("old").write_text("old")
+    for name in ("lora", "old"):
+        place_atomic(tmp_path / "lora", target.with_name(name))
+    assert {p.name: p.read_text() for p in target.parent.iterdir()} == {"lora": "new", "old": "new"}
+    assert target.samefile(tmp_path / "lora") == linked
+
+
+def test_a_file_that_cannot_be_placed_leaves_what_was_there(tmp_path):
+    (tmp_path / "old").write_text("old")
+    with pytest.raises(OSError):
+        place_atomic(tmp_path / "missing", tmp_path / "old")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"old": "old"}
 
 
 def test_a_folder_appears_whole(tmp_path):
