@@ -10,7 +10,7 @@ from torch import Tensor
 from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
 from .pictures import to_references
-from .sampling import Sampling, check_kind, draw, size_problem, to_control_clip, to_control_mask
+from .sampling import LARGEST, LONGEST, STEP, Sampling, check_kind, draw, size_problem, to_control_clip, to_control_mask
 from .types import LoadedPolicy, WanPolicy
 
 CATEGORY = "Identity-GRPO/samplers"
@@ -35,12 +35,12 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
         ),
         io.String.Input("negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."),
         io.Int.Input(
-            "width", default=832, min=16, max=4096, step=16,
+            "width", default=832, min=STEP, max=LARGEST, step=STEP,
             tooltip="Of the video in pixels, a multiple of 16. Wan 1.3B knows 832x480; the built-in TinyWorld draws 80x48.",
         ),
-        io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."),
+        io.Int.Input("height", default=480, min=STEP, max=LARGEST, step=STEP, tooltip="Of the video in pixels, a multiple of 16."),
         io.Int.Input(
-            "frames", default=81, min=1, max=1025, step=4,
+            "frames", default=81, min=1, max=LONGEST, step=4,
             tooltip="Number of frames, 4n+1. Wan knows 81 (5 seconds at 16 frames a second); TinyWorld draws 9.",
         ),
         io.Int.Input("steps", default=30, min=1, max=200, tooltip="Denoising steps; more are slower and a little finer."),
@@ -99,7 +99,8 @@ class VACESampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, frames=None) -> bool | str:
+    def validate_inputs(cls, width=None, height=None, frames=None, references=None) -> bool | str:
+        # ComfyUI hands over a group of growing slots whether it is asked for or not.
         return size_problem(width, height, frames) or True
 
     @classmethod
@@ -139,7 +140,8 @@ class PhantomSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, frames=None) -> bool | str:
+    def validate_inputs(cls, width=None, height=None, frames=None, references=None) -> bool | str:
+        # ComfyUI hands over a group of growing slots whether it is asked for or not.
         return size_problem(width, height, frames) or True
 
     @classmethod

@@ -26,6 +26,8 @@ from .previews import Progress
 from .types import KINDS, LoadedPolicy
 
 STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
+LARGEST = 4096  # pixels
+LONGEST = 1025  # frames
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Sampling:
 def size_problem(width: int | None, height: int | None, frames: int | None) -> str | None:
     """What is wrong with a video's size; None for what comes through a link and is not known yet."""
     for name, value in (("width", width), ("height", height)):
-        if value is not None and (value < STEP or value % STEP):
-            return f"{name} {value} is not a multiple of {STEP}; use {max(STEP, round(value / STEP) * STEP)}"
-    if frames is not None and (frames < 1 or frames % 4 != 1):
-        return f"frames {frames} is not 4n+1 (1, 5, 9 … 81); use {max(1, round((frames - 1) / 4) * 4 + 1)}"
+        if value is not None and (not STEP <= value <= LARGEST or value % STEP):
+            nearest = min(max(STEP, round(value / STEP) * STEP), LARGEST)
+            return f"{name} {value} is not a multiple of {STEP} from {STEP} to {LARGEST}; use {nearest}"
+    if frames is not None and (not 1 <= frames <= LONGEST or frames % 4 != 1):
+        nearest = min(max(1, round((frames - 1) / 4) * 4 + 1), LONGEST)
+        return f"frames {frames} is not 4n+1 from 1 to {LONGEST}; use {nearest}"
     return None
 
 

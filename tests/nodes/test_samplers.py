@@ -146,11 +146,17 @@ def test_no_reference_is_told(draw, node):
 
 @pytest.mark.parametrize(
     ("wrong", "remedy"),
-    [({"width": 90}, "use 96"), ({"height": 8}, "use 16"), ({"frames": 80}, "use 81"), ({"frames": 0}, "use 1")],
+    [({"width": 90}, "use 96"), ({"height": 8}, "use 16"), ({"width": 100000}, "use 4096"), ({"frames": 80}, "use 81"),
+     ({"frames": 0}, "use 1"), ({"frames": 4001}, "use 1025")],
 )
 def test_a_size_that_cannot_be_drawn_is_refused_before_anything_runs(pack, node, wrong, remedy):
     given = {"width": 80, "height": 48, "frames": 9} | wrong
     assert remedy in pack.nodes[node].validate_inputs(**given)
+
+
+def test_growing_slots_are_handed_to_the_check_too(pack, node):
+    """ComfyUI passes the group as a keyword whatever `validate_inputs` asks for."""
+    assert pack.nodes[node].validate_inputs(width=80, height=48, frames=9, references={}) is True
 
 
 def test_a_linked_size_is_not_judged_before_it_is_known(pack, node):
