@@ -94,9 +94,32 @@ def test_flags_win_over_settings():
     assert (config.preset, config.seed, config.policy.source, config.held_out) == ("paper", 2, "p", 3)
 
 
-@pytest.mark.parametrize("words, preset", [([], "tiny"), (["--policy", "p"], "paper"), (["--policy", "p", "--preset", "fast"], "fast")])
+@pytest.mark.parametrize("words, preset", [
+    ([], "tiny"),
+    (["--policy", "tinyworld-phantom"], "tiny-phantom"),
+    (["--preset", "tiny-phantom"], "tiny-phantom"),
+    (["--policy", "p"], "paper"),
+    (["--policy", "p", "--preset", "fast"], "fast"),
+])
 def test_the_preset_follows_the_policy(words, preset):
     assert config_from(options("train", *words)).preset == preset
+
+
+def test_the_preset_follows_what_lies_in_a_folder(small_models, small_phantom):
+    for section, preset in ((small_models["policy"], "paper"), (small_phantom, "paper-phantom")):
+        assert config_from(options("train", "--policy", section["source"])).preset == preset
+
+
+@pytest.mark.parametrize("policy, preset, mended", [
+    ("tinyworld", "paper-phantom", "paper"), ("tinyworld-phantom", "fast", "fast-phantom"), (None, "tiny", "tiny-phantom")])
+def test_a_preset_of_another_policy_is_refused_with_the_right_one(policy, preset, mended, small_phantom):
+    with pytest.raises(UserError, match=rf"preset `{preset}` does not fit .*; use --preset {mended}, or another --policy"):
+        config_from(options("train", "--policy", policy or small_phantom["source"], "--preset", preset))
+
+
+def test_a_sample_s_scales_are_laid_over_the_evaluation_s():
+    config = config_from(options("sample", "--preset", "fast-phantom", "--policy", "p", "--image-guidance", "3"))
+    assert (config.evaluation.guidance, config.evaluation.image_guidance, config.rollout.image_guidance) == (7.5, 3.0, 1.0)
 
 
 def test_a_sample_s_size_is_laid_over_the_preset_s():

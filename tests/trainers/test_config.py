@@ -34,6 +34,33 @@ def test_an_impossible_config_says_how_to_mend_it(changes, sentence):
         make_config("paper", changes)
 
 
+@pytest.mark.parametrize("preset, training, evaluation", [
+    ("paper", (4.5, None), (4.5, None)),
+    ("paper-phantom", (7.5, 5.0), (7.5, 5.0)),
+    ("fast-phantom", (1.0, 1.0), (7.5, 5.0)),
+])
+def test_evaluation_has_training_s_scales_unless_it_has_its_own(preset, training, evaluation):
+    from trainers.grpo.evaluate import evaluation_guidance
+    from trainers.grpo.rollout import guidance_of
+
+    config = make_config(preset)
+    for found, expected in ((guidance_of(config.rollout), training), (evaluation_guidance(config), evaluation)):
+        assert (found.text, found.image) == expected
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast", "tiny"])
+def test_phantom_s_presets_differ_in_sampling_and_source_alone(preset):
+    vace, phantom = (make_config(name).model_dump() for name in (preset, f"{preset}-phantom"))
+    assert phantom["policy"].pop("source") == ("tinyworld-phantom" if preset == "tiny" else vace["policy"]["source"])
+    vace["policy"].pop("source")
+    for section in ("rollout", "evaluation"):
+        for name in ("guidance", "image_guidance", "shift"):
+            for config in (vace, phantom):
+                config[section].pop(name, None)
+    assert vace.pop("preset") == phantom.pop("preset").removesuffix("-phantom") == preset
+    assert vace == phantom
+
+
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(UserError, match="choose one of paper, fast, tiny"):
         make_config("huge")
@@ -60,7 +87,10 @@ def test_a_damaged_file_is_a_user_error(tmp_path, text):
 
 def test_paths_are_frozen_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    config = make_config("tiny", {"prompts": "a.csv", "start_lora": "~/x", "reward": {"base_model": "b"}}).with_absolute_paths()
+    config = make_config("tiny", {"prompts": "a.csv", "start_lora": "~/x", "publish": "loras", "reward": {"base_model": "b"},
+                                  "policy": {"text_encoder": "t", "vae": "v"}}).with_absolute_paths()
+    assert (config.publish, config.policy.text_encoder, config.policy.vae) == tuple(str(Path.cwd() / n) for n in ("loras", "t", "v"))
+    assert make_config("tiny-phantom").with_absolute_paths().policy.source == "tinyworld-phantom"
     assert config.prompts == str(Path.cwd() / "a.csv")
     assert config.start_lora == str(Path.home() / "x")
     assert config.reward.base_model == str(Path.cwd() / "b")

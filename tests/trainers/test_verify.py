@@ -26,7 +26,7 @@ def change(path, key, by=0.01):
     save_file(tensors, path)
 
 
-@pytest.mark.parametrize("kind", ["sde", "vace", "lora"])
+@pytest.mark.parametrize("kind", ["sde", "vace", "phantom", "lora"])
 def test_a_kit_is_known_by_its_files_and_within_tolerance(kind, capsys):
     assert kit_kind(GOLDEN / kind) == kind
     assert main([GOLDEN / kind]) == 0
@@ -47,6 +47,13 @@ def test_a_kit_is_known_by_its_files_and_within_tolerance(kind, capsys):
         ("vace", "conditioning.safetensors", "refs3_video_mask.m0"),
         ("vace", "conditioning.safetensors", "refs2_no_video.z0"),
         ("vace", "velocity.safetensors", "velocity.video_scaled.0"),
+        ("phantom", "trajectory.safetensors", "input_without_refs"),
+        ("phantom", "trajectory.safetensors", "sigmas"),
+        ("phantom", "trajectory.safetensors", "step2.v_neg"),
+        ("phantom", "trajectory.safetensors", "step1.v_guided"),
+        ("phantom", "trajectory.safetensors", "other_scales.v_guided"),
+        ("phantom", "trajectory.safetensors", "final"),
+        ("phantom", "inputs.safetensors", "reference_latents"),
         ("lora", "velocity.safetensors", "velocity.original_merged.0.5"),
         ("lora", "comfy_native.safetensors", "diffusion_model.blocks.1.self_attn.o.alpha"),
         ("lora", "comfy_native.safetensors", "diffusion_model.blocks.0.cross_attn.k.lora_up.weight"),

@@ -268,19 +268,21 @@ def _without_prefix(key: str) -> str:
     return key
 
 
-# TEMPORARY-PARTS
-def load_text_encoder(path: Path, dtype: torch.dtype):
+def load_text_encoder(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """A frozen UMT5EncoderModel and its tokenizer, which lies in or beside its folder. Raises UserError."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
+    places = (path / "tokenizer", path.parent / "tokenizer")
+    tokenizer = next((place for place in places if place.is_dir()), path)
     try:
         model = UMT5EncoderModel.from_pretrained(path, local_files_only=True)
+        return model.to(dtype).eval().requires_grad_(False), AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the text encoder from {path}: {error}") from error
-    tokenizer = AutoTokenizer.from_pretrained(path.parent / "tokenizer", local_files_only=True)
-    return model.to(dtype).eval().requires_grad_(False), tokenizer
 
 
-def load_vae(path: Path):
+def load_vae(path: Path) -> nn.Module:
+    """A frozen AutoencoderKLWan in float32. Raises UserError."""
     from diffusers import AutoencoderKLWan
 
     try:

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.config import RolloutConfig
+from trainers.config import PolicyConfig, RolloutConfig
 from trainers.grpo.dynamics import flow_schedule
 from trainers.grpo.rollout import micro_batches, roll_out, sample
 from trainers.policies.base import Guidance, VideoSize
-from trainers.policies.load import load_policy
+from trainers.policies.load import policy_of
 from trainers.prompts import load_prompt_set
 
 SIZE = VideoSize(16, 16, 5)
@@ -21,9 +21,9 @@ CONFIG = RolloutConfig(steps=4, guidance=1, window={"kind": "random", "size": 2,
 SCHEDULE = flow_schedule(4, 3.0)
 
 
-@pytest.fixture(scope="module")
-def policy(small_models):
-    return load_policy(small_models["policy"]["source"], torch.float32, "cpu")
+@pytest.fixture(scope="module", params=["vace", "phantom"])
+def policy(request, small_models, small_phantom):
+    return policy_of(PolicyConfig(**(small_models["policy"] if request.param == "vace" else small_phantom)))
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,20 @@
-"""A VACE policy of the real classes, small and random."""
+"""Policies of the real classes, small and random: VACE and Phantom in turn, unless a module says which `kind`."""
 
 import numpy as np
 import pytest
 import torch
 
-from trainers.policies.base import VideoSize
+from trainers.policies.base import Guidance, VideoSize
+from trainers.policies.phantom import PhantomPolicy
 from trainers.policies.vace import VacePolicy
 from trainers.prompts import PromptItem
 
 TEXT_LEN = 12
+POLICIES = {"vace": VacePolicy, "phantom": PhantomPolicy}
+TRANSFORMER = {
+    "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 3,
+    "rope_max_seq_len": 64,
+}
 
 
 def make_tokenizer():
@@ -40,23 +46,21 @@ def make_tokenizer():
     )
 
 
-def make_parts(seed=0):
-    from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
+def make_transformer(kind):
+    from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+
+    if kind == "phantom":
+        return WanTransformer3DModel(**TRANSFORMER)
+    return WanVACETransformer3DModel(**TRANSFORMER, vace_layers=[0, 2], vace_in_channels=96)
+
+
+def make_parts(kind, seed=0):
+    from diffusers import AutoencoderKLWan
     from transformers import UMT5Config, UMT5EncoderModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = WanVACETransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            text_dim=16,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=3,
-            vace_layers=[0, 2],
-            vace_in_channels=96,
-            rope_max_seq_len=64,
-        )
+        transformer = make_transformer(kind)
         vae = AutoencoderKLWan(
             base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True]
         )
@@ -78,14 +82,54 @@ def make_parts(seed=0):
     return tuple(m.eval().requires_grad_(False) for m in (transformer, vae, text))
 
 
-@pytest.fixture
-def parts():
-    return (*make_parts(), make_tokenizer())
+@pytest.fixture(params=["vace", "phantom"])
+def kind(request):
+    return request.param
 
 
 @pytest.fixture
-def policy(parts):
-    return VacePolicy(*parts, text_len=TEXT_LEN)
+def parts(kind):
+    return (*make_parts(kind), make_tokenizer())
+
+
+@pytest.fixture
+def make_policy(kind, parts):
+    """Another policy of the same parts, that has encoded nothing yet."""
+    return lambda: POLICIES[kind](*parts, text_len=TEXT_LEN)
+
+
+@pytest.fixture
+def policy(make_policy):
+    return make_policy()
+
+
+@pytest.fixture
+def guidance(kind):
+    """With every branch of the kind."""
+    return Guidance(4.5) if kind == "vace" else Guidance(4.5, 3.0)
+
+
+@pytest.fixture
+def noise_for(policy, size):
+    def draw(conditions, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        shape = policy.latent_shape(size, conditions[0].references)
+        return torch.stack([torch.randn(shape, generator=generator) for _ in conditions])
+
+    return draw
+
+
+@pytest.fixture
+def count_calls():
+    """A list that grows by the batch size of every call of a module."""
+    def watch(module):
+        calls = []
+        module.register_forward_hook(
+            lambda _, args, kwargs, __: calls.append(len([*args, *kwargs.values()][0])), with_kwargs=True
+        )
+        return calls
+
+    return watch
 
 
 @pytest.fixture

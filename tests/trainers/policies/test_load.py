@@ -4,10 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trainers.config import BUILT_IN, PolicyConfig
 from trainers.errors import UserError
 from trainers.lora.names import to_original
 from trainers.policies.base import Guidance
-from trainers.policies.load import infer_config, load_policy, load_transformer
+from trainers.policies.load import find_parts, infer_config, load_policy, load_transformer, policy_of, recognise
+
+from .conftest import TRANSFORMER
 
 HINTS = json.dumps({"transformer": {"num_heads": 2, "vace_layers": [0, 2]}})
 
@@ -30,10 +33,10 @@ def same_weights(a, b):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_a_diffusers_folder_becomes_a_frozen_policy(folder, parts, policy, size, make_item):
+def test_a_diffusers_folder_becomes_a_frozen_policy(folder, parts, policy, size, make_item, kind):
     loaded = load_policy(folder)
     assert same_weights(loaded.transformer, parts[0])
-    assert loaded.kind == "vace"
+    assert loaded.kind == recognise(folder) == kind
     assert loaded.text.length == 12
     assert not any(p.requires_grad for p in loaded.transformer.parameters())
     assert not loaded.transformer.training
@@ -65,39 +68,68 @@ def test_a_config_beside_the_file_tells_what_shapes_cannot(parts, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"dim": 24, "num_heads": 2, "vace_layers": [0, 2], "eps": 1e-5}))
     loaded = load_transformer(path)
     assert loaded.config.num_attention_heads == 2
-    assert loaded.config.vace_layers == [0, 2]
+    assert getattr(loaded.config, "vace_layers", [0, 2]) == [0, 2]
     assert loaded.config.eps == 1e-5
 
 
 @pytest.mark.parametrize(
-    ("dim", "layers", "controls", "placed"),
+    ("class_name", "dim", "layers", "placed"),
     [
-        (1536, 30, 15, list(range(0, 30, 2))),
-        (5120, 40, 8, [0, 5, 10, 15, 20, 25, 30, 35]),
+        ("WanVACETransformer3DModel", 1536, 30, list(range(0, 30, 2))),
+        ("WanVACETransformer3DModel", 5120, 40, [0, 5, 10, 15, 20, 25, 30, 35]),
+        ("WanTransformer3DModel", 1536, 30, None),
+        ("WanTransformer3DModel", 5120, 40, None),
     ],
 )
-def test_the_published_sizes_are_recognised(dim, layers, controls, placed):
+def test_the_published_sizes_are_recognised(class_name, dim, layers, placed):
+    import diffusers
     from accelerate import init_empty_weights
-    from diffusers import WanVACETransformer3DModel
 
-    config = {
-        "num_attention_heads": dim // 128,
-        "attention_head_dim": 128,
-        "ffn_dim": 8960,
-        "num_layers": layers,
-        "vace_layers": placed,
-    }
+    config = {"num_attention_heads": dim // 128, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": layers}
+    if placed:
+        config["vace_layers"] = placed
     with init_empty_weights():
-        shapes = {to_original(n): tuple(p.shape) for n, p in WanVACETransformer3DModel(**config).state_dict().items()}
+        model = getattr(diffusers, class_name)(**config)
+        shapes = {to_original(n): tuple(p.shape) for n, p in model.state_dict().items()}
     found = infer_config(shapes, {})
     assert {key: found[key] for key in config} == config
-    assert (found["text_dim"], found["freq_dim"], found["vace_in_channels"], found["out_channels"]) == (
-        4096,
-        256,
-        96,
-        16,
-    )
-    assert len({n for n in shapes if n.startswith("vace_blocks.") and "before_proj" in n}) == 2
+    assert (found["text_dim"], found["freq_dim"], found["out_channels"]) == (4096, 256, 16)
+    assert found.get("vace_in_channels") == (96 if placed else None)
+    assert len({n for n in shapes if n.startswith("vace_blocks.") and "before_proj" in n}) == (2 if placed else 0)
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_transformer_with_other_inputs_is_refused(tmp_path, from_file):
+    """Image-to-video is a Wan transformer of the same class."""
+    from diffusers import WanTransformer3DModel
+
+    path, other = tmp_path / "other" / "transformer", WanTransformer3DModel(**TRANSFORMER, in_channels=36, image_dim=8)
+    other.save_pretrained(path)
+    if from_file:
+        path = original_file(other, tmp_path / "other.safetensors")
+    for attempt in (load_transformer, lambda path: recognise(path if from_file else path.parent)):
+        with pytest.raises(UserError, match="inputs that neither VACE nor Phantom have"):
+            attempt(path)
+
+
+def test_text_encoder_and_vae_may_lie_apart(folder, size, make_item, tmp_path):
+    whole = load_policy(folder)
+    for name in ("vae", "text_encoder", "tokenizer"):
+        (folder / name).rename(tmp_path / name)
+    with pytest.raises(UserError, match=r"(?s)text_encoder: .*vae: .*policy\.text_encoder"):
+        find_parts(folder)
+    config = PolicyConfig(source=str(folder), text_encoder=str(tmp_path / "text_encoder"), vae=str(tmp_path / "vae"))
+    ours, theirs = (policy.encode(make_item(), size) for policy in (policy_of(config), whole))
+    assert torch.equal(ours.text, theirs.text)
+    assert torch.equal(ours.control, theirs.control)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_models_share_a_text_encoder_and_a_vae(name):
+    policy = load_policy(name)
+    assert policy.kind == recognise(name) == BUILT_IN[name]
+    parts, other = find_parts(name), find_parts("tinyworld")
+    assert (parts.text_encoder, parts.vae) == (other.text_encoder, other.vae)
 
 
 @pytest.mark.parametrize("from_file", [False, True])
@@ -167,6 +199,7 @@ def test_a_broken_part_is_named(folder):
         load_policy(folder)
 
 
+@pytest.mark.parametrize("kind", ["vace"])
 def test_control_blocks_that_cannot_be_placed_are_refused(parts, tmp_path):
     path = original_file(parts[0], tmp_path / "a.safetensors", metadata={"config": '{"transformer": {"num_heads": 2}}'})
     with pytest.raises(UserError, match="after which of the 3 layers the 2 control blocks act"):

@@ -16,8 +16,15 @@ from trainers.policies.wan import (
     WanVae,
     clean_prompt,
     fit_on_white,
+    fit_on_white_sharply,
     load_picture,
 )
+
+
+@pytest.fixture
+def kind():
+    """Of the transformer, that no test here looks at."""
+    return "vace"
 
 
 def test_transparency_becomes_white(tmp_path):
@@ -61,10 +68,10 @@ def test_pixels_of_a_wrong_type_are_refused():
         load_picture(np.zeros((4, 4, 3), np.float32))
 
 
-@given(st.integers(1, 90), st.integers(1, 90))
-@settings(max_examples=40, deadline=None)
-def test_the_whole_picture_fits_centred_on_white(rows, columns):
-    canvas = fit_on_white(np.zeros((rows, columns, 3), np.uint8), 32, 48)
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([fit_on_white, fit_on_white_sharply]))
+@settings(max_examples=60, deadline=None)
+def test_the_whole_picture_fits_centred_on_white(rows, columns, fit):
+    canvas = fit(np.zeros((rows, columns, 3), np.uint8), 32, 48)
     dark = (canvas[0] < 0).nonzero()
     top, left = dark.min(0).values.tolist()
     bottom, right = dark.max(0).values.tolist()
@@ -74,6 +81,20 @@ def test_the_whole_picture_fits_centred_on_white(rows, columns):
     scale = min(32 / rows, 48 / columns)
     assert abs((bottom - top + 1) - max(1, rows * scale)) <= 1
     assert abs((right - left + 1) - max(1, columns * scale)) <= 1
+
+
+def test_a_picture_of_the_canvas_size_keeps_its_pixels():
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    for fit in (fit_on_white, fit_on_white_sharply):
+        torch.testing.assert_close((fit(picture, 32, 48) + 1) * 127.5, torch.from_numpy(picture).permute(2, 0, 1).float())
+
+
+def test_the_sharp_fit_averages_what_a_smaller_picture_cannot_show():
+    """A checkerboard of single pixels is grey from afar; without antialias some of its pixels would be picked."""
+    checkers = np.indices((96, 96)).sum(0) % 2 * np.uint8(255)
+    picture = np.repeat(checkers[..., None].astype(np.uint8), 3, axis=2)
+    assert fit_on_white_sharply(picture, 32, 48)[:, 2:-2, 10:-10].abs().max() < 0.1
+    assert fit_on_white(picture, 32, 48)[:, 2:-2, 10:-10].abs().max() > 0.9
 
 
 @pytest.mark.parametrize(
