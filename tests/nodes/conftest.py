@@ -136,20 +136,23 @@ def check(node, inputs: dict) -> dict:
     inputs = {**{name: i for name in declared if (i := default(declared[name])) is not None}, **inputs}
     known = {name: value for name, value in inputs.items() if is_widget(declared[name]) and not isinstance(value, Linked)}
     judged = inspect.getfullargspec(node.validate_inputs).args if "validate_inputs" in overrides(node) else []
+    groups = [name for name, given in declared.items() if given.get_io_type().startswith("COMFY_AUTOGROW")]
     for name, given in declared.items():
-        if name not in inputs and not given.optional:
+        if name not in inputs and not given.optional and name not in groups:
             raise Refused(f"Required input is missing: {name}")
         if name in known:
             check_widget(given, known[name], limits=name not in judged)
-        elif given.get_io_type().startswith("COMFY_AUTOGROW"):
+        elif name in groups:
             check_slots(given, inputs.get(name) or {})
     seen = {name: known.get(name) for name in inputs}
+    # Core hands these over whether they are asked for or not.
+    slots = {name: dict.fromkeys(inputs.get(name) or {}) for name in groups}
     if judged:
-        answer = node.validate_inputs(**{name: value for name, value in seen.items() if name in judged})
+        answer = node.validate_inputs(**{name: value for name, value in seen.items() if name in judged} | slots)
         if answer is not True:
             raise Refused(str(answer))
     if "fingerprint_inputs" in overrides(node):
-        node.fingerprint_inputs(**seen)
+        node.fingerprint_inputs(**seen | slots)
     return {name: value.value if isinstance(value, Linked) else value for name, value in inputs.items()}
 
 

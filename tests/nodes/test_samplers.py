@@ -139,8 +139,8 @@ def test_the_other_kind_of_policy_is_sent_to_its_sampler(draw, load, node, other
         draw(node, policy=load(other))
 
 
-def test_no_reference_is_told(draw, node):
-    with pytest.raises(ours("trainers.errors").UserError, match="no reference image"):
+def test_a_missing_reference_is_refused_before_anything_runs(draw, pack, node):
+    with pytest.raises(pack.Refused, match="missing: ref0"):
         draw(node, references={})
 
 
