@@ -58,21 +58,25 @@ class Managed:
 
 @contextmanager
 def _interruptible(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the block every layer of the modules' stacks asks first whether the user has pressed Cancel."""
+    """Within the block every layer asks first whether the user has pressed Cancel."""
     waiting: list[torch.cuda.Event] = []
 
     def ask(*_) -> None:
         management.throw_exception_if_processing_interrupted()
+
+    def keep_pace(*_) -> None:
+        # Python runs ahead of the GPU by many layers, and would ask long before the work it asks about.
         if torch.cuda.is_available():
-            # Python runs ahead of the GPU by many layers, so it would ask long before the work it asks about.
             event = torch.cuda.Event()
             event.record()
             if waiting:
                 waiting.pop().synchronize()
             waiting.append(event)
 
-    stacks = [m for module in modules for m in module.modules() if isinstance(m, nn.ModuleList)]
-    hooks = [layer.register_forward_pre_hook(ask) for stack in stacks for layer in stack]
+    parts = [part for module in modules for part in module.modules()]
+    blocks = [block for part in parts if isinstance(part, nn.ModuleList) for block in part]
+    hooks = [block.register_forward_pre_hook(keep_pace) for block in blocks]
+    hooks += [part.register_forward_pre_hook(ask) for part in parts if next(part.children(), None) is None]
     try:
         yield
     finally:

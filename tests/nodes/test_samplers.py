@@ -202,6 +202,19 @@ def test_every_step_is_counted_and_shown(draw, node, pack, monkeypatch):
     assert [picture.size for _, _, (_, picture, _) in seen] == [(320, 192)] * 3
 
 
+def test_wans_own_latents_are_shown_as_comfyui_shows_them(draw, load, pack, monkeypatch):
+    import comfy.cli_args
+    import comfy.utils
+    from comfy.latent_formats import Wan21
+
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda v, t, p, node_id=None: seen.append(p))
+    monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(load(VACE).policy.vae, "mean", Wan21().latents_mean)
+    draw(VACE)
+    assert [picture.size for _, picture, _ in seen] == [(10, 6)] * 3
+
+
 def test_no_preview_is_made_when_the_user_wants_none(draw, node, pack, monkeypatch):
     import comfy.cli_args
     import comfy.utils
