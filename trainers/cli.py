@@ -77,6 +77,8 @@ def make_parser() -> argparse.ArgumentParser:
                        ("image-guidance", float), ("shift", float)):
         only = "Phantom's scale of the references; " if name == "image-guidance" else ""
         sample.add_argument(f"--{name}", type=kind, help=f"{only}default: the preset's, as in evaluation")
+    sample.add_argument("--solver", choices=["euler", "unipc"], default="euler",
+                        help="unipc needs about half the steps of euler (default, as in evaluation)")
     sample.add_argument("--out", type=Path, default=Path("sample.webp"), help="animation, .webp or .gif; frames go to a .png beside it")
 
     score = command("score", _score, "score clips by the identity reward; a score has no zero, compare it with another")
@@ -185,7 +187,7 @@ def _sample(options) -> int:
     from .commands.settings import config_from
 
     return sample.main(config_from(options), options.reference, options.prompt, options.negative, options.lora, options.strength,
-                       options.seed, options.out)
+                       options.seed, options.out, options.solver)
 
 
 def _score(options) -> int:

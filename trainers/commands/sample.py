@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -13,23 +14,27 @@ from ..prompts import PromptItem
 from ..runs.report import frame_strip
 from .progress import quiet_libraries
 
+if TYPE_CHECKING:
+    from ..grpo.solvers import SolverName
+
 TINYWORLD_PEOPLE = 64
 
 
 def main(
-    config: TrainConfig, references: list[Path], prompt: str | None, negative: str, lora: Path | None, strength: float, seed: int, out: Path
+    config: TrainConfig, references: list[Path], prompt: str | None, negative: str, lora: Path | None, strength: float, seed: int, out: Path,
+    solver: SolverName = "euler",
 ) -> int:
     if out.suffix not in (".webp", ".gif"):
         raise UserError(f"--out {out}: an animation ends in .webp or .gif")
     item = _item(config, references, prompt, negative, seed)
-    video = draw(config, item, lora, strength, seed)
+    video = draw(config, item, lora, strength, seed, solver)
     write_animation(video, out, config.reward.fps, scale=max(1, 320 // video.shape[2]))
     frame_strip(item.references, video, out.with_suffix(".png"), item.prompt)
     print(f"{item.prompt}\n{out}\n{out.with_suffix('.png')}")
     return 0
 
 
-def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: float, seed: int):
+def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: float, seed: int, solver: SolverName = "euler"):
     """The video uint8 [F, H, W, 3] of `item` by the policy of `config`, with its evaluation's size, steps and guidance."""
     from accelerate import PartialState
 
@@ -46,7 +51,8 @@ def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: flo
     size, steps = evaluation_size(config), config.evaluation.steps
     conditions = [policy.encode(item, size)]
     with tqdm(total=steps, desc="sampling", unit="step") as bar:
-        videos = sample(policy, conditions, size, steps, config.rollout.shift, evaluation_guidance(config), [seed], check=bar.update)
+        videos = sample(policy, conditions, size, steps, config.rollout.shift, evaluation_guidance(config), [seed], check=bar.update,
+                        solver=solver)
     return videos[0].numpy()
 
 

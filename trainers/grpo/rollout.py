@@ -12,6 +12,7 @@ from ..config import RolloutConfig
 from ..policies.base import ConditionBatch, Conditions, Guidance, Policy, VideoSize, buckets
 from .dynamics import Schedule, Transition, cps_step, flow_schedule, ode_step, sde_step
 from .plan import draw_noise, noise_generators
+from .solvers import SolverName, make_solver
 
 
 @dataclass
@@ -85,16 +86,18 @@ def roll_out(
 def denoise(
     policy: Policy, batch: ConditionBatch, schedule: Schedule, guidance: Guidance, latents: Tensor,
     check: Callable[[], None] = lambda: None, watch: Callable[[Tensor], None] = lambda _: None,
+    solver: SolverName = "euler",
 ) -> Tensor:
-    """Deterministic sampling (ODE, Euler) from unit noise [B, C, F, h, w].
+    """Deterministic sampling (ODE) from unit noise [B, C, F, h, w].
 
     `watch` gets, after every step, what the clean latents are now expected to be.
     """
+    solve = make_solver(solver, schedule)
     for index in range(len(schedule.timesteps)):
         check()
         velocity = policy.velocity(latents, timestep_batch(schedule, index, len(latents)), batch, guidance)
         watch(latents - schedule.sigmas[index] * velocity)
-        latents = ode_step(latents, velocity, schedule, index)
+        latents = solve(latents, velocity, index)
     return latents
 
 
@@ -102,7 +105,7 @@ def denoise(
 def sample(
     policy: Policy, conditions: Sequence[Conditions], size: VideoSize, steps: int, shift: float, guidance: Guidance,
     seeds: Sequence[int], micro_batch: int = 8, check: Callable[[], None] = lambda: None,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Iterable], Iterable] = iter, solver: SolverName = "euler",
 ) -> Tensor:
     """Videos uint8 [B, F, H, W, 3] by ODE; any mixture of reference counts. Sample i depends on seed i alone."""
     schedule = flow_schedule(steps, shift, policy.device)
@@ -112,7 +115,7 @@ def sample(
         batch = policy.batch([conditions[i] for i in chunk])
         shape = policy.latent_shape(size, batch.references)
         noise = draw_noise(noise_generators([seeds[i] for i in chunk]), shape, policy.device)
-        frames = policy.decode(denoise(policy, batch, schedule, guidance, noise, check), batch.references)
+        frames = policy.decode(denoise(policy, batch, schedule, guidance, noise, check, solver=solver), batch.references)
         for i, video in zip(chunk, frames, strict=True):
             videos[i] = video
     return torch.stack([video.cpu() for video in videos]) if videos else torch.zeros(0, dtype=torch.uint8)

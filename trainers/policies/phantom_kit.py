@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..grpo.dynamics import flow_schedule
+from ..grpo.solvers import make_solver
 from ..verify import Check, check
 from .base import Guidance
 from .kit import weight_file
@@ -81,17 +81,13 @@ def _way(
 ) -> list[Check]:
     """From the noise to the end by our velocities alone; the clip's frames, which no solver mixes with the references'."""
     guidance = Guidance(meta["guide_scale_text"], meta["guide_scale_img"])
-    solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    solver.set_timesteps(meta["steps"])
-    # Ours, because diffusers' own schedule has changed between its versions.
     schedule = flow_schedule(meta["steps"], meta["shift"])
-    solver.sigmas, solver.timesteps = schedule.sigmas, schedule.timesteps
-    solver.set_begin_index(0)
+    solve = make_solver("unipc", schedule)
     frames = noise.shape[1] - references.shape[2]
     clip, results = noise[None, :, :frames], []
     for step, time in enumerate(schedule.timesteps):
         velocity = guided(model, clip, references, time[None], *texts, guidance)
-        clip = solver.step(velocity, time, clip, return_dict=False)[0]
+        clip = solve(clip, velocity, step)
         name = f"step{step}.next_latents"
         results.append(check(f"{name} (UniPC)", clip[0], expected[name][:, :frames], COMBINED))
     return [*results, check("final (UniPC)", clip[0], expected["final"], COMBINED)]
