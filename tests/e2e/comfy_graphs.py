@@ -1,0 +1,58 @@
+"""Graphs as `POST /prompt` takes them."""
+
+from __future__ import annotations
+
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+NOTES = {"Note", "MarkdownNote"}
+MUTED, BYPASSED = 2, 4
+
+
+def to_api(workflow: dict, object_info: dict) -> dict:
+    """A workflow file of the editor -> the graph that the editor would queue.
+
+    Knows notes, reroutes and muted nodes; a bypassed node is an error, ours have none.
+    """
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+    graph = {}
+    for node in nodes.values():
+        if node["type"] in NOTES or node["type"] == "Reroute" or node.get("mode") == MUTED:
+            continue
+        assert node.get("mode") != BYPASSED, f"node {node['id']} is bypassed"
+        inputs = dict(zip(*widget_values(node, object_info[node["type"]]), strict=True))
+        for slot in node.get("inputs", []):
+            if slot.get("link") is not None:
+                source = origin(nodes, links, slot["link"])
+                if nodes[int(source[0])].get("mode") != MUTED:
+                    inputs[slot["name"]] = source
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return graph
+
+
+def origin(nodes: dict, links: dict, link: int) -> list:
+    """[node id, slot] at the beginning of a link, behind reroutes."""
+    node, slot = links[link]
+    if nodes[node]["type"] == "Reroute":
+        return origin(nodes, links, nodes[node]["inputs"][0]["link"])
+    return [str(node), slot]
+
+
+def widget_names(info: dict) -> list[str | None]:
+    """A node's widgets in the order in which the editor keeps their values; None for those that are not sent."""
+    names: list[str | None] = []
+    for kind in ("required", "optional"):
+        for name in info["input_order"].get(kind, []):
+            given = info["input"][kind][name]
+            options = given[1] if len(given) > 1 else {}
+            if (given[0] in WIDGETS or isinstance(given[0], list)) and not options.get("forceInput"):
+                names.append(name)
+                names += [None] if options.get("control_after_generate") else []
+                names += [None] if options.get("image_upload") else []
+    return names
+
+
+def widget_values(node: dict, info: dict) -> tuple[list[str], list]:
+    names, values = widget_names(info), node.get("widgets_values", [])
+    assert len(values) >= len([n for n in names if n]), f"{node['type']} has widgets {names} and values {values}"
+    kept = [(name, value) for name, value in zip(names, values, strict=False) if name]
+    return [name for name, _ in kept], [value for _, value in kept]

@@ -1,0 +1,111 @@
+"""A real ComfyUI server on the CPU with the checkout as its only pack, all its files in an empty base folder."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+from comfy_client import Client
+
+from trainers.commands.comfyui import find_comfyui, find_python, missing_requirements
+from trainers.runs.launcher import stop
+from trainers.runs.registry import is_alive, list_runs
+
+
+REPOSITORY = Path(__file__).parents[2]
+STARTUP_SECONDS = 120
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """One worker runs all of these: they share the server."""
+    for item in items:
+        if Path(__file__).parent in Path(item.fspath).parents:
+            item.add_marker(pytest.mark.xdist_group("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def comfyui_python() -> tuple[Path, Path]:
+    """ComfyUI's folder and an interpreter that can run it with the pack."""
+    folder = find_comfyui()
+    if folder is None:
+        pytest.skip("no ComfyUI on this machine: set COMFYUI_PATH, or run `make comfyui`")
+    python = find_python(folder)
+    if python is None:
+        pytest.skip(f"no interpreter has what {folder}/requirements.txt asks for; install it into {folder}/.venv")
+    if lacking := missing_requirements(REPOSITORY, python):
+        pytest.skip(f"{python} lacks {', '.join(lacking)}: run {python} -m pip install -r requirements.txt")
+    return folder, python
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_python, tmp_path_factory) -> Iterator[Client]:
+    """The running server."""
+    folder, python = comfyui_python
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "identity-grpo").symlink_to(REPOSITORY, target_is_directory=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = base / "server.log"
+    command = [python, folder / "main.py", "--cpu", "--disable-api-nodes", "--disable-auto-launch", "--base-directory", base,
+               "--port", str(port), "--preview-method", "latent2rgb", "--database-url", f"sqlite:///{base}/comfyui.db"]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=base, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    client = Client(port, base, log)
+    try:
+        wait_until_up(process, client)
+        yield client
+    finally:
+        stop_runs(base)
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_up(process: subprocess.Popen, client: Client) -> None:
+    until = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            pytest.fail(f"ComfyUI ended with {process.returncode}:\n{client.log[-5000:]}")
+        try:
+            client.get("/system_stats")
+        except (URLError, OSError):
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail(f"ComfyUI does not answer after {STARTUP_SECONDS} s:\n{client.log[-5000:]}")
+
+
+def stop_runs(base: Path) -> None:
+    """Training outlives the server, as it should; the tests' does not outlive the tests."""
+    for run in list_runs(base / "user" / "__identity_grpo" / "runs"):
+        if is_alive(run):
+            stop(run, 5)
+
+
+@pytest.fixture(scope="session")
+def node_ids() -> list[str]:
+    """Every node that the pack's sources define."""
+    found = []
+    for path in (REPOSITORY / "nodes").glob("*.py"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        found += [k.value.value for call in calls for k in call.keywords if k.arg == "node_id" and isinstance(k.value, ast.Constant)]
+    return sorted(found)
+
+
+@pytest.fixture(scope="session")
+def object_info(comfyui) -> dict:
+    return comfyui.object_info()

@@ -1,0 +1,94 @@
+"""Drawing a video in a real ComfyUI."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from PIL import Image
+
+from trainers.tinyworld.prompts import tiny_prompt_set
+
+LOAD, SAMPLE, SHOW = "1", "4", "5"
+
+
+@pytest.fixture(scope="module")
+def item(comfyui):
+    """Two people of TinyWorld, their pictures in ComfyUI's input folder."""
+    found = next(i for i in tiny_prompt_set("held_out", 8) if len(i.references) == 2)
+    for index, picture in enumerate(found.references):
+        Image.fromarray(picture).save(comfyui.base / "input" / f"person{index}.png")
+    return found
+
+
+@pytest.fixture(params=["VACE", "Phantom"])
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def graph(kind, item) -> dict:
+    return sampling(kind, item.prompt)
+
+
+def sampling(kind: str, prompt: str, **changes) -> dict:
+    """Load, draw with two people, show."""
+    scales = {"cfg": 2.0} if kind == "VACE" else {"text_cfg": 3.0, "image_cfg": 2.0}
+    return {
+        LOAD: {"class_type": "IdentityGRPOLoadModel", "inputs": {
+            "model": f"TinyWorld {kind} (built in)", "text_encoder": "beside the model", "vae": "beside the model", "dtype": "auto",
+            "attention": "sdpa", "offload": "when memory is needed"}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "person0.png"}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": "person1.png"}},
+        SAMPLE: {"class_type": f"IdentityGRPO{kind}Sampler", "inputs": {
+            "policy": [LOAD, 0], "references.ref0": ["2", 0], "references.ref1": ["3", 0], "prompt": prompt, "negative": "", "width": 80,
+            "height": 48, "frames": 9, "steps": 3, "shift": 3.0, "seed": 1, **scales, **changes}},
+        SHOW: {"class_type": "PreviewImage", "inputs": {"images": [SAMPLE, 0]}},
+    }
+
+
+def test_a_video_is_drawn(comfyui, graph):
+    result = comfyui.run(graph)
+    assert result.status == "success", result.error
+    frames = comfyui.pictures(result.outputs[SHOW]["images"])
+    assert frames.shape == (9, 48, 80, 3) and frames.std() > 10
+
+
+def test_the_same_graph_again_is_not_drawn_again_and_another_seed_is_drawn_with_the_loaded_model(comfyui, graph):
+    comfyui.run(graph)
+    assert SAMPLE not in comfyui.run(graph).fresh
+    graph[SAMPLE]["inputs"]["seed"] = 2
+    assert comfyui.run(graph).fresh & {LOAD, SAMPLE} == {SAMPLE}
+
+
+def test_core_saves_the_latent(comfyui, graph):
+    graph["6"] = {"class_type": "SaveLatent", "inputs": {"samples": [SAMPLE, 1], "filename_prefix": "clip"}}
+    result = comfyui.run(graph)
+    assert result.status == "success", result.error
+    assert result.outputs["6"]["latents"][0]["filename"].startswith("clip")
+
+
+def test_progress_and_previews_reach_the_editor(comfyui, graph):
+    graph[SAMPLE]["inputs"] |= {"seed": int(time.time()), "steps": 4}
+    with comfyui.events() as events:
+        prompt = comfyui.queue(graph)
+        picture = events.wait("binary")
+        assert b"\xff\xd8\xff" in picture[:200]  # a JPEG
+        seen = [events.wait("progress") for _ in range(2)]
+    assert all(p["max"] == 4 and p["node"] == SAMPLE for p in seen)
+    assert comfyui.result(prompt).status == "success"
+
+
+def test_cancel_ends_sampling_within_two_seconds(comfyui, graph, kind):
+    graph[SAMPLE]["inputs"] |= {"steps": 200, "width": 320, "height": 192, "frames": 33, "seed": int(time.time())}
+    with comfyui.events() as events:
+        prompt = comfyui.queue(graph)
+        events.wait("progress")
+        cancelled = time.monotonic()
+        comfyui.post("/interrupt")
+        result = comfyui.result(prompt, 30)
+        took = time.monotonic() - cancelled
+    assert result.interrupted and result.failed_node is None
+    assert took < 2
+    graph[SAMPLE]["inputs"] |= {"steps": 2, "width": 80, "height": 48, "frames": 9}
+    assert comfyui.run(graph).status == "success"
