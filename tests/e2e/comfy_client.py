@@ -138,7 +138,7 @@ class Events:
         while self._stream.readline().strip():
             pass
 
-    def __enter__(self) -> Events:
+    def __enter__(self):
         return self
 
     def __exit__(self, *_) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-from comfy_client import Client
 
+from comfy_client import Client
 from trainers.commands.comfyui import find_comfyui, find_python, missing_requirements
 from trainers.runs.launcher import stop
 from trainers.runs.registry import is_alive, list_runs
-
 
 REPOSITORY = Path(__file__).parents[2]
 STARTUP_SECONDS = 120

@@ -10,7 +10,7 @@ PREFIX = "IdentityGRPO"
 def test_the_pack_is_imported_without_a_complaint(comfyui):
     assert re.search(r"seconds: .*identity-grpo", comfyui.log), comfyui.log[-3000:]
     assert "IMPORT FAILED" not in comfyui.log
-    assert not re.search(r"(warning|error|exception|traceback).*identity.grpo", comfyui.log, re.I)
+    assert not re.search(r"(warning|error|exception|traceback).*identity.grpo", comfyui.log, re.IGNORECASE)
 
 
 def test_every_node_is_offered(object_info, node_ids):
