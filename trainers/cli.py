@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     proof = command("proof", _proof, "repeat the learning claim: several seeds and a control with shuffled rewards, as one table")
     proof.add_argument("--seeds", type=int, default=5, help="tuned runs (default: 5)")
-    proof.add_argument("--controls", type=int, default=1, help="runs with shuffled rewards (default: 1)")
+    proof.add_argument("--controls", type=int, default=5, help="runs with shuffled rewards (default: 5)")
     proof.add_argument("--jobs", type=int, default=3, help="runs at a time on the device (default: 3)")
     _built_in(proof)
     _set(proof)

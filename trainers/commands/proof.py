@@ -1,7 +1,8 @@
 """`proof`: the learning claim over several seeds, with its control, as one table that anyone can repeat.
 
 Every seed trains TinyWorld's policy by the `tiny` recipe (PROOF says what is changed) and is measured on the same held-out
-items and noise as the untouched policy. The control is the same run with the rewards of each group shuffled.
+items and noise as the untouched policy. The controls are the same runs with the rewards of each group shuffled: random walks,
+which may drift either way, so what counts is their mean.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from ..config import TINY_PRESETS, PolicyKind, TrainConfig, make_config
 from ..errors import UserError
@@ -26,6 +28,7 @@ PROOF = {
     "checkpoint": {"every": 10},
 }
 WIN_RATE, IDENTITY_GAIN = 0.75, 0.189
+FLAT = {"win": 0.6, "identity_gain": 0.03}
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,17 @@ def verdicts(tuned: list[Outcome], control: list[Outcome]) -> list[tuple[str, bo
         (f"the tuned policy wins at least {WIN_RATE:.0%} of held-out pairs by the reward", all(o.win >= WIN_RATE for o in tuned)),
         (f"the oracle identity rises by at least {IDENTITY_GAIN:.1%}", all(o.identity_gain >= IDENTITY_GAIN for o in tuned)),
         ("text alignment is not lower", all(o.alignment_after >= o.alignment_before - 0.005 for o in tuned)),
-        ("shuffled rewards gain nothing", all(o.win < 0.6 and o.identity_gain < 0.03 for o in control)),
+        (f"shuffled rewards gain nothing{_mean(control)}",
+         all(fmean(getattr(o, name) for o in control) < limit for name, limit in FLAT.items()) if control else False),
     ]
+
+
+def _mean(control: list[Outcome]) -> str:
+    """What the controls came to, in words."""
+    if not control:
+        return " (no control was run)"
+    win, gain = (fmean(getattr(o, name) for o in control) for name in FLAT)
+    return f" (mean of {len(control)}: {win:.0%} won, identity {gain:+.1%})"
 
 
 def rows(outcomes: list[Outcome]) -> list[dict[str, str]]:

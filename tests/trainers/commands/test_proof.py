@@ -31,9 +31,22 @@ def test_one_weak_seed_fails_its_claim_alone(weak, failing):
     assert [i for i, ok in enumerate(held([made(), made(seed=1, **weak)], [FLAT])) if not ok] == [failing]
 
 
-def test_a_control_that_gains_fails():
-    assert held([made()], [made("control", win=0.7, after=0.5)])[3] is False
-    assert held([made()], [made("control", win=0.5, after=0.55)])[3] is False
+@pytest.mark.parametrize("gained", [{"win": 0.7, "after": 0.5}, {"win": 0.5, "after": 0.55}])
+def test_controls_that_gain_on_the_whole_fail(gained):
+    assert held([made()], [made("control", **gained)])[3] is False
+
+
+def test_one_control_may_drift_up_if_others_drift_down():
+    assert held([made()], [made("control", win=0.65, after=0.53), made("control", seed=1, win=0.3, after=0.45)])[3]
+
+
+def test_nothing_is_claimed_of_controls_that_were_not_run():
+    assert held([made()], [])[3] is False
+
+
+@pytest.mark.parametrize("policy, source", [("vace", "tinyworld"), ("phantom", "tinyworld-phantom")])
+def test_the_proof_is_about_the_policy_asked_for(policy, source):
+    assert proof_config(0, False, policy=policy).policy.source == source
 
 
 def test_a_control_is_the_same_run_with_shuffled_rewards():
