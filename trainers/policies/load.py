@@ -15,6 +15,8 @@ from ..config import BUILT_IN, PolicyConfig, PolicyKind
 from ..errors import UserError
 from ..lora.names import to_diffusers
 from .base import Policy
+from .text_file import load_text_encoder
+from .vae_file import load_vae
 from .wan import exact_time
 
 T = TypeVar("T")
@@ -266,27 +268,3 @@ def _without_prefix(key: str) -> str:
     for prefix in _PREFIXES:
         key = key.removeprefix(prefix)
     return key
-
-
-def load_text_encoder(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    """A frozen UMT5EncoderModel and its tokenizer, which lies in or beside its folder. Raises UserError."""
-    from transformers import AutoTokenizer, UMT5EncoderModel
-
-    places = (path / "tokenizer", path.parent / "tokenizer")
-    tokenizer = next((place for place in places if place.is_dir()), path)
-    try:
-        model = UMT5EncoderModel.from_pretrained(path, local_files_only=True)
-        return model.to(dtype).eval().requires_grad_(False), AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"cannot load the text encoder from {path}: {error}") from error
-
-
-def load_vae(path: Path) -> nn.Module:
-    """A frozen AutoencoderKLWan in float32. Raises UserError."""
-    from diffusers import AutoencoderKLWan
-
-    try:
-        model = AutoencoderKLWan.from_pretrained(path, torch_dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"cannot load the VAE from {path}: {error}") from error
-    return model.eval().requires_grad_(False)
