@@ -97,7 +97,7 @@ def test_requirements_are_the_project_s_own(project, repository):
 
 def test_the_registry_finds_what_it_asks_for(project):
     comfy = project["tool"]["comfy"]
-    assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.8.0"
+    assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.11.0"
     assert re.fullmatch(r"[a-z][a-z0-9-]{0,99}", project["project"]["name"]) and "comfyui" not in project["project"]["name"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
     assert any(d.startswith("comfyui-frontend-package>=") for d in project["project"]["dependencies"])
