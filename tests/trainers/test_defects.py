@@ -1,7 +1,7 @@
 """The published trainer's defects, by number, and the tests (under tests/trainers) that hold their repair.
 
 Stops it from running
- 1  batches above one are refused                 policies/test_vace.py::test_a_sample_is_the_same_alone_and_among_mixed_reference_counts
+ 1  batches above one are refused                 policies/test_policies.py::test_a_sample_is_the_same_alone_and_among_mixed_reference_counts
  2  group sizes must divide ranks and batches     grpo/test_plan.py::test_shares_cover_everything_once
                                                   grpo/test_loop.py::test_processes_without_work_keep_step
     a set smaller than its groups                 grpo/test_loop.py::test_a_prompt_set_smaller_than_the_groups_of_an_update_is_refused
