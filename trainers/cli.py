@@ -106,6 +106,9 @@ def make_parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "recompute golden kits and print each quantity's error; exit 1 if one is out")
     verify.add_argument("path", nargs="+", type=Path, help="a kit, or a folder of kits")
 
+    comfyui = command("comfyui", _comfyui, "start ComfyUI with this pack in it; finds it, or installs it through comfy-cli")
+    comfyui.add_argument("--port", type=int, default=8188, help="default: 8188")
+
     # Not for people, so not in the list: the process of a run that `train`, `resume` or ComfyUI started.
     work = commands.add_parser("work")
     work.set_defaults(call=_work)
@@ -215,3 +218,9 @@ def _verify(options) -> int:
     from . import verify
 
     return verify.main(options.path)
+
+
+def _comfyui(options) -> int:
+    from .commands import comfyui
+
+    return comfyui.main(options.port)

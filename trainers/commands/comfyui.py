@@ -1,16 +1,29 @@
-"""Where ComfyUI is on this machine, and which interpreter runs it."""
+"""`comfyui`: a ComfyUI with this pack in it, started.
+
+Needs nothing but Python, so that it works before anything is installed. Where ComfyUI is, and which interpreter runs
+it, is also asked by the tests.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import venv
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from ..errors import UserError
 
 PACK = Path(__file__).parents[2]
+NAME = "identity-grpo"
 MARK = "comfyui_version.py"
-CHECK = """
+MISSING = """
 import sys
 from importlib.metadata import PackageNotFoundError, version
 def missing(name):
@@ -20,13 +33,48 @@ def missing(name):
         return True
 print("\\n".join(name for name in sys.argv[1:] if missing(name)))
 """
+HAS_GPU = """
+import sys, torch
+sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()))
+"""
+STARTUP_SECONDS = 300
+
+
+def main(port: int) -> int:
+    """Find or install ComfyUI, put the pack in, start it and say where to click; returns when ComfyUI ends.
+
+    Returns 1 when this machine cannot have a ComfyUI. Raises UserError for what stands in the way and can be moved.
+    """
+    folder = find_comfyui() or install()
+    if folder is None:
+        print("This machine cannot have a ComfyUI: installing it through comfy-cli failed, the reason is above.\n"
+              "Install it yourself (https://docs.comfy.org/installation) and set COMFYUI_PATH to its folder.\n"
+              "The pack works without it, too: `make demo` trains and compares, `python -m trainers --help` does the rest.",
+              file=sys.stderr)
+        return 1
+    python = find_python(folder)
+    if python is None:
+        raise UserError(f"ComfyUI is in {folder}, but no interpreter has what its requirements.txt asks for; install it: "
+                        f"{sys.executable} -m venv {folder / '.venv'}, then its pip install -r {folder / 'requirements.txt'}")
+    name = put_in(folder)
+    add_requirements(python)
+    return start(folder, python, name, port)
+
+
+# --- finding -----------------------------------------------------------------------------------------------------------------
 
 
 def find_comfyui() -> Path | None:
-    """ComfyUI's folder: `COMFYUI_PATH`, else the one this pack sits in, else comfy-cli's default place."""
+    """ComfyUI's folder: `COMFYUI_PATH`, else the one this pack sits in, else comfy-cli's default place.
+
+    Raises UserError when COMFYUI_PATH names something else.
+    """
     named = os.environ.get("COMFYUI_PATH")
     if named:
-        return Path(named).expanduser().resolve() if (Path(named).expanduser() / MARK).is_file() else None
+        folder = Path(named).expanduser().resolve()
+        if not (folder / MARK).is_file():
+            raise UserError(f"COMFYUI_PATH is {folder}, which has no {MARK}; name the folder with ComfyUI's main.py")
+        return folder
     around = [PACK.parents[1]] if PACK.parent.name == "custom_nodes" else []
     return next((place for place in (*around, default_place()) if (place / MARK).is_file()), None)
 
@@ -45,9 +93,107 @@ def find_python(comfyui: Path) -> Path | None:
     return next((python for python in candidates if python.exists() and not missing_requirements(comfyui, python)), None)
 
 
-def missing_requirements(comfyui: Path, python: Path) -> list[str]:
-    """Distributions of ComfyUI's requirements.txt that the interpreter lacks."""
-    lines = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
+def missing_requirements(folder: Path, python: Path) -> list[str]:
+    """Distributions of the folder's requirements.txt that the interpreter lacks."""
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
     names = [found[0] for line in lines if (found := re.match(r"[A-Za-z0-9][\w.-]*", line))]
-    done = subprocess.run([python, "-c", CHECK, *names], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", MISSING, *names], capture_output=True, text=True, check=False)
     return done.stdout.split() if done.returncode == 0 else names
+
+
+# --- installing --------------------------------------------------------------------------------------------------------------
+
+
+def install() -> Path | None:
+    """ComfyUI through comfy-cli at its default place, in an environment of its own; None when that fails."""
+    environment = PACK / ".venv"
+    scripts = environment / ("Scripts" if os.name == "nt" else "bin")
+    print(f"There is no ComfyUI here. Installing it through comfy-cli into {default_place()} (COMFYUI_PATH names another).", flush=True)
+    if not (scripts / "python").exists() and not (scripts / "python.exe").exists():
+        venv.create(environment, with_pip=True)
+    # With these set, comfy-cli would install ComfyUI's packages there.
+    outside = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    commands = (
+        [scripts / "python", "-m", "pip", "install", "--quiet", "comfy-cli"],
+        [scripts / "comfy", "--skip-prompt", "--workspace", default_place(), "install", _card()],
+    )
+    if any(subprocess.run(command, env=outside, check=False).returncode for command in commands):
+        return None
+    return find_comfyui()
+
+
+def _card() -> str:
+    """comfy-cli's option for this machine's accelerator."""
+    if sys.platform == "darwin":
+        return "--m-series"
+    return next((option for tool, option in (("nvidia-smi", "--nvidia"), ("rocminfo", "--amd")) if shutil.which(tool)), "--cpu")
+
+
+def put_in(comfyui: Path) -> str:
+    """The pack's name among ComfyUI's packs; a link is made unless it is there. Touches nothing that exists."""
+    packs = comfyui / "custom_nodes"
+    for entry in packs.iterdir():
+        if entry.resolve() == PACK.resolve():
+            return entry.name
+    place = packs / NAME
+    if place.exists() or place.is_symlink():
+        raise UserError(f"{place} is there already and is not this checkout; move it away, or run `make comfyui` in it")
+    try:
+        place.symlink_to(PACK, target_is_directory=True)
+    except OSError as error:
+        raise UserError(f"cannot link this folder into ComfyUI ({error}); copy or move it to {place} yourself") from error
+    print(f"linked {PACK} as {place}")
+    return NAME
+
+
+def add_requirements(python: Path) -> None:
+    """Install what ComfyUI's interpreter lacks of the pack's requirements."""
+    if lacking := missing_requirements(PACK, python):
+        print(f"installing {', '.join(lacking)} for {python}", flush=True)
+        if subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", PACK / "requirements.txt"], check=False).returncode:
+            raise UserError(f"pip could not install {PACK / 'requirements.txt'} with {python}; its reason is above")
+
+
+# --- starting ----------------------------------------------------------------------------------------------------------------
+
+
+def start(comfyui: Path, python: Path, name: str, port: int) -> int:
+    """Run the server in the foreground; its exit status."""
+    if _answers(port):
+        raise UserError(f"port {port} is taken, by a ComfyUI perhaps; end that one, or name another: make comfyui PORT={port + 1}")
+    command = [python, "main.py", "--port", str(port), "--disable-auto-launch"]
+    if subprocess.run([python, "-c", HAS_GPU], capture_output=True, check=False).returncode:
+        command.append("--cpu")
+    server = subprocess.Popen(command, cwd=comfyui)
+    try:
+        if _wait(server, port):
+            print(f"\nOpen {address(name, port)}\nIt shows the first workflow, ready to run; the others are under Templates, {name}. "
+                  "Ctrl-C ends ComfyUI.\n", flush=True)
+        return server.wait()
+    except KeyboardInterrupt:
+        return server.wait()  # the terminal has interrupted it as well
+
+
+def address(name: str, port: int) -> str:
+    """Where the editor opens with the pack's first workflow (its template loader takes plain names only)."""
+    first = min((p.stem for p in (PACK / "workflows").glob("*.json") if re.fullmatch(r"[\w.-]+", p.stem, re.ASCII)), default=None)
+    return f"http://127.0.0.1:{port}/" + (f"?template={first}&source={name}" if first else "")
+
+
+def _wait(server: subprocess.Popen, port: int) -> bool:
+    """Whether the server answers before it ends, or time is up."""
+    until = time.monotonic() + STARTUP_SECONDS
+    while server.poll() is None and time.monotonic() < until:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=5).close()
+        except (URLError, OSError):
+            time.sleep(0.5)
+        else:
+            return True
+    return False
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
