@@ -6,7 +6,7 @@ from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders
+from . import folders, routes
 
 FAMILIES = ("policies", "samplers", "loras", "native", "rewards", "prompt_sets", "runs")
 
@@ -16,6 +16,7 @@ class IdentityGrpoExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         folders.register()
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]

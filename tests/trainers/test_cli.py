@@ -18,12 +18,13 @@ from PIL import Image
 
 from trainers.cli import main, make_parser
 from trainers.clips import read_clip, write_animation
-from trainers.commands.progress import Bar, duration
+from trainers.commands.progress import Bar
 from trainers.commands.settings import config_from, parse_settings
 from trainers.config import make_config
 from trainers.errors import UserError
 from trainers.runs.folder import RunFolder
 from trainers.runs.registry import list_runs
+from trainers.runs.table import duration
 
 ROLLOUT = "{steps: 3, group_size: 2, groups_per_update: 2, micro_batch: 4, window: {kind: random, size: 1, last: 2}}"
 SMALL = ["--preset", "tiny", "--iterations", "2", "--set", f"rollout={ROLLOUT}", "--set", "lora={rank: 2, alpha: 2}",

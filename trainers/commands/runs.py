@@ -9,8 +9,7 @@ from typing import Any
 from ..runs import launcher
 from ..runs.folder import RunFolder
 from ..runs.registry import find, list_runs, refresh
-from ..runs.table import table
-from .progress import duration
+from ..runs.table import duration, table
 
 
 def main(action: str, root: Path, run: str, wait: float) -> int:

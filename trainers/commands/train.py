@@ -132,9 +132,6 @@ def _draw(run: RunFolder) -> None:
 
 
 def _held(device, run_id: str):
-    import torch
+    from ..runs.devices import device_name, hold_device
 
-    from ..runs.devices import hold_device
-
-    name = f"cuda-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type
-    return hold_device(name, run_id)
+    return hold_device(device_name(device.type, device.index), run_id)

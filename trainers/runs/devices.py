@@ -1,10 +1,13 @@
-"""One run at a time on a device: a lock that the system gives back when its holder dies."""
+"""One run at a time on a device: a lock that the system gives back when its holder dies.
+
+A device goes by a name that is the same in all processes of this machine: `cuda-<uuid>`, `cpu`, `mps`.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,9 +25,35 @@ def locks_folder() -> Path:
     return folder
 
 
+def device_name(kind: str, index: int | None = None) -> str:
+    """The name of a torch device of type `kind`; `index`: which CUDA device, as this process counts them."""
+    if kind != "cuda":
+        return kind
+    import torch
+
+    return f"cuda-{torch.cuda.get_device_properties(index or 0).uuid}"
+
+
+def holders(devices: Iterable[str]) -> dict[str, str]:
+    """Which of the `devices` are held now, and by whom, in words."""
+    found = {}
+    for device in devices:
+        try:
+            with FileLock(locks_folder() / f"{device}.lock", timeout=0):
+                pass
+        except Timeout:
+            found[device] = _holder(device)
+    return found
+
+
+def _holder(device: str) -> str:
+    file = locks_folder() / f"{device}.run"
+    return file.read_text(encoding="utf-8") if file.is_file() else "another run"
+
+
 @contextmanager
 def hold_device(device: str, run_id: str) -> Iterator[None]:
-    """Hold `device` (a name that is the same in all processes of this machine) for the run.
+    """Hold `device` for the run.
 
     Raises UserError naming the run that has it.
     """
@@ -33,8 +62,7 @@ def hold_device(device: str, run_id: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        other = holder.read_text(encoding="utf-8") if holder.is_file() else "another run"
-        raise UserError(f"{device} is in use by {other}; stop that run (`runs stop`), or wait for it to end") from None
+        raise UserError(f"{device} is in use by {_holder(device)}; stop that run (`runs stop`), or wait for it to end") from None
     try:
         holder.write_text(f"run {run_id} (pid {os.getpid()})", encoding="utf-8")
         yield

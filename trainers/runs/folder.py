@@ -24,6 +24,11 @@ REQUESTS = ("stop", "save", "sample")
 T = TypeVar("T")
 
 
+def run_name(name: str | None, config: TrainConfig) -> str:
+    """What a run's id begins with: `name`, else the preset, in lower case with dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", (name or config.preset).lower()).strip("-") or "run"
+
+
 class RunFolder:
     """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `log.txt`, `control/`, `checkpoints/`, `evaluation/`,
     `samples/`, `exports/` of one run.
@@ -40,8 +45,7 @@ class RunFolder:
     @classmethod
     def create(cls, root: str | Path, config: TrainConfig, name: str | None = None) -> RunFolder:
         """A new folder under `root`, named by us: `<name or preset>-<UTC date>-<time>-<4 hex>`. Paths are frozen absolute."""
-        stem = re.sub(r"[^a-z0-9]+", "-", (name or config.preset).lower()).strip("-") or "run"
-        run_id = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        run_id = f"{run_name(name, config)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         path = Path(root) / run_id
         for part in ("control", "checkpoints", "evaluation", "samples", "exports"):
             (path / part).mkdir(parents=True)
@@ -53,6 +57,11 @@ class RunFolder:
     @property
     def id(self) -> str:
         return self.path.name
+
+    @property
+    def name(self) -> str:
+        """The `run_name` with which it was created."""
+        return self.id.rsplit("-", 3)[0]
 
     @property
     def checkpoints(self) -> Path:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -20,31 +21,46 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 10.0  # seconds between SIGINT and force
 
 
-def command(run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False) -> list[str]:
-    """The argument list of the child: never a shell line, nothing in it that a user wrote but the run's folder."""
+def command(
+    run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False, on_gpus: bool | None = None
+) -> list[str]:
+    """The argument list of the child: never a shell line, nothing in it that a user wrote but the run's folder.
+
+    `on_gpus`: whether several processes share GPUs; None: if there are any.
+    """
     launch = [sys.executable]
     if processes > 1:
-        import torch
+        if on_gpus is None:
+            import torch
 
+            on_gpus = torch.cuda.is_available()
         launch += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1",
                    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
-        launch.append("--multi_gpu" if torch.cuda.is_available() else "--cpu")
+        launch.append("--multi_gpu" if on_gpus else "--cpu")
     module = ["-m", "trainers", "work", str(run.path)]
     return launch + module + ["--resume"] * resume + ["--share-devices"] * share_devices
 
 
-def start(run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False) -> subprocess.Popen:
+def start(
+    run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False, gpus: Sequence[int] | None = None
+) -> subprocess.Popen:
     """Start the run in its own session: it is not ended with us, nor by a Ctrl-C meant for us. Its words go to log.txt.
 
     It works wherever the pack lies and whatever its folder is called: the child finds `trainers` by PYTHONPATH, and stands
-    in the run's folder, so that no file beside us shadows a module of it.
+    in the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA devices, as this process counts
+    them, that get one process each, in place of `processes`; none of them: the CPU. The status keeps them for a resume.
     """
+    environment = dict(os.environ)
+    if gpus is not None:
+        processes = max(1, len(gpus))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(gpus))
+        run.set_status(gpus=list(gpus))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     run.clear_requests()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(
-            command(run, resume, processes, share_devices), cwd=run.path, env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            command(run, resume, processes, share_devices, None if gpus is None else bool(gpus)), cwd=run.path, env=environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **detached,
         )
     # Written long before the child, which has torch to import, writes its own.
@@ -95,6 +111,13 @@ def _signal(run: RunFolder, number: int) -> None:
             psutil.Process(status["pid"]).send_signal(number)
     except (ProcessLookupError, psutil.Error):
         pass
+
+
+def _visible(gpus: Sequence[int]) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES must say in a child for it to see these of our devices."""
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in ours.split(",")] if ours else []
+    return [names[gpu] if names else str(gpu) for gpu in gpus]
 
 
 def _free_port() -> int:

@@ -1,0 +1,265 @@
+"""The nodes that start a training run in the background and look at one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import comfy.model_management as management
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+
+from ..trainers.config import BUILT_IN, PRESETS, TINY_PRESETS, make_config
+from ..trainers.errors import UserError
+from ..trainers.prompts import PromptSet as Prompts
+from ..trainers.prompts import resolve_prompts
+from ..trainers.runs.folder import RunFolder
+from ..trainers.runs.registry import is_alive, list_runs, refresh
+from ..trainers.runs.starting import freeze_prompts, start_once
+from ..trainers.runs.summary import curve, newest_clips, sentence, summary
+from . import folders
+from .pictures import to_image
+from .types import LoadedPolicy, LoadedReward, PromptSet, Reward, TrainingRun, WanPolicy
+
+CATEGORY = "Identity-GRPO/training"
+AUTO, CPU, ALL_GPUS = "auto", "CPU", "all GPUs"
+NO_LORA = "none"
+NOT, FIRST_LORA, END = "no", "for the first LoRA", "for the end"
+HELD_OUT = 32
+LOOKS_PER_SECOND = 2
+
+
+class Train(io.ComfyNode):
+    """Starts a run and returns at once; queued again with the same settings it shows that run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IdentityGRPOTrain",
+            display_name="Train (in the background)",
+            category=CATEGORY,
+            description="Teaches a model to keep people's identity, by Identity-GRPO, in a process of its own: neither Cancel nor "
+                        "closing the browser or ComfyUI ends it. Queued again with the same settings it shows the run that there is.",
+            search_aliases=["grpo", "train lora", "reinforcement learning", "fine-tune", "identity", "rl"],
+            inputs=[
+                WanPolicy.Input("policy", tooltip="The model to teach, from Load Model; its LoRA, if any, is not used (see start_lora)."),
+                Reward.Input("reward", tooltip="What judges the videos, from Load Reward."),
+                PromptSet.Input("prompt_set", tooltip="What is trained on: at least 16 different rows, better a hundred."),
+                PromptSet.Input(
+                    "evaluation_set", optional=True,
+                    tooltip="What progress is measured on; none of it may be in prompt_set. Without it the last tenth of prompt_set "
+                            f"(at most {HELD_OUT} rows) is held out; TinyWorld brings its own.",
+                ),
+                io.Combo.Input(
+                    "preset", options=[AUTO, *PRESETS], default=AUTO,
+                    tooltip="The recipe. paper: as published; fast: a short window of trained steps, many times quicker; tiny: for "
+                            "TinyWorld. auto: tiny for TinyWorld's models, else fast; each as its model needs it.",
+                ),
+                io.String.Input("name", default="", tooltip="What the run is called, in its id and its LoRA's. Empty: the preset's name."),
+                io.Int.Input("iterations", default=0, min=0, max=100000, tooltip="Rounds of drawing, judging and learning. 0: the preset's."),
+                io.Float.Input(
+                    "learning_rate", default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip="Size of a learning step. 0: the preset's."
+                ),
+                io.Int.Input(
+                    "groups_per_update", default=0, min=0, max=1024,
+                    tooltip="Rows of the prompt set that one learning step looks at; below 16 the method hardly moves. 0: the preset's.",
+                ),
+                io.Int.Input("width", default=0, min=0, max=4096, step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
+                io.Int.Input("height", default=0, min=0, max=4096, step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
+                io.Int.Input("frames", default=0, min=0, max=1025, tooltip="Of the training videos, 4n+1. 0: the preset's."),
+                io.Int.Input(
+                    "evaluate_every", default=0, min=0, max=100000, tooltip="Iterations between two measurements on held-out rows. 0: the preset's."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="Of everything that is random. Another seed is another run."),
+                io.Combo.Input(
+                    "devices", options=device_choices(), default=AUTO,
+                    tooltip="Where it trains. auto: every GPU but ComfyUI's; the only GPU, after ComfyUI has left it, when there is one; "
+                            "the CPU when there is none. One run at a time uses a device.",
+                ),
+                io.Combo.Input(
+                    "start_lora", options=[NO_LORA, *folders.lora_choices()], default=NO_LORA, advanced=True,
+                    tooltip="A LoRA to go on from, of the same rank.",
+                ),
+            ],
+            outputs=[TrainingRun.Output("training_run", tooltip="The run, for the Run node.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, frames=None, width=None, height=None, preset=None, devices=None, start_lora=None) -> bool | str:
+        for name, value, options in (("preset", preset, [AUTO, *PRESETS]), ("devices", devices, device_choices())):
+            if value is not None and value not in options:
+                return f"{name} `{value}` is not offered here; choose one of {', '.join(options)}"
+        if bool(width) != bool(height):
+            return "give both width and height, or leave both at 0 for the preset's"
+        sizes = {n: v for n, v in (("width", width), ("height", height), ("frames", frames)) if v}
+        try:
+            make_config("fast", {"video": sizes})
+            if start_lora not in (None, NO_LORA):
+                folders.find_lora(start_lora)
+        except UserError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, policy: LoadedPolicy, reward: LoadedReward, prompt_set: Prompts, preset: str, name: str, iterations: int,
+        learning_rate: float, groups_per_update: int, width: int, height: int, frames: int, evaluate_every: int, seed: int,
+        devices: str, start_lora: str, evaluation_set: Prompts | None = None,
+    ) -> io.NodeOutput:
+        gpus = chosen_gpus(devices)
+        changes = {
+            "seed": seed,
+            "iterations": iterations,
+            "start_lora": None if start_lora == NO_LORA else str(folders.find_lora(start_lora).path),
+            "publish": str(folders.published_root()),
+            "policy": {**policy.config.model_dump(), "dtype": _dtype(policy.config.dtype, gpus)},
+            "reward": {n: getattr(reward.config, n) for n in ("source", "base_model", "fps")} | {"dtype": _dtype(reward.config.dtype, gpus)},
+            "video": {"width": width, "height": height, "frames": frames},
+            "rollout": {"groups_per_update": groups_per_update},
+            "optim": {"learning_rate": learning_rate},
+            "evaluation": {"every": evaluate_every},
+            **_prompts(prompt_set, evaluation_set),
+        }
+        config = make_config(_preset(preset, policy), _given(changes))
+        resolve_prompts(config)
+        if management.get_torch_device().type == "cuda" and management.get_torch_device().index in gpus:
+            management.unload_all_models()
+            management.soft_empty_cache()
+        run, new = start_once(folders.runs_root(), config, name or config.preset, gpus)
+        told = "started" if new else "these settings have a run already (change the seed or the name for another one)"
+        return io.NodeOutput(run, ui=_shown(run, f"{told}\n{summary(run)}"))
+
+
+class Run(io.ComfyNode):
+    """A run as it stands: its LoRA, curve and clips."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IdentityGRPORun",
+            display_name="Run (look at one)",
+            category=CATEGORY,
+            description="Shows a training run, current or old, and hands its newest or best LoRA on. Queue again to see how it goes on.",
+            search_aliases=["training progress", "grpo", "curve", "checkpoint", "training run"],
+            inputs=[
+                io.Combo.Input("run", options=folders.run_choices(), tooltip="Which run; a connected training_run goes before it."),
+                TrainingRun.Input("training_run", optional=True, tooltip="The run that a Train node started or found."),
+                io.Combo.Input(
+                    "wait", options=[NOT, FIRST_LORA, END], default=NOT,
+                    tooltip="Whether the graph waits here. Cancel ends the waiting, not the training.",
+                ),
+            ],
+            outputs=[
+                io.Combo.Output("latest", display_name="latest", tooltip="Its newest LoRA, for Load LoRA or Apply LoRA."),
+                io.Combo.Output("best", display_name="best", tooltip="The LoRA that was best on the held-out rows."),
+                io.Image.Output("curve", tooltip="What was measured on the way."),
+                io.Image.Output("clips", tooltip="The first held-out videos as last drawn, side by side."),
+                io.String.Output("status", tooltip="How it stands, in words."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, run=None) -> bool | str:
+        if run is not None and run not in folders.run_choices():
+            return f"there is no run `{run}`; choose `{folders.NEWEST_RUN}` or another one, after a refresh"
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> str:
+        """Changes with every run: which one a link brings is not known yet when this is asked."""
+        return repr([_state(run) for run in list_runs(folders.runs_root())])
+
+    @classmethod
+    def execute(cls, run: str, wait: str, training_run: RunFolder | None = None) -> io.NodeOutput:
+        chosen = training_run or folders.find_run(run)
+        if wait != NOT:
+            _wait(chosen, wait)
+        text = summary(chosen)
+        follow = (f"{chosen.id}: {which}" for which in (folders.LATEST, folders.BEST))
+        pictures = to_image(curve(chosen)), to_image(newest_clips(chosen))
+        return io.NodeOutput(*follow, *pictures, text, ui=_shown(chosen, text, pictures[0], cls))
+
+
+def device_choices() -> list[str]:
+    """`auto`, the GPUs that PyTorch sees, all of them, the CPU."""
+    count = torch.cuda.device_count()
+    return [AUTO, *(f"GPU {i}" for i in range(count)), *([ALL_GPUS] if count > 1 else []), CPU]
+
+
+def chosen_gpus(choice: str) -> list[int]:
+    """CUDA devices behind a choice; none: the CPU."""
+    count = torch.cuda.device_count()
+    if choice == CPU or not count:
+        return []
+    if choice == ALL_GPUS:
+        return list(range(count))
+    if choice != AUTO:
+        return [int(choice.removeprefix("GPU "))]
+    own = management.get_torch_device()
+    return [i for i in range(count) if own.type != "cuda" or i != own.index] or [0]
+
+
+def _preset(choice: str, policy: LoadedPolicy) -> str:
+    kind = policy.policy.kind
+    if choice == AUTO:
+        return TINY_PRESETS[kind] if policy.config.source in BUILT_IN else ("fast" if kind == "vace" else f"fast-{kind}")
+    return choice
+
+
+def _dtype(dtype: str, gpus: list[int]) -> str:
+    """A CPU computes in float32 whatever ComfyUI's own device prefers."""
+    return dtype if gpus else "float32"
+
+
+def _prompts(train: Prompts, held_out: Prompts | None) -> dict:
+    root = folders.runs_root() / "prompt_sets"
+    names = {"prompts": freeze_prompts(train, root)}
+    if held_out is not None:
+        return names | {"evaluation_prompts": freeze_prompts(held_out, root)}
+    return names if train.source == "tinyworld" else names | {"held_out": max(1, min(HELD_OUT, len(train) // 10))}
+
+
+def _given(changes: dict) -> dict:
+    """Without the settings that were left to the preset: 0, except for the seed."""
+    kept = {}
+    for name, value in changes.items():
+        value = _given(value) if isinstance(value, dict) else value
+        if value or name == "seed":
+            kept[name] = value
+    return kept
+
+
+def _state(run: RunFolder) -> tuple:
+    files = [run.path / "status.json", run.path / "metrics.jsonl", run.exports]
+    return run.id, refresh(run)["state"], *(p.stat().st_mtime_ns for p in files if p.exists())
+
+
+def _wait(run: RunFolder, until: str) -> None:
+    """Until its first LoRA or its end. Raises UserError when it ends badly before."""
+    status = refresh(run)
+    bar = comfy.utils.ProgressBar(status["iterations"])
+    while is_alive(run):
+        if until == FIRST_LORA and _has_lora(run):
+            return
+        bar.update_absolute(run.status().get("iteration", 0))
+        management.throw_exception_if_processing_interrupted()
+        time.sleep(1 / LOOKS_PER_SECOND)
+    status = refresh(run)
+    if status["state"] == "failed" or not _has_lora(run):
+        raise UserError(f"{sentence(run)}; {status.get('last_error') or 'it has no LoRA'}")
+
+
+def _has_lora(run: RunFolder) -> bool:
+    return any(Path(run.exports).glob("*.safetensors"))
+
+
+def _shown(run: RunFolder, text: str, picture: torch.Tensor | None = None, node: type | None = None) -> dict:
+    """What the editor shows on the node; `run` tells the node's buttons which run they act on."""
+    shown = {"text": (text,), "identity_grpo_run": (run.id,)}
+    return shown if picture is None else ui.PreviewImage(picture, cls=node).as_dict() | shown
+
+
+NODES = [Train, Run]

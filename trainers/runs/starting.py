@@ -1,0 +1,77 @@
+"""Starting a run from settings: at most one run of the same settings, at most one run on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import TrainConfig
+from ..errors import UserError
+from ..prompts import PromptSet, save_prompt_set
+from . import launcher
+from .devices import device_name, holders
+from .folder import RunFolder, run_name
+from .registry import is_alive, list_runs, refresh
+
+
+def freeze_prompts(prompts: PromptSet, root: Path) -> str:
+    """What a configuration calls this set: `tinyworld`, or a CSV of its own below `root`, named by its content.
+
+    A run then keeps its items whatever becomes of the file or graph they came from.
+    """
+    if prompts.source == "tinyworld":
+        return prompts.source
+    path = root / prompts.digest[:16] / "prompts.csv"
+    return str(path if path.is_file() else save_prompt_set(prompts.items, path))
+
+
+def find_same(root: Path, config: TrainConfig, name: str) -> RunFolder | None:
+    """The newest run under `root` of this name with these settings."""
+    wanted = config.with_absolute_paths()
+    for run in reversed(list_runs(root)):
+        try:
+            same = run.config() == wanted
+        except UserError:
+            continue  # of another version
+        if same and run.name == run_name(name, config):
+            return run
+    return None
+
+
+def start_once(root: Path, config: TrainConfig, name: str, gpus: Sequence[int]) -> tuple[RunFolder, bool]:
+    """The run of these settings, and whether it was started now: one that exists is left as it is.
+
+    gpus: CUDA devices as this process counts them; none: the CPU. Raises UserError naming the run that has a device.
+    """
+    known = find_same(root, config, name)
+    if known is not None:
+        return known, False
+    refuse_busy(root, gpus)
+    run = RunFolder.create(root, config, name)
+    launcher.start(run, gpus=gpus)
+    return run, True
+
+
+def resume(root: Path, run: RunFolder) -> None:
+    """Go on with a run on the devices that it had. Raises UserError when it cannot."""
+    state = refresh(run)["state"]
+    if is_alive(run):
+        raise UserError(f"run {run.id} is {state} already")
+    if state == "finished":
+        raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
+    gpus = run.status().get("gpus", [])
+    refuse_busy(root, gpus)
+    launcher.start(run, resume=True, gpus=gpus)
+
+
+def refuse_busy(root: Path, gpus: Sequence[int]) -> None:
+    """Raises UserError when a run has, or is about to take, one of these devices."""
+    names = {device_name("cuda", gpu): f"GPU {gpu}" for gpu in gpus} or {"cpu": "the CPU"}
+    for device, holder in holders(names).items():
+        raise UserError(f"{names[device]} is in use by {holder}; stop that run, wait for its end, or choose another device")
+    for run in list_runs(root):
+        status = refresh(run)
+        theirs = set(status.get("gpus", []))
+        # Its process takes the device only when it has loaded torch.
+        if status["state"] == "starting" and (theirs & set(gpus) or not theirs and not gpus):
+            raise UserError(f"run {run.id} is just starting there; stop that run, wait for its end, or choose another device")

@@ -1,0 +1,100 @@
+// Buttons and a live line on the Train and Run nodes: what becomes of the run that they show.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const NODES = ["IdentityGRPOTrain", "IdentityGRPORun"];
+const EVERY = 2000; // ms
+const GOING = ["starting", "running", "stopping"];
+const REQUEUE = "IdentityGRPO.requeue";
+
+async function ask(run, action) {
+  const options = action ? { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" } : undefined;
+  const answer = await api.fetchApi(`/identity_grpo/runs/${run}${action ? `/${action}` : ""}`, options);
+  const told = await answer.json();
+  if (!answer.ok) throw new Error(told.error ?? answer.statusText);
+  return told;
+}
+
+function panel(node) {
+  const box = document.createElement("div");
+  box.style.cssText = "display:flex;flex-direction:column;gap:4px;font:12px sans-serif;color:var(--input-text,#ddd);overflow:hidden";
+  const line = document.createElement("div");
+  line.style.cssText = "white-space:pre-wrap;overflow:auto;flex:1;user-select:text";
+  line.textContent = "no run yet";
+  const row = document.createElement("div");
+  row.style.cssText = "display:flex;gap:4px";
+  const buttons = {};
+  for (const [action, label, tip] of [
+    ["stop", "Stop", "End the training after the step in flight; nothing finished is lost"],
+    ["resume", "Resume", "Go on from the last checkpoint"],
+    ["save", "Save now", "Write a checkpoint and its LoRA after this iteration"],
+  ]) {
+    const button = (buttons[action] = document.createElement("button"));
+    button.textContent = label;
+    button.title = tip;
+    button.disabled = true;
+    button.style.cssText = "flex:1;padding:3px;cursor:pointer";
+    button.onclick = async () => {
+      button.disabled = true;
+      try {
+        show(await ask(node.identityGrpoRun, action));
+      } catch (error) {
+        app.extensionManager.toast.add({ severity: "error", summary: label, detail: error.message, life: 8000 });
+      }
+      watch();
+    };
+    row.append(button);
+  }
+  box.append(line, row);
+
+  let timer, held;
+  function show(told) {
+    line.textContent = told.text;
+    buttons.stop.disabled = buttons.save.disabled = !GOING.includes(told.state);
+    buttons.resume.disabled = !["failed", "stopped"].includes(told.state);
+    if (held !== undefined && told.saved !== held && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
+    held = told.saved;
+    return GOING.includes(told.state);
+  }
+  async function watch() {
+    clearTimeout(timer);
+    if (!node.graph || !node.identityGrpoRun) return;
+    let going = true;
+    try {
+      going = show(await ask(node.identityGrpoRun));
+    } catch (error) {
+      line.textContent = error.message;
+    }
+    if (going) timer = setTimeout(watch, EVERY);
+  }
+  return { box, watch, stop: () => clearTimeout(timer) };
+}
+
+app.registerExtension({
+  name: "IdentityGRPO.runs",
+  settings: [{
+    id: REQUEUE,
+    category: ["Identity-GRPO", "Training", "Queue again"],
+    name: "Queue the graph again when a run that it shows has a new LoRA",
+    type: "boolean",
+    defaultValue: false,
+  }],
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass)) return;
+    const { box, watch, stop } = panel(node);
+    const widget = node.addDOMWidget("identity_grpo_run", "identity_grpo_run", box, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
+    widget.serialize = false;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      if (!output?.identity_grpo_run) return;
+      this.identityGrpoRun = output.identity_grpo_run[0];
+      watch();
+    };
+    const removed = node.onRemoved;
+    node.onRemoved = function () {
+      stop();
+      removed?.apply(this, arguments);
+    };
+  },
+});
