@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,23 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+SKIPPED = pytest.StashKey[Counter]()
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    reports = terminalreporter.stats
+    config.stash[SKIPPED] = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports.get("skipped", []))
+    for report in reports.get("passed", []):
+        config.stash[SKIPPED].update(value for name, value in report.user_properties if name == "skipped")
+
+
+def pytest_unconfigure(config) -> None:
+    """What was skipped, and why, is the last thing to be read."""
+    if SKIPPED in config.stash:
+        lines = [f"  {count} x {reason}" for reason, count in config.stash[SKIPPED].items()]
+        print("\n".join(["\nSkipped, and why:", *lines] if lines else ["\nNothing was skipped."]))
 
 
 @pytest.fixture(scope="session", autouse=True)
