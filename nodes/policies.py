@@ -31,35 +31,50 @@ class LoadModel(io.ComfyNode):
             node_id="IdentityGRPOLoadModel",
             display_name="Load Model (VACE or Phantom)",
             category="Identity-GRPO/policies",
-            description="Loads a Wan 2.1 VACE or Phantom model, with its text encoder and VAE, for the samplers and for training.",
+            description="Loads a VACE or Phantom model (Wan 2.1) with text encoder and VAE, to sample or train.",
             search_aliases=["vace", "phantom", "wan", "policy", "load video model", "tinyworld", "identity"],
             inputs=[
                 io.Combo.Input(
-                    "model", options=folders.policy_choices(),
-                    tooltip="A built-in miniature, a diffusers folder of models/diffusers, or a file of models/diffusion_models. "
-                            "Whether it is VACE or Phantom is recognised.",
+                    "model",
+                    options=folders.policy_choices(),
+                    tooltip="A built-in miniature, a diffusers folder of models/diffusers, or a file of "
+                    "models/diffusion_models. Whether it is VACE or Phantom is recognised.",
                 ),
                 io.Combo.Input(
-                    "text_encoder", options=folders.part_choices("text_encoders"),
+                    "text_encoder",
+                    options=folders.part_choices("text_encoders"),
                     tooltip=f"`{folders.WITH_MODEL}`: in the diffusers folder, or next to the file. "
-                            "Else the UMT5-XXL file of models/text_encoders.",
+                    "Else the UMT5-XXL file of models/text_encoders.",
                 ),
                 io.Combo.Input(
-                    "vae", options=folders.part_choices("vae"),
-                    tooltip=f"`{folders.WITH_MODEL}`: in the diffusers folder, or next to the file. Else the Wan 2.1 VAE of models/vae.",
+                    "vae",
+                    options=folders.part_choices("vae"),
+                    tooltip=f"`{folders.WITH_MODEL}`: in the diffusers folder, or next to the file. "
+                    "Else the Wan 2.1 VAE of models/vae.",
                 ),
                 io.Combo.Input(
-                    "dtype", options=DTYPES, default=AUTO, advanced=True,
-                    tooltip="Precision of transformer and text encoder. auto: bfloat16 on a GPU that knows it, float32 elsewhere.",
+                    "dtype",
+                    options=DTYPES,
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Precision of transformer and text encoder. "
+                    "auto: bfloat16 on a GPU that knows it, float32 elsewhere.",
                 ),
                 io.Combo.Input(
-                    "attention", options=_attentions(), default=SDPA, advanced=True,
-                    tooltip="sdpa is PyTorch's own; flash is offered when the flash-attn package is installed, and wants bfloat16.",
+                    "attention",
+                    options=_attentions(),
+                    default=SDPA,
+                    advanced=True,
+                    tooltip="sdpa is PyTorch's own; "
+                    "flash is offered when the flash-attn package is installed, and wants bfloat16.",
                 ),
                 io.Combo.Input(
-                    "offload", options=OFFLOADS, default=WHEN_NEEDED, advanced=True,
-                    tooltip="When the parts of the model leave the GPU. On a card with 12 GB or less keep the text encoder on the CPU: "
-                            "it is the largest part, and reads each prompt only once.",
+                    "offload",
+                    options=OFFLOADS,
+                    default=WHEN_NEEDED,
+                    advanced=True,
+                    tooltip="When the parts of the model leave the GPU. On a card with 12 GB or less keep the text "
+                    "encoder on the CPU: it is the largest part, and reads each prompt only once.",
                 ),
             ],
             outputs=[WanPolicy.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],
@@ -76,16 +91,18 @@ class LoadModel(io.ComfyNode):
         return _attention_problem(attention, dtype) or True
 
     @classmethod
-    def execute(cls, model: str, text_encoder: str, vae: str, dtype: str, attention: str, offload: str) -> io.NodeOutput:
+    def execute(
+        cls, model: str, text_encoder: str, vae: str, dtype: str, attention: str, offload: str
+    ) -> io.NodeOutput:
         source, text_path, vae_path = _sources(model, text_encoder, vae)
         config = PolicyConfig(source=source, dtype=_dtype(dtype), text_encoder=text_path, vae=vae_path)
         with torch.inference_mode(False):
             policy = policy_of(config, management.unet_offload_device())
+            parts = [policy.transformer, policy.vae.model, policy.text.encoder]
+            if offload == TEXT_ON_CPU:
+                parts.pop().to("cpu")
         if attention == FLASH:
             policy.transformer.set_attention_backend(FLASH)
-        parts = [policy.transformer, policy.vae.model, policy.text.encoder]
-        if offload == TEXT_ON_CPU:
-            parts.pop().to("cpu")
         loaded = LoadedPolicy(policy, Managed(*parts, leave=offload == AFTER_USE), config)
         return io.NodeOutput(loaded, ui=ui.PreviewText(_summary(loaded)))
 
@@ -124,7 +141,8 @@ def _summary(loaded: LoadedPolicy) -> str:
     """Kind, size, precision and place, for the node's face."""
     count = sum(p.numel() for p in loaded.policy.transformer.parameters())
     size = f"{count / 1e9:.1f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
-    return f"{KINDS[loaded.policy.kind]}, {size} parameters, {loaded.config.dtype}, on {management.get_torch_device()} while in use"
+    kind, device = KINDS[loaded.policy.kind], management.get_torch_device()
+    return f"{kind}, {size} parameters, {loaded.config.dtype}, on {device} while in use"
 
 
 NODES = [LoadModel]

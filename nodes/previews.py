@@ -35,7 +35,7 @@ class Progress:
 
 
 def _previewer(policy: WanVideoPolicy) -> Callable[[Tensor], Picture] | None:
-    """ComfyUI's own previews for Wan's latents; latents of another VAE are decoded, which is only quick for a small one."""
+    """ComfyUI's own previews for Wan's latents; those of another VAE are decoded: quick, where it is TinyWorld's."""
     core = latent_preview.get_previewer(policy.device, Wan21())
     if torch.allclose(policy.vae.mean, Wan21().latents_mean, atol=1e-3):
         return (lambda latents: core.decode_latent_to_preview_image("JPEG", latents)) if core else None
@@ -47,4 +47,8 @@ def _previewer(policy: WanVideoPolicy) -> Callable[[Tensor], Picture] | None:
 def _enlarged(frame: Tensor) -> Picture:
     picture = Image.fromarray(frame.cpu().numpy())
     factor = -(-SMALLEST // max(picture.size))
-    return "JPEG", picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST), args.preview_size
+    return (
+        "JPEG",
+        picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST),
+        args.preview_size,
+    )

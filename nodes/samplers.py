@@ -23,7 +23,9 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
         io.Autogrow.Input(
             "references",
             template=io.Autogrow.TemplatePrefix(
-                io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people."),
+                io.Image.Input(
+                    "reference", tooltip="A picture of one person; a batch of pictures is that many people."
+                ),
                 prefix="ref",
                 min=1,
                 max=most_references,
@@ -33,21 +35,39 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
         io.String.Input(
             "prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."
         ),
-        io.String.Input("negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."),
-        io.Int.Input(
-            "width", default=832, min=STEP, max=LARGEST, step=STEP,
-            tooltip="Of the video in pixels, a multiple of 16. Wan 1.3B knows 832x480; the built-in TinyWorld draws 80x48.",
+        io.String.Input(
+            "negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."
         ),
-        io.Int.Input("height", default=480, min=STEP, max=LARGEST, step=STEP, tooltip="Of the video in pixels, a multiple of 16."),
         io.Int.Input(
-            "frames", default=81, min=1, max=LONGEST, step=4,
+            "width",
+            default=832,
+            min=STEP,
+            max=LARGEST,
+            step=STEP,
+            tooltip="Of the video in pixels, a multiple of 16. Wan 1.3B knows 832x480; TinyWorld draws 80x48.",
+        ),
+        io.Int.Input(
+            "height", default=480, min=STEP, max=LARGEST, step=STEP, tooltip="Of the video in pixels, a multiple of 16."
+        ),
+        io.Int.Input(
+            "frames",
+            default=81,
+            min=1,
+            max=LONGEST,
+            step=4,
             tooltip="Number of frames, 4n+1. Wan knows 81 (5 seconds at 16 frames a second); TinyWorld draws 9.",
         ),
-        io.Int.Input("steps", default=30, min=1, max=200, tooltip="Denoising steps; more are slower and a little finer."),
+        io.Int.Input(
+            "steps", default=30, min=1, max=200, tooltip="Denoising steps; more are slower and a little finer."
+        ),
         *guidance,
         shift,
         io.Int.Input(
-            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
             tooltip="Of the noise: the same seed and settings give the same video.",
         ),
     ]
@@ -59,7 +79,11 @@ def scale(name: str, default: float, tooltip: str) -> io.Input:
 
 def flow_shift(default: float, tooltip: str) -> io.Input:
     return io.Float.Input(
-        "shift", default=default, min=0.1, max=50.0, step=0.1,
+        "shift",
+        default=default,
+        min=0.1,
+        max=50.0,
+        step=0.1,
         tooltip=f"Flow shift of the noise schedule: higher spends more steps on the layout of the picture. {tooltip}",
     )
 
@@ -67,7 +91,9 @@ def flow_shift(default: float, tooltip: str) -> io.Input:
 def outputs() -> list[io.Output]:
     return [
         io.Image.Output("images", tooltip="The frames of the video."),
-        io.Latent.Output("latent", tooltip="Its latents, without the references, as ComfyUI's VAE Decode expects them."),
+        io.Latent.Output(
+            "latent", tooltip="Its latents, without the references, as ComfyUI's VAE Decode expects them."
+        ),
     ]
 
 
@@ -87,12 +113,14 @@ class VACESampler(io.ComfyNode):
             inputs=[
                 *common_inputs(8, [cfg], shift),
                 io.Image.Input(
-                    "control_video", optional=True,
-                    tooltip="A clip to edit or to follow (poses, depth); resized to the video, grey where it is too short.",
+                    "control_video",
+                    optional=True,
+                    tooltip="A clip to edit or to follow (poses, depth); resized to the video, then grey if too short.",
                 ),
                 io.Mask.Input(
-                    "control_mask", optional=True,
-                    tooltip="White where the video is drawn anew, black where `control_video` stays; one mask serves all frames.",
+                    "control_mask",
+                    optional=True,
+                    tooltip="White: draw anew; black: keep `control_video`. One mask serves all frames.",
                 ),
             ],
             outputs=outputs(),
@@ -105,14 +133,28 @@ class VACESampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, policy: LoadedPolicy, references: dict, prompt: str, negative: str, width: int, height: int, frames: int, steps: int,
-        cfg: float, shift: float, seed: int, control_video: Tensor | None = None, control_mask: Tensor | None = None,
+        cls,
+        policy: LoadedPolicy,
+        references: dict,
+        prompt: str,
+        negative: str,
+        width: int,
+        height: int,
+        frames: int,
+        steps: int,
+        cfg: float,
+        shift: float,
+        seed: int,
+        control_video: Tensor | None = None,
+        control_mask: Tensor | None = None,
     ) -> io.NodeOutput:
         check_kind(policy, "vace")
         size = VideoSize(height, width, frames)
         item = PromptItem("sample", prompt, to_references(references), negative)
         encode = partial(
-            policy.policy.encode, item, size,
+            policy.policy.encode,
+            item,
+            size,
             control_video=None if control_video is None else to_control_clip(control_video, size),
             control_mask=None if control_mask is None else to_control_mask(control_mask, size),
         )
@@ -125,8 +167,16 @@ class PhantomSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         scales = [
-            scale("text_cfg", 7.5, "How strongly the prompt is followed. Equal to `image_cfg` it takes two thirds of the time."),
-            scale("image_cfg", 5.0, "How strongly the people in the pictures are kept. 1 with `text_cfg` 1 takes a third of the time."),
+            scale(
+                "text_cfg",
+                7.5,
+                "How strongly the prompt is followed. Equal to `image_cfg` it takes two thirds of the time.",
+            ),
+            scale(
+                "image_cfg",
+                5.0,
+                "How strongly the people in the pictures are kept. 1 with `text_cfg` 1 takes a third of the time.",
+            ),
         ]
         shift = flow_shift(5.0, "5 is what Phantom's authors use.")
         return io.Schema(
@@ -146,8 +196,19 @@ class PhantomSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, policy: LoadedPolicy, references: dict, prompt: str, negative: str, width: int, height: int, frames: int, steps: int,
-        text_cfg: float, image_cfg: float, shift: float, seed: int,
+        cls,
+        policy: LoadedPolicy,
+        references: dict,
+        prompt: str,
+        negative: str,
+        width: int,
+        height: int,
+        frames: int,
+        steps: int,
+        text_cfg: float,
+        image_cfg: float,
+        shift: float,
+        seed: int,
     ) -> io.NodeOutput:
         check_kind(policy, "phantom")
         size = VideoSize(height, width, frames)

@@ -63,7 +63,7 @@ def check_kind(loaded: LoadedPolicy, kind: str) -> None:
 
 
 def to_control_clip(video: Tensor, size: VideoSize) -> Tensor:
-    """IMAGE -> float [F, height, width, 3] in 0..255, cropped to the video's proportions; grey where it is too short."""
+    """IMAGE -> float [F, height, width, 3] in 0..255, cropped to the video's proportions, then grey if too short."""
     fitted = _fit(video[..., :3], size)
     grey = fitted.new_full((size.frames - len(fitted), *fitted.shape[1:]), 0.5)
     return torch.cat([fitted, grey]) * 255
@@ -149,6 +149,6 @@ def explain_out_of_memory(size: VideoSize) -> Iterator[None]:
     # Outside of `except`: the error holds every tensor of the failed attempt.
     management.unload_all_models()
     raise UserError(
-        f"out of memory at {size.width}x{size.height}, {size.frames} frames ({reason}); lower `frames`, then `width` and "
-        f"`height`, or choose another `offload` in Load Model"
+        f"out of memory at {size.width}x{size.height}, {size.frames} frames ({reason}); lower `frames`, then `width` "
+        f"and `height`, or choose another `offload` in Load Model"
     )

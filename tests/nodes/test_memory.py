@@ -55,6 +55,19 @@ def test_another_models_need_frees_ours_and_use_brings_it_back(management, manag
     assert held(management, stack)
 
 
+def test_what_is_freed_lies_on_the_offload_device(management, managed_class, monkeypatch):
+    """`meta` stands for a second device: nothing comes back from it, but what goes there can be seen."""
+    monkeypatch.setattr(management, "unet_offload_device", lambda: torch.device("meta"))
+    stack = Stack()
+    managed = managed_class(stack)
+    managed.load()
+    assert {p.device.type for p in stack.parameters()} == {"cpu"}
+    with torch.inference_mode():
+        management.free_memory(1e30, management.get_torch_device())
+    assert {p.device.type for p in stack.parameters()} == {"meta"}
+    assert not any(p.is_inference() for p in stack.parameters())
+
+
 def test_only_the_parts_asked_for_are_loaded(management, managed_class):
     used, unused = Stack(), Stack()
     managed = managed_class(used, unused)

@@ -146,8 +146,14 @@ def test_a_missing_reference_is_refused_before_anything_runs(draw, pack, node):
 
 @pytest.mark.parametrize(
     ("wrong", "remedy"),
-    [({"width": 90}, "use 96"), ({"height": 8}, "use 16"), ({"width": 100000}, "use 4096"), ({"frames": 80}, "use 81"),
-     ({"frames": 0}, "use 1"), ({"frames": 4001}, "use 1025")],
+    [
+        ({"width": 90}, "use 96"),
+        ({"height": 8}, "use 16"),
+        ({"width": 100000}, "use 4096"),
+        ({"frames": 80}, "use 81"),
+        ({"frames": 0}, "use 1"),
+        ({"frames": 4001}, "use 1025"),
+    ],
 )
 def test_a_size_that_cannot_be_drawn_is_refused_before_anything_runs(pack, node, wrong, remedy):
     given = {"width": 80, "height": 48, "frames": 9} | wrong
@@ -177,7 +183,9 @@ def test_a_masked_control_video_keeps_what_is_black(draw, load):
 
 
 def test_one_mask_serves_all_frames(pack):
-    mask = ours("nodes.sampling").to_control_mask(torch.zeros(1, 48, 80), ours("trainers.policies.base").VideoSize(48, 80, 9))
+    mask = ours("nodes.sampling").to_control_mask(
+        torch.zeros(1, 48, 80), ours("trainers.policies.base").VideoSize(48, 80, 9)
+    )
     assert mask.shape == (9, 48, 80) and not mask.any()
 
 
