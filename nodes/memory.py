@@ -112,7 +112,12 @@ class _Whole(ModelPatcher):
     def _move(self, device: torch.device | None) -> None:
         if device is not None and device != self.model.device:
             with torch.inference_mode(False):
-                self.model.to(device)
+                try:
+                    self.model.to(device)
+                except BaseException:
+                    # Out of memory halfway: the half that has moved must not stay.
+                    self.model.to(self.model.device)
+                    raise
             self.model.device = device
 
 
