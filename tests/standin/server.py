@@ -1,21 +1,10 @@
-"""The server that is not there: routes are kept, events are collected in `sent`."""
+"""The server that is not there: `routes` are kept for who wants to serve them, events are collected in `sent`."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-
-class _Routes(list):
-    """Takes handlers as aiohttp's table does; entries are (method, path, handler)."""
-
-    def _add(self, method: str, path: str):
-        return lambda handler: self.append((method, path, handler)) or handler
-
-    def get(self, path: str, **_):
-        return self._add("GET", path)
-
-    def post(self, path: str, **_):
-        return self._add("POST", path)
+from aiohttp import web
 
 
 class _Queue:
@@ -31,7 +20,7 @@ class PromptServer:
 
     def __init__(self, loop) -> None:
         PromptServer.instance = self
-        self.loop, self.routes, self.prompt_queue = loop, _Routes(), _Queue()
+        self.loop, self.routes, self.prompt_queue = loop, web.RouteTableDef(), _Queue()
         self.app = SimpleNamespace(on_shutdown=[], on_cleanup=[])
         self.client_id, self.last_node_id, self.sent = None, None, []
 
