@@ -94,12 +94,8 @@ def read_lora(path: str | Path) -> LoRA:
     return LoRA(pairs, {name: alphas.get(name, float(a.shape[0])) for name, (a, _) in pairs.items()}, metadata)
 
 
-def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write ComfyUI's native form, which core and WanVideoWrapper read alike.
-
-    Keys: `diffusion_model.<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`. The file keeps the LoRA's own metadata
-    under the given one, and replaces an older file at once or not at all. Raises UserError when it cannot be written.
-    """
+def native_tensors(lora: LoRA) -> dict[str, Tensor]:
+    """The LoRA by ComfyUI's names: `diffusion_model.<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`."""
     tensors = {}
     for name, (down, up) in lora.modules.items():
         native = f"diffusion_model.{to_original(name)}"
@@ -108,6 +104,16 @@ def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | Non
             f"{native}.lora_up.weight": _plain(up),
             f"{native}.alpha": torch.tensor(lora.alpha[name], dtype=torch.float32),
         }
+    return tensors
+
+
+def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write ComfyUI's native form, which core and WanVideoWrapper read alike.
+
+    Keys: `diffusion_model.<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`. The file keeps the LoRA's own metadata
+    under the given one, and replaces an older file at once or not at all. Raises UserError when it cannot be written.
+    """
+    tensors = native_tensors(lora)
     merged = {**lora.metadata, **(metadata or {})}
     _write_aside(Path(path), lambda aside: save_file(tensors, aside, metadata=merged or None))
 

@@ -81,14 +81,8 @@ def to_lora(transformer: nn.Module) -> LoRA:
     return LoRA(modules, alpha)
 
 
-def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) -> None:
-    """Make the transformer act with `lora` at `strength`.
-
-    A transformer without a LoRA gets one, frozen, with the file's modules and ranks. One that has a LoRA keeps its own
-    alpha and trainability and takes the file's values over (factor included): its modules that the file lacks become
-    neutral. Raises UserError, before anything is changed, when the file says that it was trained for another policy, or has
-    modules or ranks that do not fit.
-    """
+def check_fits(transformer: nn.Module, lora: LoRA) -> None:
+    """Raises UserError when the file says that it was trained for another policy, or has modules or ranks that do not fit."""
     made_for, here = lora.metadata.get("policy"), "vace" if hasattr(transformer, "vace_blocks") else "phantom"
     if made_for not in (None, here):
         raise UserError(f"this LoRA was trained for {made_for}, and this is a {here} model; give one that was trained for {here}")
@@ -111,6 +105,17 @@ def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) ->
                 f"the LoRA has rank {lora.rank(name)}, the one in training {target.r[ADAPTER]}; "
                 f"set lora.rank to {lora.rank(name)}"
             )
+
+
+def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) -> None:
+    """Make the transformer act with `lora` at `strength`.
+
+    A transformer without a LoRA gets one, frozen, with the file's modules and ranks. One that has a LoRA keeps its own
+    alpha and trainability and takes the file's values over (factor included): its modules that the file lacks become
+    neutral. Raises UserError as `check_fits`, before anything is changed.
+    """
+    check_fits(transformer, lora)
+    present = dict(_layers(transformer))
     if not present:
         _inject(transformer, {name: lora.rank(name) for name in lora.modules}, lora.alpha)
         for parameter in lora_parameters(transformer).values():
