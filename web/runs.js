@@ -71,7 +71,7 @@ function panel(node) {
 }
 
 app.registerExtension({
-  name: "IdentityGRPO.runs",
+  name: "identitygrpo.runs",
   settings: [{
     id: REQUEUE,
     category: ["Identity-GRPO", "Training", "Queue again"],

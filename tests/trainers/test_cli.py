@@ -229,7 +229,7 @@ def test_a_terminal_sees_a_bar_with_the_time_left(monkeypatch):
         bar.close()
         text = os.read(screen, 65536).decode()
     os.close(screen)
-    assert re.search(r"\r\x1b\[K█{6}░{24}  19%  2/8 rollouts, reward 1.250, 1 min 5 s left", text)
+    assert re.search(r"\r\x1b\[K#{6}\.{24}  19%  2/8 rollouts, reward 1.250, 1 min 5 s left", text)
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7620, "2 h 7 min")])

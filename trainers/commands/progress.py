@@ -30,7 +30,7 @@ class Bar:
         """Draw over the last line; `eta` in seconds, None while it is not known."""
         left = f", {duration(eta)} left" if eta is not None else ""
         filled = round(WIDTH * fraction)
-        line = f"{'█' * filled}{'░' * (WIDTH - filled)} {fraction:4.0%}  {min(iteration + 1, iterations)}/{iterations} {phase}{self.reward}{left}"
+        line = f"{'#' * filled}{'.' * (WIDTH - filled)} {fraction:4.0%}  {min(iteration + 1, iterations)}/{iterations} {phase}{self.reward}{left}"
         columns = shutil.get_terminal_size((100, 24)).columns
         print(f"\r\x1b[K{line[: columns - 1]}", end="", file=sys.stderr, flush=True)
 

@@ -91,8 +91,8 @@ def _mean(control: list[Outcome]) -> str:
 def rows(outcomes: list[Outcome]) -> list[dict[str, str]]:
     return [{
         "run": o.name, "seed": str(o.seed), "won": f"{o.win:.1%} (from {o.win_low:.1%})", "reward margin": f"{o.margin:+.3f}",
-        "oracle identity": f"{o.identity_before:.3f} → {o.identity_after:.3f}", "gain": f"{o.identity_gain:+.1%}",
-        "text alignment": f"{o.alignment_before:.3f} → {o.alignment_after:.3f}", "seconds": f"{o.seconds:.0f}",
+        "oracle identity": f"{o.identity_before:.3f} -> {o.identity_after:.3f}", "gain": f"{o.identity_gain:+.1%}",
+        "text alignment": f"{o.alignment_before:.3f} -> {o.alignment_after:.3f}", "seconds": f"{o.seconds:.0f}",
     } for o in outcomes]
 
 

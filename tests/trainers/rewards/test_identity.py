@@ -141,7 +141,7 @@ def test_probabilities_of_a_comparison_sum_to_one_and_mirror() -> None:
 
 
 def test_probabilities_follow_the_paper() -> None:
-    """P(A) = e^a / (e^a + θ e^b); P(tie) = (θ² - 1) e^a e^b / ((e^a + θ e^b)(θ e^a + e^b))."""
+    """P(A) = e^a / (e^a + t e^b); P(tie) = (t^2 - 1) e^a e^b / ((e^a + t e^b)(t e^a + e^b))."""
     a, b, theta = 0.7, -0.4, 3.0
     ea, eb = np.exp(a), np.exp(b)
     win_a, tie, _ = preference_probabilities(a, b, theta)
