@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 from torch import nn
+from torch.nn import Linear
 
 
 @pytest.fixture()
@@ -28,7 +29,7 @@ class Stack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.layers = nn.ModuleList(Linear(4, 4) for _ in range(2))
 
     def forward(self, x):
         for layer in self.layers:

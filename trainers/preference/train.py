@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 
 from ..errors import UserError
 from ..rewards.checkpoint import PROJECTIONS, write_base, write_checkpoint
@@ -140,7 +140,7 @@ def _train(
         rate = training.learning_rate * _schedule(fraction, training, step)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
+        with autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
             reward_a, reward_b = score_pairs(model, collator, batch)
         labels = torch.tensor([p.label for p in batch], device=device)
         loss, _ = btt_loss(reward_a, reward_b, labels, training.theta)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
+from torch.nn import Linear
 
 from ..errors import UserError
 from .pixels import Grid
@@ -50,7 +51,7 @@ class RewardModel(nn.Module):
         self.visual, self.language_model = visual, language_model
         self.image_token, self.video_token = image_token, video_token
         width = language_model.get_input_embeddings().embedding_dim
-        self.rm_head = nn.Linear(width, 1, bias=False, dtype=torch.float32)
+        self.rm_head = Linear(width, 1, bias=False, dtype=torch.float32)
         nn.init.normal_(self.rm_head.weight, std=width**-0.5)
 
     def embed_pictures(self, rows: Tensor, grids: list[Grid]) -> Tensor:
@@ -81,7 +82,7 @@ class RewardModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Rewards float32 [B], a Bradley-Terry score without a zero."""
         hidden = self.hidden(batch)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with autocast(hidden.device.type, enabled=False):
             return self.rm_head(hidden.float()).squeeze(-1)
 
     def cast(self, dtype: torch.dtype) -> RewardModel:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, autocast
 
 from ..errors import UserError
 from .geometry import IMAGE_MIN_PIXELS, MAX_PIXELS, TEMPORAL_PATCH, VIDEO_MIN_PIXELS, resized
@@ -85,7 +85,7 @@ def resize(pixels: Tensor, size: tuple[int, int], by_matrices: bool) -> Tensor:
     if not by_matrices:
         return F.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
     rows, columns = (_weights(*lengths, pixels.device) for lengths in zip(pixels.shape[-2:], size, strict=True))
-    with torch.autocast(pixels.device.type, enabled=False):
+    with autocast(pixels.device.type, enabled=False):
         return rows @ (pixels @ columns.T)
 
 

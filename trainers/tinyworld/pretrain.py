@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, autocast
 
 from .distort import distort, random_kinds
 from .models import (
@@ -118,7 +118,7 @@ def train_vae(
     def step_on(pictures: Tensor, count: int) -> Callable[[], Tensor]:
         def step() -> Tensor:
             clip = pictures[torch.randint(len(pictures), (count,), device=device)].float() / 127
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            with autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
                 posterior = vae.encode(clip).latent_dist
                 latents = posterior.mean + torch.randn_like(posterior.mean) * torch.exp(0.5 * posterior.logvar)
                 output = vae.decode(latents).sample.float()
@@ -177,7 +177,7 @@ class LatentScenes:
         generator = torch.Generator(device).manual_seed(seed)
 
         def encode(clip: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 latents = vae.encode(clip).latent_dist.mode().float()
             return ((latents - mean) / std).half()
 
@@ -275,7 +275,7 @@ def train_policy(
 
     def step_on(scenes: LatentScenes) -> Callable[[], Tensor]:
         def step() -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
+            with autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
                 loss = flow_loss(kind, transformer, text_encoder, scenes, flawed, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

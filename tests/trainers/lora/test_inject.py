@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from torch.nn import Linear
 
 from trainers.errors import UserError
 from trainers.lora.formats import LoRA, read_lora, write_peft
@@ -235,4 +236,4 @@ def test_a_second_lora_and_an_absent_one_are_refused(transformer):
 
 def test_a_model_without_attention_projections_is_refused():
     with pytest.raises(UserError, match="no attention projections"):
-        add_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), 4, 8.0, seed=0)
+        add_lora(torch.nn.Sequential(Linear(2, 2)), 4, 8.0, seed=0)

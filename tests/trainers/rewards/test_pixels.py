@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import autocast
 
 from trainers.errors import UserError
 from trainers.rewards.pixels import (
@@ -123,6 +124,6 @@ def test_the_resize_for_gpus_gives_the_same_grey_levels(before: tuple[int, int],
 
 def test_mixed_precision_around_it_does_not_coarsen_the_resize() -> None:
     pixels = torch.randint(0, 256, (1, 3, 48, 80), generator=torch.Generator().manual_seed(0)).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", torch.bfloat16):
         inside = resize(pixels, (252, 420), by_matrices=True)
     assert torch.equal(inside, resize(pixels, (252, 420), by_matrices=True))
