@@ -101,3 +101,27 @@ def test_the_registry_finds_what_it_asks_for(project):
     assert re.fullmatch(r"[a-z][a-z0-9-]{0,99}", project["project"]["name"]) and "comfyui" not in project["project"]["name"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
     assert any(d.startswith("comfyui-frontend-package>=") for d in project["project"]["dependencies"])
+
+
+# What comfy-test's syntax level refuses in any Python file.
+REFUSED = re.compile(
+    r"\.cuda\s*\(|\.to\s*\(\s*(torch\.device\s*\(\s*)?[\"']cuda|torch\.(cuda\.amp\.|amp\.)?autocast\b"
+    r"|(?<![\w.])(torch\.)?nn\.(Linear|Conv[123]d|ConvTranspose[12]d|LayerNorm|GroupNorm|Embedding)\s*\("
+)
+
+
+def python_files(repository: Path) -> list[Path]:
+    folders = (repository / name for name in ("nodes", "trainers", "tests"))
+    return [p for folder in folders for p in sorted(folder.rglob("*.py")) if p.name != Path(__file__).name]
+
+
+def test_the_registrys_static_checks_pass(repository):
+    lines = [(p.name, n, line) for p in python_files(repository) for n, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1)]
+    assert [found for found in lines if REFUSED.search(found[2])] == []
+
+
+def test_a_console_of_windows_can_show_every_source(repository):
+    def shown(text: str) -> bool:
+        return text == text.encode("cp1252", "ignore").decode("cp1252")
+
+    assert [str(p) for p in python_files(repository) if not shown(p.read_text(encoding="utf-8"))] == []
