@@ -17,7 +17,7 @@ from ..trainers.policies.vace import control_latents, split_source
 from ..trainers.policies.wan import fit_on_white
 from .loras import CATEGORY as LORA_CATEGORY
 from .loras import fingerprint, lora_input, lora_problem, read, strength_input, told
-from .pictures import to_references
+from .pictures import opaque
 from .sampling import size_problem, to_control_clip, to_control_mask
 
 CATEGORY = "Identity-GRPO/native"
@@ -121,7 +121,8 @@ class VACEReferences(io.ComfyNode):
         blank = torch.zeros(3, length, height, width)
         video = blank if control_video is None else to_control_clip(control_video, size).permute(3, 0, 1, 2) / 127.5 - 1
         kept, redone = map(encode, split_source(video, mask))
-        people = [encode(fit_on_white(picture, height, width)[:, None]) for picture in to_references(references)]
+        pictures = [picture for slot in references.values() if slot is not None for picture in opaque(slot)]
+        people = [encode(fit_on_white((picture * 255).numpy(), height, width)[:, None]) for picture in pictures]
         control = control_latents(kept, redone, people, mask)[None]
         # Core normalises the 32 channels of latents itself, and takes the mask as it is.
         frames = torch.cat([form.process_out(part) for part in control[:, :32].split(16, dim=1)], dim=1)

@@ -11,12 +11,15 @@ from torch import Tensor
 from ..trainers.errors import UserError
 
 
+def opaque(image: Tensor) -> Tensor:
+    """IMAGE [N, H, W, 3 or 4] -> float32 [N, H, W, 3] in 0..1 on the CPU; transparency becomes white."""
+    image = image.detach().float().cpu().clamp(0, 1)
+    return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:4] + (1 - image[..., 3:4])
+
+
 def to_pixels(image: Tensor) -> Tensor:
     """IMAGE [N, H, W, 3 or 4] -> uint8 [N, H, W, 3] on the CPU; transparency becomes white."""
-    image = image.detach().float().cpu().clamp(0, 1)
-    if image.shape[-1] == 4:
-        image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
-    return (image * 255).round().to(torch.uint8)
+    return (opaque(image) * 255).round().to(torch.uint8)
 
 
 def to_image(pixels: Tensor | np.ndarray) -> Tensor:

@@ -1,0 +1,178 @@
+"""Our LoRA and references in core's own graphs, by numbers: core's models, our policies and the goldens agree."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LORA = "golden.safetensors"
+
+
+def relative(found, expected) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def golden_lora(pack):
+    """The golden adapter among ComfyUI's LoRAs; its choice."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(GOLDEN / "lora" / "comfy_native.safetensors", folder / LORA)
+    return LORA
+
+
+@pytest.fixture(scope="module")
+def core_vace(real_comfyui, pack):
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model(str(GOLDEN / "vace" / "vace_tiny.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def core_wan(real_comfyui, pack):
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model(str(GOLDEN / "phantom" / "phantom_tiny.safetensors"))
+
+
+def velocity(model, x, timestep, **conditions):
+    """Core's velocity for x [B, C, F, h, w]: it gives x - sigma v."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    sigma = timestep / 1000
+    with torch.no_grad():
+        return (x - model.model.apply_model(x, sigma, **conditions)) / sigma.view(-1, 1, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def vace_case():
+    given = load_file(GOLDEN / "lora" / "velocity.safetensors")
+    return given, {
+        "x": given["noise"][None], "timestep": given["timestep"].float(), "c_crossattn": given["context_padded"][None],
+        "vace_context": given["vace_context"][None, None], "vace_strength": [1.0],
+    }
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_core_with_apply_lora_gives_the_velocity_of_our_policy(run_node, core_vace, golden_lora, vace_case, strength):
+    from trainers.lora.formats import read_lora
+    from trainers.lora.inject import load_lora_into
+    from trainers.policies.load import load_transformer
+    from trainers.policies.vace import predict
+
+    given, case = vace_case
+    (patched,) = run_node("IdentityGRPOApplyLoRA", model=core_vace, lora=golden_lora, strength=strength)
+    core = velocity(patched, **case)
+    ours = load_transformer(GOLDEN / "vace" / "vace_tiny.safetensors")
+    load_lora_into(ours, read_lora(GOLDEN / "lora" / "peft"), strength)
+    layers = len(ours.config.vace_layers)
+    with torch.no_grad():
+        policy = predict(ours, case["x"], case["timestep"], case["c_crossattn"], case["vace_context"][:, 0], torch.ones(layers))
+    assert relative(core, policy) < 1e-3
+    assert relative(core[0], given[f"velocity.original_merged.{strength}"]) < 1e-3
+
+
+def test_at_strength_0_core_is_untouched_bit_for_bit(run_node, core_vace, golden_lora, vace_case):
+    _, case = vace_case
+    (patched,) = run_node("IdentityGRPOApplyLoRA", model=core_vace, lora=golden_lora, strength=0.0)
+    assert torch.equal(velocity(patched, **case), velocity(core_vace, **case))
+
+
+def test_the_model_given_keeps_no_lora(run_node, core_vace, golden_lora, vace_case):
+    given, case = vace_case
+    run_node("IdentityGRPOApplyLoRA", model=core_vace, lora=golden_lora, strength=1.0)
+    assert relative(velocity(core_vace, **case)[0], given["velocity.comfy.base"]) < 1e-4
+
+
+def test_a_lora_of_which_a_part_does_not_fit_is_refused(run_node, core_wan, golden_lora):
+    with pytest.raises(ValueError, match="this model does not have"):
+        run_node("IdentityGRPOApplyLoRA", model=core_wan, lora=golden_lora, strength=1.0)
+
+
+class StubVae:
+    """The golden kit's stand-in VAE, in core's manner: pixels [F, H, W, 3] in 0..1 to latents that are not normalised."""
+
+    def __init__(self, given):
+        self.a, self.b = given["stub_A"], given["stub_b"]
+
+    def encode(self, pixels):
+        from comfy.latent_formats import Wan21
+
+        clip = torch.nn.functional.avg_pool2d(pixels.permute(0, 3, 1, 2) * 2 - 1, 8)
+        times = torch.cat([clip[:1], clip[1:].unflatten(0, (-1, 4)).mean(1)]) if len(clip) > 1 else clip
+        latents = torch.einsum("cd,fdhw->cfhw", self.a, times) + self.b.view(-1, 1, 1, 1)
+        return Wan21().process_out(latents[None])
+
+
+@pytest.mark.parametrize("case, references, controlled", [
+    ("refs2_no_video", 2, False), ("refs3_no_video", 3, False), ("refs3_video_mask", 3, True),
+])
+def test_several_references_reach_cores_sampler_as_the_original_lays_them_out(run_node, core_vace, case, references, controlled):
+    import comfy.sample
+
+    given = load_file(GOLDEN / "vace" / "conditioning.safetensors")
+    people = (given["references"][:references, :, 0].permute(0, 2, 3, 1) + 1) / 2
+    control = {}
+    if controlled:
+        control = {"control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2, "control_masks": given["source_mask"][0]}
+    text = [[torch.zeros(1, 24, 32), {}]]
+    positive, negative, latent, trim = run_node(
+        "IdentityGRPOVACEReferences", positive=text, negative=text, vae=StubVae(given), width=64, height=48, length=9,
+        references={f"ref{i}": person[None] for i, person in enumerate(people)}, **control,
+    )
+    seen = []
+
+    def watch(apply_model, args):
+        seen.append(args["c"]["vace_context"])
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = core_vace.clone()
+    model.set_model_unet_function_wrapper(watch)
+    noise = torch.zeros_like(latent["samples"])
+    comfy.sample.sample(model, noise, 1, 1.0, "euler", "simple", positive, negative, latent["samples"], disable_pbar=True)
+    expected = given[f"{case}.vace_context"]
+    assert trim == references
+    assert latent["samples"].shape[2:] == expected.shape[1:]
+    assert relative(seen[0][0, 0], expected) < 1e-5
+
+
+def test_a_phantom_branch_of_core_is_our_policys_with_the_same_lora(run_node, core_wan, pack, tmp_path):
+    import folder_paths
+    from comfy.latent_formats import Wan21
+
+    from trainers.lora.formats import read_lora, write_native
+    from trainers.lora.inject import add_lora, load_lora_into, lora_parameters, to_lora
+    from trainers.policies.load import load_transformer
+    from trainers.policies.phantom import predict, with_references
+
+    ours = load_transformer(GOLDEN / "phantom" / "phantom_tiny.safetensors")
+    add_lora(ours, 4, 8.0, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in lora_parameters(ours).values():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    path = Path(folder_paths.get_folder_paths("loras")[0]) / "phantom.safetensors"
+    write_native(to_lora(ours), path, {"policy": "phantom"})
+    bare = load_transformer(GOLDEN / "phantom" / "phantom_tiny.safetensors")
+    load_lora_into(bare, read_lora(path))
+    (patched,) = run_node("IdentityGRPOApplyLoRA", model=core_wan, lora="phantom.safetensors", strength=1.0)
+
+    given = load_file(GOLDEN / "phantom" / "inputs.safetensors")
+    clip, references = given["noise"][None, :, :3], given["reference_latents"][None]
+    text = torch.nn.functional.pad(given["context_positive"], (0, 0, 0, 24 - len(given["context_positive"])))[None]
+    timestep = torch.tensor([937.0])
+    # Core normalises what stands in `time_dim_concat`, when conditions are made; the network gets it normalised.
+    core = velocity(patched, clip, timestep, c_crossattn=text, time_dim_concat=references)
+    with torch.no_grad():
+        latents = with_references(clip, references)
+        policy = predict(bare, latents, timestep, text)[:, :, :3]
+    assert Wan21().latents_mean.numel() == 16
+    assert relative(core, policy) < 1e-3
