@@ -144,14 +144,20 @@ def test_several_references_reach_cores_sampler_as_the_original_lays_them_out(ru
     assert relative(seen[0][0, 0], expected) < 1e-5
 
 
-def test_a_phantom_branch_of_core_is_our_policys_with_the_same_lora(run_node, core_wan, pack, tmp_path):
+def test_a_native_phantom_graph_draws_what_our_sampler_draws(run_node, core_wan, pack):
+    import comfy.samplers
     import folder_paths
     from comfy.latent_formats import Wan21
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+    from comfy_extras.nodes_wan import WanPhantomSubjectToVideo
 
+    from trainers.grpo.dynamics import Schedule
+    from trainers.grpo.rollout import denoise
     from trainers.lora.formats import read_lora, write_native
-    from trainers.lora.inject import add_lora, load_lora_into, lora_parameters, to_lora
-    from trainers.policies.load import load_transformer
-    from trainers.policies.phantom import predict, with_references
+    from trainers.lora.inject import add_lora, load_lora_into, lora_parameters, remove_lora, to_lora
+    from trainers.policies.base import ConditionBatch, Guidance
+    from trainers.policies.load import load_policy, load_transformer
+    from trainers.policies.phantom import PhantomPolicy
 
     ours = load_transformer(GOLDEN / "phantom" / "phantom_tiny.safetensors")
     add_lora(ours, 4, 8.0, 0)
@@ -161,18 +167,37 @@ def test_a_phantom_branch_of_core_is_our_policys_with_the_same_lora(run_node, co
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     path = Path(folder_paths.get_folder_paths("loras")[0]) / "phantom.safetensors"
     write_native(to_lora(ours), path, {"policy": "phantom"})
-    bare = load_transformer(GOLDEN / "phantom" / "phantom_tiny.safetensors")
-    load_lora_into(bare, read_lora(path))
-    (patched,) = run_node("IdentityGRPOApplyLoRA", model=core_wan, lora="phantom.safetensors", strength=1.0)
+    remove_lora(ours)
+    load_lora_into(ours, read_lora(path))
 
     given = load_file(GOLDEN / "phantom" / "inputs.safetensors")
-    clip, references = given["noise"][None, :, :3], given["reference_latents"][None]
-    text = torch.nn.functional.pad(given["context_positive"], (0, 0, 0, 24 - len(given["context_positive"])))[None]
-    timestep = torch.tensor([937.0])
-    # Core normalises what stands in `time_dim_concat`, when conditions are made; the network gets it normalised.
-    core = velocity(patched, clip, timestep, c_crossattn=text, time_dim_concat=references)
+    noise, references = given["noise"][None, :, :3], given["reference_latents"]
+    texts = [torch.nn.functional.pad(given[f"context_{n}"], (0, 0, 0, 24 - len(given[f"context_{n}"])))[None] for n in ("positive", "negative")]
+    timesteps = torch.tensor([999, 937, 833, 624])
+    sigmas = torch.cat([timesteps / 1000, torch.zeros(1)])
+
+    class Vae:
+        """Gives the golden references one by one, not normalised, as core's VAE would."""
+
+        def __init__(self):
+            self.left = list(references.unbind(1))
+
+        def encode(self, _):
+            return Wan21().process_out(self.left.pop(0)[None, :, None])
+
+    (patched,) = run_node("IdentityGRPOApplyLoRA", model=core_wan, lora="phantom.safetensors", strength=1.0)
+    conditions = WanPhantomSubjectToVideo.execute(
+        [[texts[0], {}]], [[texts[1], {}]], Vae(), 64, 48, 9, 1, torch.zeros(references.shape[1], 48, 64, 3)
+    ).args
+    guider = Guider_DualCFG(patched)
+    guider.set_conds(*conditions[:3])
+    guider.set_cfg(7.5, 5.0)
+    # Core multiplies the noise by the first sigma.
+    core = guider.sample(noise / sigmas[0], conditions[3]["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+
+    world = load_policy("tinyworld-phantom")
+    policy = PhantomPolicy(ours, world.vae.model, world.text.encoder, world.text.tokenizer)
+    batch = ConditionBatch(*texts, references[None], references.shape[1])
     with torch.no_grad():
-        latents = with_references(clip, references)
-        policy = predict(bare, latents, timestep, text)[:, :, :3]
-    assert Wan21().latents_mean.numel() == 16
-    assert relative(core, policy) < 1e-3
+        drawn = denoise(policy, batch, Schedule(sigmas, timesteps), Guidance(7.5, 5.0), noise)
+    assert relative(Wan21().process_in(core), drawn) < 1e-3
