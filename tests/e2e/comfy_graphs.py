@@ -5,6 +5,7 @@ from __future__ import annotations
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
+LOAD, SAMPLE, SHOW = "1", "4", "5"
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:
@@ -56,3 +57,19 @@ def widget_values(node: dict, info: dict) -> tuple[list[str], list]:
     assert len(values) >= len([n for n in names if n]), f"{node['type']} has widgets {names} and values {values}"
     kept = [(name, value) for name, value in zip(names, values, strict=False) if name]
     return [name for name, _ in kept], [value for _, value in kept]
+
+
+def sampling(kind: str, prompt: str, **changes) -> dict:
+    """Load, draw with the two people of `item`, show."""
+    scales = {"cfg": 2.0} if kind == "VACE" else {"text_cfg": 3.0, "image_cfg": 2.0}
+    return {
+        LOAD: {"class_type": "IdentityGRPOLoadModel", "inputs": {
+            "model": f"TinyWorld {kind} (built in)", "text_encoder": "beside the model", "vae": "beside the model", "dtype": "auto",
+            "attention": "sdpa", "offload": "when memory is needed"}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "person0.png"}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": "person1.png"}},
+        SAMPLE: {"class_type": f"IdentityGRPO{kind}Sampler", "inputs": {
+            "policy": [LOAD, 0], "references.ref0": ["2", 0], "references.ref1": ["3", 0], "prompt": prompt, "negative": "", "width": 80,
+            "height": 48, "frames": 9, "steps": 3, "shift": 3.0, "seed": 1, **scales, **changes}},
+        SHOW: {"class_type": "PreviewImage", "inputs": {"images": [SAMPLE, 0]}},
+    }

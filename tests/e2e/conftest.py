@@ -13,11 +13,14 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+from PIL import Image
 
 from comfy_client import Client
 from trainers.commands.comfyui import find_comfyui, find_python, missing_requirements
+from trainers.prompts import PromptItem
 from trainers.runs.launcher import stop
 from trainers.runs.registry import is_alive, list_runs
+from trainers.tinyworld.prompts import tiny_prompt_set
 
 REPOSITORY = Path(__file__).parents[2]
 STARTUP_SECONDS = 120
@@ -108,3 +111,12 @@ def node_ids() -> list[str]:
 @pytest.fixture(scope="session")
 def object_info(comfyui) -> dict:
     return comfyui.object_info()
+
+
+@pytest.fixture(scope="session")
+def item(comfyui) -> PromptItem:
+    """Two people of TinyWorld, their pictures in ComfyUI's input folder."""
+    found = next(i for i in tiny_prompt_set("held_out", 8) if len(i.references) == 2)
+    for index, picture in enumerate(found.references):
+        Image.fromarray(picture).save(comfyui.base / "input" / f"person{index}.png")
+    return found

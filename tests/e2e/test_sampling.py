@@ -5,20 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from PIL import Image
 
-from trainers.tinyworld.prompts import tiny_prompt_set
-
-LOAD, SAMPLE, SHOW = "1", "4", "5"
-
-
-@pytest.fixture(scope="module")
-def item(comfyui):
-    """Two people of TinyWorld, their pictures in ComfyUI's input folder."""
-    found = next(i for i in tiny_prompt_set("held_out", 8) if len(i.references) == 2)
-    for index, picture in enumerate(found.references):
-        Image.fromarray(picture).save(comfyui.base / "input" / f"person{index}.png")
-    return found
+from comfy_graphs import LOAD, SAMPLE, SHOW, sampling
 
 
 @pytest.fixture(params=["VACE", "Phantom"])
@@ -29,22 +17,6 @@ def kind(request) -> str:
 @pytest.fixture
 def graph(kind, item) -> dict:
     return sampling(kind, item.prompt)
-
-
-def sampling(kind: str, prompt: str, **changes) -> dict:
-    """Load, draw with two people, show."""
-    scales = {"cfg": 2.0} if kind == "VACE" else {"text_cfg": 3.0, "image_cfg": 2.0}
-    return {
-        LOAD: {"class_type": "IdentityGRPOLoadModel", "inputs": {
-            "model": f"TinyWorld {kind} (built in)", "text_encoder": "beside the model", "vae": "beside the model", "dtype": "auto",
-            "attention": "sdpa", "offload": "when memory is needed"}},
-        "2": {"class_type": "LoadImage", "inputs": {"image": "person0.png"}},
-        "3": {"class_type": "LoadImage", "inputs": {"image": "person1.png"}},
-        SAMPLE: {"class_type": f"IdentityGRPO{kind}Sampler", "inputs": {
-            "policy": [LOAD, 0], "references.ref0": ["2", 0], "references.ref1": ["3", 0], "prompt": prompt, "negative": "", "width": 80,
-            "height": 48, "frames": 9, "steps": 3, "shift": 3.0, "seed": 1, **scales, **changes}},
-        SHOW: {"class_type": "PreviewImage", "inputs": {"images": [SAMPLE, 0]}},
-    }
 
 
 def test_a_video_is_drawn(comfyui, graph):

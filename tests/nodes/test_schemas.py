@@ -16,7 +16,6 @@ IDS = [
         "PromptSet", "PromptItem", "Train", "Run", "SaveLoRA",
     )
 ]
-FAMILIES = {"policies", "samplers", "loras", "native", "rewards", "prompt sets", "training"}
 
 
 @pytest.fixture(params=IDS)
@@ -36,8 +35,7 @@ def test_these_are_all_nodes(pack):
 
 def test_it_is_found_by_name_place_and_other_words(found):
     assert found.display_name and found.search_aliases
-    assert re.fullmatch(r"Identity-GRPO/[a-z][a-z ]+", found.category)
-    assert all(alias == alias.lower() for alias in found.search_aliases)
+    assert re.fullmatch(r"Identity-GRPO/[A-Za-z][A-Za-z ]+", found.category)
 
 
 def test_it_says_what_it_does(found):
@@ -60,8 +58,9 @@ def test_every_widget_starts_with_something_that_can_be_queued(found):
         options = given.as_dict()
         if given.get_io_type() in ("INT", "FLOAT"):
             assert options["min"] <= options["default"] <= options["max"], given.id
-        if given.get_io_type() == "COMBO":
-            assert options["options"] and options.get("default", options["options"][0]) in options["options"], given.id
+        # Files that are not there yet: a list may be empty.
+        if given.get_io_type() == "COMBO" and options["options"]:
+            assert options.get("default", options["options"][0]) in options["options"], given.id
 
 
 def test_a_number_that_comfyui_draws_may_be_any_that_it_draws(found):
