@@ -59,9 +59,12 @@ class Client:
         data = json.dumps(body or {}).encode()
         return self._call(Request(self._url(path), data, {"Content-Type": "application/json"}))
 
-    def text(self, path: str) -> str:
+    def bytes(self, path: str) -> bytes:
         with urlopen(self._url(path), timeout=60) as answer:
-            return answer.read().decode()
+            return answer.read()
+
+    def text(self, path: str) -> str:
+        return self.bytes(path).decode()
 
     def object_info(self) -> dict:
         return self.get("/object_info")
@@ -84,6 +87,13 @@ class Client:
                 return Result(found["status"]["status_str"], found["outputs"], messages, set(found["prompt"][2]) - cached)
             time.sleep(0.05)
         raise AssertionError(f"prompt {prompt_id} has not ended after {seconds} s; the log ends with\n{self.log[-3000:]}")
+
+    def settle(self, seconds: float = 60) -> None:
+        """Wait until nothing runs and nothing waits."""
+        until = time.monotonic() + seconds
+        while any(self.get("/queue").values()):
+            assert time.monotonic() < until, f"the queue is not empty after {seconds} s"
+            time.sleep(0.05)
 
     def pictures(self, shown: list[dict]) -> np.ndarray:
         """uint8 [N, H, W, 3] of a node's `images` output."""
