@@ -45,7 +45,7 @@ def widget_names(info: dict) -> list[str | None]:
         for name in info["input_order"].get(kind, []):
             given = info["input"][kind][name]
             options = given[1] if len(given) > 1 else {}
-            if (given[0] in WIDGETS or isinstance(given[0], list)) and not options.get("forceInput"):
+            if (isinstance(given[0], list) or given[0] in WIDGETS) and not options.get("forceInput"):
                 names.append(name)
                 names += [None] if options.get("control_after_generate") else []
                 names += [None] if options.get("image_upload") else []
