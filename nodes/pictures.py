@@ -24,7 +24,7 @@ def to_pixels(image: Tensor) -> Tensor:
 
 def to_image(pixels: Tensor | np.ndarray) -> Tensor:
     """uint8 [N, H, W, 3] or [H, W, 3] -> IMAGE float32 [N, H, W, 3] on the CPU."""
-    pixels = torch.as_tensor(pixels)
+    pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     return (pixels if pixels.ndim == 4 else pixels[None]).cpu().float() / 255
 
 

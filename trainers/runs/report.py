@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
+from .. import drawing
 from ..clips import frames_array, read_picture, write_animation
+from ..drawing import BLUE, FAINT, GAP, GREEN, INK, LABEL, ORANGE, PAPER, PURPLE
 from .table import table
 
 __all__ = ["before_after", "clip_sheet", "frame_strip", "plot_curve", "table"]
 
-PAPER, INK, FAINT = "#ffffff", "#22252b", "#8a919c"
-GAP, LABEL = 12, 26
-BLUE, ORANGE, GREEN, PURPLE = "#2563eb", "#ea580c", "#15803d", "#7c3aed"
 
 
 def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
@@ -58,13 +57,13 @@ def clip_sheet(
     strips = []
     for old, new in zip(map(frames_array, before), map(frames_array, after), strict=True):
         chosen = np.linspace(0, len(old) - 1, min(frames, len(old))).round().astype(int)
-        strips.append([_strip([_scaled(clip[i], frame_width) for i in chosen]) for clip in (old, new)])
-    columns = _columns(references, [2 * rows[0].height + LABEL for rows in strips])
+        strips.append([drawing.strip([drawing.scaled(clip[i], frame_width) for i in chosen]) for clip in (old, new)])
+    columns = drawing.columns(references, [2 * rows[0].height + LABEL for rows in strips])
     blocks = [
-        _block(column, rows, _at(captions, index), _at(notes, index) or ("", ""))
+        _block(column, rows, drawing.at_or_empty(captions, index), drawing.at_or_empty(notes, index) or ("", ""))
         for index, (column, rows) in enumerate(zip(columns, strips, strict=True))
     ]
-    sheet = _stack(blocks, gap=28, margin=24)
+    sheet = drawing.stack(blocks, gap=28, margin=24)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
@@ -77,14 +76,14 @@ def before_after(
 ) -> Path:
     """The same blocks as `clip_sheet`, moving: an animation (.webp or .gif) with the two clips of every item side by side."""
     clips = [(frames_array(old), frames_array(new)) for old, new in zip(before, after, strict=True)]
-    columns = _columns(references, [_scaled(old[0], frame_width).height for old, _ in clips])
+    columns = drawing.columns(references, [drawing.scaled(old[0], frame_width).height for old, _ in clips])
     pages = []
     for time in range(max(max(len(old), len(new)) for old, new in clips)):
         blocks = []
         for index, (column, pair) in enumerate(zip(columns, clips, strict=True)):
-            now = [_scaled(clip[min(time, len(clip) - 1)], frame_width) for clip in pair]
-            blocks.append(_pair(column, now, _at(captions, index), _at(notes, index) or ("", "")))
-        pages.append(np.asarray(_stack(blocks, gap=18, margin=16)))
+            now = [drawing.scaled(clip[min(time, len(clip) - 1)], frame_width) for clip in pair]
+            blocks.append(_pair(column, now, drawing.at_or_empty(captions, index), drawing.at_or_empty(notes, index) or ("", "")))
+        pages.append(np.asarray(drawing.stack(blocks, gap=18, margin=16)))
     return write_animation(np.stack(pages), path, fps)
 
 
@@ -94,11 +93,11 @@ def frame_strip(
     """A PNG of one clip uint8 [F, H, W, 3]: its reference pictures and `frames` evenly spaced frames in a row."""
     clip = frames_array(clip)
     chosen = np.linspace(0, len(clip) - 1, min(frames, len(clip))).round().astype(int)
-    strip = _strip([_scaled(clip[i], frame_width) for i in chosen])
-    column = _column([read_picture(p) for p in references], strip.height)
+    strip = drawing.strip([drawing.scaled(clip[i], frame_width) for i in chosen])
+    column = drawing.column([read_picture(p) for p in references], strip.height)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _stack([_captioned(column, strip, caption, top=8)], 0, 24).save(path, optimize=True)
+    drawing.stack([drawing.captioned(column, strip, caption, top=8)], 0, 24).save(path, optimize=True)
     return path
 
 
@@ -174,103 +173,11 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _block(column: Image.Image, rows: Sequence[Image.Image], caption: str, notes: tuple[str, str]) -> Image.Image:
     """References on the left, the rows one above the other on the right, the caption above."""
-    right = _stack([_labelled(*part) for part in zip(rows, ("before", "after"), notes, (FAINT, GREEN), strict=True)], 0, 0)
-    return _captioned(column, right, caption)
+    right = drawing.stack([drawing.labelled(*part) for part in zip(rows, ("before", "after"), notes, (FAINT, GREEN), strict=True)], 0, 0)
+    return drawing.captioned(column, right, caption)
 
 
 def _pair(column: Image.Image, now: Sequence[Image.Image], caption: str, notes: tuple[str, str]) -> Image.Image:
     """References, then the two frames side by side."""
-    right = _strip([_labelled(*part) for part in zip(now, ("before", "after"), notes, (FAINT, GREEN), strict=True)], GAP)
-    return _captioned(column, right, caption)
-
-
-def _captioned(column: Image.Image, right: Image.Image, caption: str, top: int = 0) -> Image.Image:
-    """The caption above; `column` and `right` below it, level at their lower edges."""
-    lines = _wrapped(caption, column.width + GAP + right.width)
-    top += 20 * len(lines)
-    canvas = Image.new("RGB", (column.width + GAP + right.width, top + right.height), PAPER)
-    for number, line in enumerate(lines):
-        ImageDraw.Draw(canvas).text((0, 20 * number), line, fill=INK, font=_font(15))
-    canvas.paste(column, (0, canvas.height - column.height))
-    canvas.paste(right, (column.width + GAP, top))
-    return canvas
-
-
-def _labelled(picture: Image.Image, name: str, note: str, colour: str) -> Image.Image:
-    canvas = Image.new("RGB", (picture.width, picture.height + LABEL), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((0, 5), name, fill=colour, font=_font(14))
-    draw.text((draw.textlength(name, font=_font(14)) + 10, 6), note, fill=INK, font=_font(13))
-    canvas.paste(picture, (0, LABEL))
-    return canvas
-
-
-def _columns(references: Sequence[Sequence[Any]], heights: Sequence[int]) -> list[Image.Image]:
-    """Every item's reference pictures as a column; all columns are equally wide, so that the clips stand in line."""
-    columns = [_column([read_picture(p) for p in pictures], h) for pictures, h in zip(references, heights, strict=True)]
-    width = max(column.width for column in columns)
-    return [ImageOps.pad(c, (width, c.height), color=PAPER, centering=(0, 0)) for c in columns]
-
-
-def _column(pictures: Sequence[Image.Image], height: int) -> Image.Image:
-    """Pictures one above the other, as wide as needed to fill `height`, 1 pixel frames."""
-    gap = 6
-    each = (height - gap * (len(pictures) - 1)) // max(1, len(pictures))
-    fitted = [p.resize((max(1, round(p.width * each / p.height)), each), _filter(p.height, each)) for p in pictures]
-    column = Image.new("RGB", (max((p.width for p in fitted), default=1), height), PAPER)
-    for index, picture in enumerate(fitted):
-        column.paste(picture, (0, index * (each + gap)))
-        frame = (0, index * (each + gap), picture.width - 1, index * (each + gap) + each - 1)
-        ImageDraw.Draw(column).rectangle(frame, outline="#d5d9e0")
-    return column
-
-
-def _scaled(frame: np.ndarray, width: int) -> Image.Image:
-    """A frame about `width` wide: drawn ones are enlarged by whole pixels, photographs shrink smoothly."""
-    picture = Image.fromarray(frame)
-    if picture.width < width:
-        factor = max(1, round(width / picture.width))
-        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-
-
-def _filter(old: int, new: int) -> Image.Resampling:
-    return Image.Resampling.LANCZOS if new < old else Image.Resampling.BICUBIC
-
-
-def _strip(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    strip = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, pictures[0].height), PAPER)
-    left = 0
-    for picture in pictures:
-        strip.paste(picture, (left, 0))
-        left += picture.width + gap
-    return strip
-
-
-def _stack(blocks: Sequence[Image.Image], gap: int, margin: int) -> Image.Image:
-    width, height = max(b.width for b in blocks), sum(b.height + gap for b in blocks) - gap
-    canvas = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAPER)
-    top = margin
-    for block in blocks:
-        canvas.paste(block, (margin, top))
-        top += block.height + gap
-    return canvas
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _font(15).getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def _font(size: int) -> ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _at(values: Sequence[Any], index: int) -> Any:
-    return values[index] if index < len(values) else ""
+    right = drawing.strip([drawing.labelled(*part) for part in zip(now, ("before", "after"), notes, (FAINT, GREEN), strict=True)], GAP)
+    return drawing.captioned(column, right, caption)
