@@ -5,6 +5,7 @@ Every path comes from ComfyUI's own folders; a choice that is not among those of
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.registry import list_runs
 
 REWARDS = "identity_reward"
+SINGLE_FILES = "diffusion_models"
 POLICIES = {"TinyWorld VACE (built in)": "tinyworld", "TinyWorld Phantom (built in)": "tinyworld-phantom"}
 BUILT_IN = "TinyWorld (built in)"
+BUILT_IN_SETS = {"TinyWorld: training (built in)": "train", "TinyWorld: held out (built in)": "held_out"}
 WITH_MODEL = "beside the model"
 AS_CHECKPOINT = "as the checkpoint says"
 WEIGHTS = ".safetensors"
@@ -28,19 +31,16 @@ NEWEST_RUN = "newest run"
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA behind a choice: the file or PEFT folder, and where it is known, the run and iteration it comes from."""
+    """A LoRA behind a choice: the file or PEFT folder, and what it is called."""
 
     path: Path
     label: str
-    run: str | None = None
-    iteration: int | None = None
 
     @property
-    def fingerprint(self) -> tuple[str, int, int]:
-        """Changes when the file behind the choice does: path, time of change in ns, bytes."""
-        file = next(self.path.glob("*.safetensors"), self.path) if self.path.is_dir() else self.path
-        stat = file.stat()
-        return str(file), stat.st_mtime_ns, stat.st_size
+    def fingerprint(self) -> list[tuple[str, int, int]]:
+        """Changes when what is behind the choice does: path, time of change in ns and bytes of each of its files."""
+        files = sorted(p for p in self.path.iterdir() if p.is_file()) if self.path.is_dir() else [self.path]
+        return [(str(f), stat.st_mtime_ns, stat.st_size) for f in files for stat in [f.stat()]]
 
 
 def register() -> None:
@@ -63,19 +63,23 @@ def published_root() -> Path:
 
 def policy_choices() -> list[str]:
     """Built-in models, then diffusers folders, then single files of `models/diffusion_models`."""
-    folders = [f"diffusers/{name}" for name in _folders("diffusers", "transformer/config.json")]
-    return [*POLICIES, *folders, *(f"diffusion_models/{name}" for name in _files("diffusion_models"))]
+    return [*POLICIES, *_pipelines(), *(f"{SINGLE_FILES}/{name}" for name in _files(SINGLE_FILES))]
 
 
 def policy_source(choice: str) -> str:
     """What `trainers.policies.load` understands: a built-in's name or a path."""
     if choice in POLICIES:
         return POLICIES[choice]
-    kind, _, name = choice.partition("/")
+    if choice in _pipelines():
+        return str(_pipelines()[choice])
     if choice not in policy_choices():
         raise UserError(f"there is no model `{choice}`; put a diffusers folder into models/diffusers or a .safetensors file into "
-                        "models/diffusion_models, and refresh")
-    return str(_folder_path(kind, name) if kind == "diffusers" else _file_path(kind, name))
+                        f"models/{SINGLE_FILES}, and refresh")
+    return str(_file_path(SINGLE_FILES, choice.removeprefix(f"{SINGLE_FILES}/")))
+
+
+def _pipelines() -> dict[str, Path]:
+    return {f"diffusers/{name}": path for name, path in _folders("diffusers", "transformer/config.json").items()}
 
 
 def part_choices(kind: str) -> list[str]:
@@ -96,45 +100,55 @@ def part_source(kind: str, choice: str) -> str | None:
 
 
 def reward_choices() -> list[str]:
-    return [BUILT_IN, *_folders(REWARDS, "model_config.json")]
+    """The built-in reward, then the checkpoint folders of `models/identity_reward`."""
+    return [BUILT_IN, *_checkpoints()]
 
 
 def reward_source(choice: str) -> str:
+    """What `trainers.rewards.load` understands: a built-in's name or a path."""
     if choice == BUILT_IN:
         return "tinyworld"
-    if choice not in reward_choices():
+    if choice not in _checkpoints():
         raise UserError(f"there is no reward `{choice}`; put its folder (with model_config.json) into models/{REWARDS} and refresh")
-    return str(_folder_path(REWARDS, choice))
+    return str(_checkpoints()[choice])
 
 
 def base_choices() -> list[str]:
     """`as the checkpoint says`, then the Qwen2.5-VL folders beside the rewards."""
-    return [AS_CHECKPOINT, *(n for n in _folders(REWARDS, "config.json") if n not in _folders(REWARDS, "model_config.json"))]
+    return [AS_CHECKPOINT, *_base_models()]
 
 
 def base_source(choice: str) -> str | None:
+    """The path behind a choice of `base_choices`; None for what the checkpoint says."""
     if choice == AS_CHECKPOINT:
         return None
-    if choice not in base_choices():
+    if choice not in _base_models():
         raise UserError(f"there is no base model `{choice}`; put the Qwen2.5-VL folder into models/{REWARDS} and refresh")
-    return str(_folder_path(REWARDS, choice))
+    return str(_base_models()[choice])
+
+
+def _checkpoints() -> dict[str, Path]:
+    return _folders(REWARDS, "model_config.json")
+
+
+def _base_models() -> dict[str, Path]:
+    return {name: path for name, path in _folders(REWARDS, "config.json").items() if name not in _checkpoints()}
 
 
 # --- prompt sets ---------------------------------------------------------------------------------------------------------
 
 
 def prompt_set_choices() -> list[str]:
-    """The built-in set, then the CSV files of ComfyUI's input folder, at any depth."""
+    """The built-in sets, then the CSV files of ComfyUI's input folder, at any depth."""
     root = Path(folder_paths.get_input_directory())
-    return [BUILT_IN, *sorted(p.relative_to(root).as_posix() for p in root.rglob("*.csv") if p.is_file())]
+    return [*BUILT_IN_SETS, *sorted(p.relative_to(root).as_posix() for p in root.rglob("*.csv") if p.is_file())]
 
 
-def prompt_set_source(choice: str) -> str:
-    if choice == BUILT_IN:
-        return "tinyworld"
+def prompt_set_path(choice: str) -> Path:
+    """The CSV behind a choice that is not built in."""
     if choice not in prompt_set_choices():
         raise UserError(f"there is no prompt set `{choice}`; put the CSV and its pictures into ComfyUI's input folder and refresh")
-    return str(Path(folder_paths.get_input_directory()) / choice)
+    return Path(folder_paths.get_input_directory()) / choice
 
 
 def may_read(path: Path) -> bool:
@@ -151,34 +165,38 @@ def lora_choices() -> list[str]:
     """Runs to follow (`<run>: latest`, `<run>: best`, newest first), then files and PEFT folders of `models/loras`."""
     runs = [run.id for run in reversed(list_runs(runs_root()))]
     followed = [f"{name}: {which}" for name in ([NEWEST_RUN] if runs else []) + runs for which in (LATEST, BEST)]
-    return [*followed, *_files("loras"), *(f"{name}/" for name in _folders("loras", "adapter_config.json"))]
+    return [*followed, *_files("loras"), *_adapters()]
 
 
 def find_lora(choice: str) -> LoraFile:
     """The LoRA behind a choice now. Raises UserError when there is none (yet)."""
-    name, colon, which = choice.rpartition(": ")
+    name, colon, which = str(choice).rpartition(": ")
     if colon and which in (LATEST, BEST):
-        return run_lora(_run(name), which)
-    if choice.endswith("/") and choice[:-1] in _folders("loras", "adapter_config.json"):
-        return LoraFile(_folder_path("loras", choice[:-1]), choice)
+        return _run_lora(find_run(name), which)
+    if choice in _adapters():
+        return LoraFile(_adapters()[choice], choice)
     if choice not in _files("loras"):
         raise UserError(f"there is no LoRA `{choice}`; put a .safetensors file or a PEFT folder into models/loras and refresh")
-    path = _file_path("loras", choice)
-    match = EXPORT.fullmatch(path.name)
-    return LoraFile(path, choice, path.parent.name if match else None, int(match[1]) if match else None)
+    return LoraFile(_file_path("loras", choice), choice)
 
 
-def run_lora(run: RunFolder, which: str) -> LoraFile:
-    """The run's newest export, or that of its best evaluation. Raises UserError when it has none yet."""
+def _adapters() -> dict[str, Path]:
+    return {f"{name}/": path for name, path in _folders("loras", "adapter_config.json").items()}
+
+
+def _run_lora(run: RunFolder, which: str) -> LoraFile:
+    """The run's newest export, or that of its best evaluation (the newest while none is measured). Raises UserError when
+    it has none yet."""
     exports = {int(m[1]): p for p in run.exports.glob("*.safetensors") if (m := EXPORT.fullmatch(p.name))}
     if not exports:
         raise UserError(f"run {run.id} has no LoRA yet; it writes the first one with its first checkpoint")
     iteration = max(exports)
     if which == BEST:
-        measured = [r for r in run.read_metrics() if r.get("kind") == "evaluation" and r["iteration"] in exports]
+        rows = (r for r in run.read_metrics() if r.get("kind") == "evaluation" and r.get("margin") is not None)
+        measured = [r for r in rows if r["iteration"] in exports]
         if measured:
             iteration = max(measured, key=lambda r: (r["margin"], r["iteration"]))["iteration"]
-    return LoraFile(exports[iteration], f"{run.id}: {which}", run.id, iteration)
+    return LoraFile(exports[iteration], f"{run.id}: {which}")
 
 
 def run_choices() -> list[str]:
@@ -187,10 +205,7 @@ def run_choices() -> list[str]:
 
 
 def find_run(choice: str) -> RunFolder:
-    return _run(choice)
-
-
-def _run(choice: str) -> RunFolder:
+    """The run behind a choice of `run_choices`. Raises UserError when there is none."""
     runs = {run.id: run for run in list_runs(runs_root())}
     if not runs:
         raise UserError("there is no training run yet; queue a Train node first")
@@ -205,7 +220,8 @@ def _run(choice: str) -> RunFolder:
 
 
 def _files(kind: str) -> list[str]:
-    return [name.replace("\\", "/") for name in folder_paths.get_filename_list(kind) if name.endswith(WEIGHTS)]
+    """The weights of `models/<kind>`, at any depth; with `/` on Windows too, so that a workflow opens everywhere."""
+    return [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(kind) if name.endswith(WEIGHTS)]
 
 
 def _file_path(kind: str, name: str) -> Path:
@@ -215,14 +231,11 @@ def _file_path(kind: str, name: str) -> Path:
     return Path(path)
 
 
-def _folders(kind: str, mark: str) -> list[str]:
-    """Folders of `models/<kind>` that hold the file `mark`, relative to it, at most two levels down."""
-    found = []
+def _folders(kind: str, mark: str) -> dict[str, Path]:
+    """Folders of `models/<kind>` that hold the file `mark`, by their names relative to it, at most two levels down."""
+    found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(kind)):
-        marks = [p for depth in ("*", "*/*") for p in root.glob(f"{depth}/{mark}")]
-        found += [p.parents[mark.count("/")].relative_to(root).as_posix() for p in marks]
-    return sorted(set(found))
-
-
-def _folder_path(kind: str, name: str) -> Path:
-    return next(Path(root) / name for root in folder_paths.get_folder_paths(kind) if (Path(root) / name).is_dir())
+        for marked in (p for depth in ("*", "*/*") for p in root.glob(f"{depth}/{mark}")):
+            folder = marked.parents[mark.count("/")]
+            found.setdefault(folder.relative_to(root).as_posix(), folder)
+    return dict(sorted(found.items()))

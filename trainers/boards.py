@@ -11,7 +11,7 @@ from . import drawing
 from .prompts import PromptItem
 
 WIDTH = 900
-REFERENCE, FRAME = 84, 200  # pixels: height of a person's picture, width of a frame
+REFERENCE, FRAME = 84, 220  # pixels: height of a person's picture, width of a frame
 
 
 def prompt_board(items: Sequence[PromptItem], total: int) -> np.ndarray:
