@@ -15,8 +15,8 @@ from urllib.error import URLError
 import pytest
 from PIL import Image
 
+import comfy_host
 from comfy_client import Client
-from trainers.commands.comfyui import find_comfyui, find_python, missing_requirements
 from trainers.prompts import PromptItem
 from trainers.runs.launcher import stop
 from trainers.runs.registry import is_alive, list_runs
@@ -36,15 +36,10 @@ def pytest_collection_modifyitems(items) -> None:
 @pytest.fixture(scope="session")
 def comfyui_python() -> tuple[Path, Path]:
     """ComfyUI's folder and an interpreter that can run it with the pack."""
-    folder = find_comfyui()
-    if folder is None:
-        pytest.skip("no ComfyUI on this machine: set COMFYUI_PATH, or run `make comfyui`")
-    python = find_python(folder)
-    if python is None:
-        pytest.skip(f"no interpreter has what {folder}/requirements.txt asks for; install it into {folder}/.venv")
-    if lacking := missing_requirements(REPOSITORY, python):
-        pytest.skip(f"{python} lacks {', '.join(lacking)}: run {python} -m pip install -r requirements.txt")
-    return folder, python
+    found = comfy_host.find()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
 
 
 @pytest.fixture(scope="session")

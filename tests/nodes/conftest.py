@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+import comfy_host
 from trainers.commands.comfyui import find_comfyui, missing_requirements
 
 REPOSITORY = Path(__file__).parents[2]
@@ -40,6 +42,7 @@ def pytest_report_header() -> str:
     return f"nodes are tested in {host() or 'the stand-in for ComfyUI (tests/standin)'}"
 
 
+@cache
 def host() -> Path | None:
     """The ComfyUI to be imported here; None for the stand-in."""
     wanted = os.environ.get("COMFYUI_TESTS")
@@ -48,6 +51,14 @@ def host() -> Path | None:
     if wanted == "real" and (comfyui is None or lacking):
         raise pytest.UsageError(f"COMFYUI_TESTS=real, but {sys.executable} lacks {', '.join(lacking) or 'a ComfyUI folder'}")
     return None if lacking else comfyui
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """What only the real ComfyUI can do is left to the run there (e2e/test_nodes_there.py), if there is going to be one."""
+    if host() is None and comfy_host.tests_lack() is None:
+        there = [i for i in items if "real_comfyui" in i.fixturenames]
+        items[:] = [i for i in items if i not in there]
+        config.hook.pytest_deselected(items=there)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +80,7 @@ def comfyui(tmp_path_factory) -> Path | None:
 def real_comfyui(comfyui) -> Path:
     """ComfyUI's folder, for tests of what only core can do."""
     if comfyui is None:
-        pytest.skip("needs a real ComfyUI: set COMFYUI_PATH, or run `make comfyui` once")
+        pytest.skip(f"only the real ComfyUI can do it; {comfy_host.tests_lack()}")
     return comfyui
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-NAMES = {"raw_link": "rawLink", "widget_type": "widgetType", "force_input": "forceInput", "dynamic_prompts": "dynamicPrompts",
+NAMES = {"raw_link": "rawLink", "force_input": "forceInput", "dynamic_prompts": "dynamicPrompts",
          "display_mode": "display"}
 PLAIN = {"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link", "advanced"}
 WIDGET = PLAIN | {"default", "socketless"}
-NUMBER = WIDGET | {"min", "max", "step", "display_mode", "widget_type", "force_input"}
+NUMBER = WIDGET | {"min", "max", "step", "display_mode", "force_input"}
 
 
 class Input:
@@ -38,7 +38,7 @@ class Input:
         return {NAMES.get(k, k): v.value if isinstance(v, Enum) else v for k, v in given.items()}
 
     def get_io_type(self) -> str:
-        return self.options.get("widget_type") or self.IO_TYPE
+        return self.IO_TYPE
 
     def get_all(self) -> list[Input]:
         return [self]
@@ -68,8 +68,8 @@ def Custom(io_type: str) -> type:
 
 
 Boolean = _type("BOOLEAN", WIDGET | {"label_on", "label_off", "force_input"})
-Int = _type("INT", NUMBER | {"control_after_generate"} - {"widget_type"})
-Float = _type("FLOAT", NUMBER | {"round"} - {"widget_type"})
+Int = _type("INT", NUMBER | {"control_after_generate"})
+Float = _type("FLOAT", NUMBER | {"round"})
 String = _type("STRING", WIDGET | {"multiline", "placeholder", "dynamic_prompts", "force_input"})
 Combo = _type("COMBO", WIDGET | {"options", "control_after_generate", "upload", "image_folder", "remote"})
 Image, Mask, Latent, Conditioning = _type("IMAGE"), _type("MASK"), _type("LATENT"), _type("CONDITIONING")
@@ -105,7 +105,7 @@ class Autogrow:
 
     class Input(Input):
         IO_TYPE = "COMFY_AUTOGROW_V3"
-        ALLOWED = PLAIN | {"template"}
+        ALLOWED = PLAIN - {"advanced", "raw_link"} | {"template"}
 
         def as_dict(self) -> dict:
             return super().as_dict() | {"template": self.template.as_dict()}
