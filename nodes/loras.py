@@ -53,11 +53,10 @@ def read(choice: str) -> tuple[folders.LoraFile, LoRA]:
     return file, read_lora(file.path)
 
 
-def told(file: folders.LoraFile, strength: float) -> str:
-    """Which LoRA is held, in words."""
-    if file.run is None:
-        return f"{file.label} at strength {strength:g}"
-    return f"run {file.run}, iteration {file.iteration}, at strength {strength:g}"
+def held(file: folders.LoraFile, lora: LoRA) -> str:
+    """Which LoRA this is, in words: the run and iteration that it comes from, where the file says so."""
+    run, iteration = lora.metadata.get("run"), lora.metadata.get("iteration")
+    return f"run {run}, iteration {iteration}" if run and iteration else file.label
 
 
 class LoadLoRA(io.ComfyNode):
@@ -91,7 +90,8 @@ class LoadLoRA(io.ComfyNode):
     def execute(cls, policy: LoadedPolicy, lora: str, strength: float) -> io.NodeOutput:
         file, content = read(lora)
         check_fits(policy.policy.transformer, content)
-        return io.NodeOutput(replace(policy, lora=file, strength=strength), ui=ui.PreviewText(told(file, strength)))
+        acting = replace(policy, lora=file, strength=strength)
+        return io.NodeOutput(acting, ui=ui.PreviewText(f"{held(file, content)}, at strength {strength:g}"))
 
 
 class SaveLoRA(io.ComfyNode):
@@ -136,15 +136,18 @@ class SaveLoRA(io.ComfyNode):
         target = _free_place(filename_prefix, "" if format == PEFT else ".safetensors")
         write_peft(content, target) if format == PEFT else write_native(content, target)
         place = target.relative_to(folder_paths.get_output_directory()).as_posix()
-        return io.NodeOutput(ui=ui.PreviewText(f"output/{place}\n{told(file, 1)}"))
+        return io.NodeOutput(ui=ui.PreviewText(f"output/{place}\n{held(file, content)}"))
 
 
 def _free_place(prefix: str, suffix: str) -> Path:
-    """A name below the output folder that is not taken. Raises UserError for a prefix that leads out of it."""
+    """A name below the output folder that is not taken. Raises UserError for a prefix that is none, or leads out of it."""
     try:
         folder, name, _, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     except Exception as error:  # core raises a bare Exception for a path outside
-        raise UserError(f"filename_prefix `{prefix}` leads out of ComfyUI's output folder; give a name within it") from error
+        raise UserError(f"filename_prefix `{prefix}` is no place that can be written within ComfyUI's output folder; "
+                        "give a name such as loras/identity_grpo") from error
+    if not name.strip("."):
+        raise UserError(f"filename_prefix `{prefix}` has no name at its end; give one such as loras/identity_grpo")
     names = (Path(folder) / f"{name}_{number:05}{suffix}" for number in range(1, 100000))
     return next(path for path in names if not path.exists())
 

@@ -16,7 +16,7 @@ from ..trainers.policies.base import VideoSize
 from ..trainers.policies.vace import control_latents, split_source
 from ..trainers.policies.wan import fit_on_white
 from .loras import CATEGORY as LORA_CATEGORY
-from .loras import fingerprint, lora_input, lora_problem, read, strength_input, told
+from .loras import fingerprint, held, lora_input, lora_problem, read, strength_input
 from .pictures import opaque
 from .sampling import size_problem, to_control_clip, to_control_mask
 
@@ -59,7 +59,7 @@ class ApplyLoRA(io.ComfyNode):
         patched = model.clone()
         if strength:
             patched.add_patches(loaded, strength)
-        return io.NodeOutput(patched, ui=ui.PreviewText(told(file, strength)))
+        return io.NodeOutput(patched, ui=ui.PreviewText(f"{held(file, content)}, at strength {strength:g}"))
 
 
 class VACEReferences(io.ComfyNode):

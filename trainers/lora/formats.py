@@ -25,6 +25,9 @@ from .names import to_diffusers, to_original
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIXES = ("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.")
+_OF_WAN = re.compile(
+    r"(?:vace_)?blocks\.\d+\.(?:attn[12]|ffn|proj_in|proj_out)(?:\..+)?|condition_embedder\..+|(?:vace_)?patch_embedding|proj_out"
+)
 _KEY = re.compile(r"(?P<module>.+?)\.(?:(?P<down>lora_A|lora_down)|(?P<up>lora_B|lora_up))(?:\.default)?\.weight")
 
 
@@ -180,6 +183,9 @@ def _sorted(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, tuple[Ten
             f"{path} is incomplete: "
             + (f"{lonely[0]} lacks one of its two factors" if lonely else "it holds no factors")
         )
+    foreign = next((name for name in sorted(down) if not _OF_WAN.fullmatch(name)), None)
+    if foreign:
+        raise UserError(f"{path} is no LoRA for Wan: it changes `{foreign}`, which a Wan model does not have; choose another file")
     return {name: (down[name], up[name]) for name in sorted(down)}, alphas
 
 

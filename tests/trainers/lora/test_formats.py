@@ -156,15 +156,21 @@ def test_a_dora_is_refused(tmp_path):
         read_lora(peft_folder(tmp_path, lora_alpha=8, use_dora=True))
 
 
+def pair(module, down, up):
+    return {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+
+
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
         ({"blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 3)}, "lacks one of its two factors"),
         ({"some.weight": torch.ones(2)}, "holds `some.weight`"),
         ({"blocks.0.attn1.to_q.alpha": torch.tensor(1.0)}, "lacks one"),
-        ({"a.lora_A.weight": torch.ones(2, 3), "a.lora_B.weight": torch.ones(4, 3)}, "do not fit"),
-        ({"a.lora_A.weight": torch.ones(2, 3, 1, 1), "a.lora_B.weight": torch.ones(4, 2, 1, 1)}, "only linear layers"),
-        ({"a.lora_A.weight": torch.full((2, 3), float("nan")), "a.lora_B.weight": torch.ones(4, 2)}, "not finite"),
+        (pair("blocks.0.ffn.0", torch.ones(2, 3), torch.ones(4, 3)), "do not fit"),
+        (pair("blocks.0.ffn.0", torch.ones(2, 3, 1, 1), torch.ones(4, 2, 1, 1)), "only linear layers"),
+        (pair("blocks.0.ffn.0", torch.full((2, 3), float("nan")), torch.ones(4, 2)), "not finite"),
+        (pair("double_blocks.0.img_attn.qkv", torch.ones(2, 3), torch.ones(4, 2)), "no LoRA for Wan: .*double_blocks"),
+        (pair("blocks.0.self_attn2.q", torch.ones(2, 3), torch.ones(4, 2)), "no LoRA for Wan: .*self_attn2"),
         ({}, "holds no factors"),
     ],
 )
