@@ -170,7 +170,8 @@ def lora_choices() -> list[str]:
 
 def find_lora(choice: str) -> LoraFile:
     """The LoRA behind a choice now. Raises UserError when there is none (yet)."""
-    name, colon, which = str(choice).rpartition(": ")
+    choice = str(choice)  # a queued graph may hold anything
+    name, colon, which = choice.rpartition(": ")
     if colon and which in (LATEST, BEST):
         return _run_lora(find_run(name), which)
     if choice in _adapters():
