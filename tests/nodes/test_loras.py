@@ -1,0 +1,211 @@
+"""LoRAs on our policies and into files, through the nodes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "lora"
+LOAD, SAVE = "IdentityGRPOLoadLoRA", "IdentityGRPOSaveLoRA"
+COMFYUI, PEFT = "ComfyUI (one file)", "PEFT (folder)"
+
+
+def ours(name: str):
+    return import_module(f"identity_grpo.{name}")
+
+
+@pytest.fixture(scope="module")
+def policy(pack):
+    """TinyWorld's VACE as Load Model gives it."""
+    options = {"dtype": "float32", "attention": "sdpa", "offload": "when memory is needed"}
+    with torch.inference_mode():
+        loaded = pack.nodes["IdentityGRPOLoadModel"].execute(
+            model="TinyWorld VACE (built in)", text_encoder="beside the model", vae="beside the model", **options
+        )
+    return loaded.args[0]
+
+
+@pytest.fixture(scope="module")
+def loras(pack) -> Path:
+    """ComfyUI's folder of LoRAs."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def write(policy, loras):
+    """Writes a LoRA that fits the policy, as a run would."""
+    inject, formats = ours("trainers.lora.inject"), ours("trainers.lora.formats")
+    transformer = policy.policy.transformer
+    inject.add_lora(transformer, 2, 4.0, seed=0)
+    lora = inject.to_lora(transformer)
+    inject.remove_lora(transformer)
+
+    def to(path: str | Path, **metadata) -> Path:
+        path = loras / path
+        formats.write_native(lora, path, metadata)
+        return path
+
+    return to
+
+
+@pytest.fixture()
+def run(pack, write):
+    """A run's id, and a function that gives it another export."""
+    folders = ours("nodes.folders")
+    path = folders.runs_root() / "run-20260101-000000-abcd"
+    (path / "exports").mkdir(parents=True)
+    (path / "config.yaml").touch()
+
+    def export(n: int) -> None:
+        write(path / "exports" / f"{path.name}-{n:06d}.safetensors", run=path.name, iteration=str(n), policy="vace")
+
+    export(8)
+    yield path.name, export
+    shutil.rmtree(path)
+
+
+def text(output) -> str:
+    shown = output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+    return shown["text"][0]
+
+
+# --- on a policy ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_shared_and_not_loaded_again(run_node, policy, write):
+    write("a.safetensors")
+    (acting,) = run_node(LOAD, policy=policy, lora="a.safetensors", strength=0.5)
+    assert acting.policy is policy.policy and acting.managed is policy.managed
+    assert (acting.lora.path.name, acting.strength) == ("a.safetensors", 0.5)
+    assert policy.lora is None
+
+
+def test_a_second_lora_takes_the_place_of_the_first(run_node, policy, write):
+    write("a.safetensors")
+    write("b.safetensors")
+    (first,) = run_node(LOAD, policy=policy, lora="a.safetensors")
+    (second,) = run_node(LOAD, policy=first, lora="b.safetensors")
+    assert second.lora.path.name == "b.safetensors"
+
+
+def test_a_new_checkpoint_is_taken_up_and_told(node_output, pack, policy, run):
+    name, export = run
+    follow = {"policy": policy, "lora": f"{name}: latest", "strength": 1.0}
+    first, before = node_output(LOAD, **follow), pack.nodes[LOAD].fingerprint_inputs(**follow)
+    assert pack.nodes[LOAD].fingerprint_inputs(**follow) == before
+    export(16)
+    second = node_output(LOAD, **follow)
+    assert pack.nodes[LOAD].fingerprint_inputs(**follow) != before
+    assert [text(first), text(second)] == [f"run {name}, iteration {n}, at strength 1" for n in (8, 16)]
+    assert second.args[0].policy is policy.policy
+
+
+def test_what_a_link_brings_is_taken_like_a_widgets_value(node_output, pack, policy, run):
+    linked = pack.Linked(f"{run[0]}: best")
+    assert "iteration 8" in text(node_output(LOAD, policy=policy, lora=linked, strength=1.0))
+
+
+def test_a_renamed_export_still_tells_where_it_comes_from(node_output, policy, write):
+    write("mine.safetensors", run="run-x", iteration="40", policy="vace")
+    assert text(node_output(LOAD, policy=policy, lora="mine.safetensors", strength=0.25)) == "run run-x, iteration 40, at strength 0.25"
+
+
+def test_a_file_that_does_not_say_is_told_by_its_name(node_output, policy, write):
+    write("epoch-000010.safetensors")
+    assert text(node_output(LOAD, policy=policy, lora="epoch-000010.safetensors")) == "epoch-000010.safetensors, at strength 1"
+
+
+@pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("broken.safetensors", b"half a download", "cannot read"),
+    ("foreign.safetensors", {"double_blocks.0.q.lora_A.weight": (2, 3), "double_blocks.0.q.lora_B.weight": (3, 2)}, "no LoRA for Wan"),
+    ("checkpoint.safetensors", {"blocks.0.self_attn.q.weight": (3, 3)}, "no LoRA for Wan"),
+    ("gone.safetensors", None, "models/loras"),
+])
+def test_a_wrong_file_is_refused_before_it_is_queued(pack, run_node, policy, loras, node, name, content, words):
+    if isinstance(content, bytes):
+        (loras / name).write_bytes(content)
+    elif content:
+        save_file({key: torch.ones(shape) for key, shape in content.items()}, loras / name)
+    given = {LOAD: {"policy": policy}, SAVE: {}}.get(node, {"model": None})
+    with pytest.raises(pack.Refused, match=words):
+        run_node(node, lora=name, **given)
+
+
+def test_a_lora_of_another_size_is_refused_with_the_module(pack, run_node, policy, loras):
+    shutil.copy(GOLDEN / "comfy_native.safetensors", loras / "golden.safetensors")
+    with pytest.raises(ours("trainers.errors").UserError, match=r"blocks\.0.* another size"):
+        run_node(LOAD, policy=policy, lora="golden.safetensors")
+
+
+def test_a_lora_of_the_other_kind_is_refused(run_node, policy, write):
+    write("phantom.safetensors", policy="phantom")
+    with pytest.raises(ours("trainers.errors").UserError, match="trained for phantom"):
+        run_node(LOAD, policy=policy, lora="phantom.safetensors")
+
+
+# --- into files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def saved(run_node, loras):
+    """Saves the golden adapter, given as a PEFT folder, and gives what has appeared in the output folder."""
+    import folder_paths
+
+    output = Path(folder_paths.get_output_directory())
+    shutil.copytree(GOLDEN / "peft", loras / "golden", dirs_exist_ok=True)
+
+    def save(format: str, prefix: str) -> list[Path]:
+        before = set(output.rglob("*"))
+        run_node(SAVE, lora="golden/", format=format, filename_prefix=prefix)
+        return sorted(p.relative_to(output) for p in set(output.rglob("*")) - before if p.is_file())
+
+    save.output = output
+    return save
+
+
+def test_comfyuis_form_is_the_golden_one(saved):
+    (file,) = saved(COMFYUI, "loras/golden")
+    found, expected = load_file(saved.output / file), load_file(GOLDEN / "comfy_native.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_pefts_form_keeps_every_rank_and_alpha(saved):
+    config, weights = saved(PEFT, "peft/golden")
+    assert (config.name, weights.name) == ("adapter_config.json", "adapter_model.safetensors")
+    found, given = (json.loads(f.read_text()) for f in (saved.output / config, GOLDEN / "peft" / config.name))
+    assert (found["r"], found["lora_alpha"]) == (given["r"], given["lora_alpha"])
+    tensors, expected = load_file(saved.output / weights), load_file(GOLDEN / "peft" / weights.name)
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], expected[k]) for k in expected)
+
+
+@pytest.mark.parametrize("format", [COMFYUI, PEFT])
+def test_nothing_is_overwritten(saved, format):
+    assert saved(format, "loras/twice") and saved(format, "loras/twice")
+
+
+@pytest.mark.parametrize("prefix", ["../out", "/etc/out", "a/../../out", "", ".", "a/..", ".."])
+@pytest.mark.parametrize("format", [COMFYUI, PEFT])
+def test_a_name_outside_the_output_folder_is_refused(saved, format, prefix):
+    def files():
+        return {p for p in saved.output.parent.rglob("*") if p.is_file()}
+
+    before = files()
+    with pytest.raises(ours("trainers.errors").UserError, match="filename_prefix"):
+        saved(format, prefix)
+    assert files() == before
+
+
+def test_an_unknown_format_is_refused(pack, saved):
+    with pytest.raises(pack.Refused, match="not offered"):
+        saved("pickle", "loras/golden")
