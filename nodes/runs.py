@@ -71,7 +71,7 @@ class Train(io.ComfyNode):
                 io.Int.Input(
                     "evaluate_every", default=0, min=0, max=100000, tooltip="Iterations between two measurements on held-out rows. 0: the preset's."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="Of everything that is random. Another seed is another run."),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False, tooltip="Of everything that is random. Another seed is another run."),
                 io.Combo.Input(
                     "devices", options=device_choices(), default=AUTO,
                     tooltip="Where it trains. auto: every GPU but ComfyUI's; the only GPU, after ComfyUI has left it, when there is one; "
