@@ -59,17 +59,20 @@ def widget_values(node: dict, info: dict) -> tuple[list[str], list]:
     return [name for name, _ in kept], [value for _, value in kept]
 
 
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
 def sampling(kind: str, prompt: str, **changes) -> dict:
     """Load, draw with the two people of `item`, show."""
     scales = {"cfg": 2.0} if kind == "VACE" else {"text_cfg": 3.0, "image_cfg": 2.0}
     return {
-        LOAD: {"class_type": "IdentityGRPOLoadModel", "inputs": {
-            "model": f"TinyWorld {kind} (built in)", "text_encoder": "beside the model", "vae": "beside the model", "dtype": "auto",
-            "attention": "sdpa", "offload": "when memory is needed"}},
-        "2": {"class_type": "LoadImage", "inputs": {"image": "person0.png"}},
-        "3": {"class_type": "LoadImage", "inputs": {"image": "person1.png"}},
-        SAMPLE: {"class_type": f"IdentityGRPO{kind}Sampler", "inputs": {
+        LOAD: node("IdentityGRPOLoadModel", model=f"TinyWorld {kind} (built in)", text_encoder="beside the model", vae="beside the model",
+                   dtype="auto", attention="sdpa", offload="when memory is needed"),
+        "2": node("LoadImage", image="person0.png"),
+        "3": node("LoadImage", image="person1.png"),
+        SAMPLE: node(f"IdentityGRPO{kind}Sampler", **{
             "policy": [LOAD, 0], "references.ref0": ["2", 0], "references.ref1": ["3", 0], "prompt": prompt, "negative": "", "width": 80,
-            "height": 48, "frames": 9, "steps": 3, "shift": 3.0, "seed": 1, **scales, **changes}},
-        SHOW: {"class_type": "PreviewImage", "inputs": {"images": [SAMPLE, 0]}},
+            "height": 48, "frames": 9, "steps": 3, "shift": 3.0, "seed": 1, **scales, **changes}),
+        SHOW: node("PreviewImage", images=[SAMPLE, 0]),
     }

@@ -93,10 +93,6 @@ def pack(comfyui) -> SimpleNamespace:
     module = sys.modules["identity_grpo"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    from identity_grpo import nodes as families
-
-    families.FAMILIES = tuple(f for f in families.FAMILIES if (REPOSITORY / "nodes" / f"{f}.py").exists())
-
     async def load():
         extension = await module.comfy_entrypoint()
         await extension.on_load()

@@ -1,0 +1,135 @@
+"""A run started from a graph, and its LoRA taken up by an open one."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from comfy_graphs import LOAD, SAMPLE, SHOW, node, sampling
+from trainers.runs.registry import list_runs
+
+REWARD, TRAIN, RUN, LORA = "20", "24", "25", "10"
+SECONDS = 150
+
+
+def training(item, wait: str = "no", **changes) -> dict:
+    """Two rows to train on, one to measure on; as little of it as makes a run."""
+    return {
+        **{name: sampling("VACE", item.prompt)[name] for name in (LOAD, "2", "3")},
+        REWARD: node("IdentityGRPOLoadReward", checkpoint="TinyWorld (built in)", base_model="as the checkpoint says", dtype="auto",
+                     device="auto"),
+        "21": node("IdentityGRPOPromptItem", **{"references.ref0": ["2", 0], "references.ref1": ["3", 0]}, prompt=item.prompt, negative=""),
+        "22": node("IdentityGRPOPromptItem", **{"references.ref0": ["3", 0]}, prompt=item.prompt, negative="", prompt_set=["21", 0]),
+        "23": node("IdentityGRPOPromptItem", **{"references.ref0": ["2", 0]}, prompt=item.prompt, negative=""),
+        TRAIN: node("IdentityGRPOTrain", policy=[LOAD, 0], reward=[REWARD, 0], prompt_set=["22", 0], evaluation_set=["23", 0],
+                    **{"preset": "auto", "name": "from the graph", "iterations": 2, "learning_rate": 0.05, "groups_per_update": 2, "width": 0,
+                       "height": 0, "frames": 0, "evaluate_every": 0, "seed": 3, "devices": "auto", "start_lora": "none"} | changes),
+        RUN: node("IdentityGRPORun", run="newest run", training_run=[TRAIN, 0], wait=wait),
+    }
+
+
+def following(item) -> dict:
+    """An open graph that draws with the newest run's LoRA."""
+    graph = sampling("VACE", item.prompt, policy=[LORA, 0])
+    return graph | {LORA: node("IdentityGRPOLoadLoRA", policy=[LOAD, 0], lora="newest run: latest", strength=1.0)}
+
+
+@pytest.fixture(scope="module")
+def runs(comfyui):
+    """The runs in ComfyUI's private folder."""
+    return lambda: list_runs(comfyui.base / "user" / "__identity_grpo" / "runs")
+
+
+@pytest.fixture(scope="module")
+def trained(comfyui, item, runs):
+    """Pictures of the open graph: without a LoRA, with an early one, with the last one; and what was run of it the second time."""
+
+    def picture(result) -> np.ndarray:
+        assert result.status == "success", result.error
+        return comfyui.pictures(result.outputs[SHOW]["images"])
+
+    plain = picture(comfyui.run(sampling("VACE", item.prompt)))
+    started = time.monotonic()
+    told = comfyui.run(training(item))
+    assert told.status == "success", told.error
+    returned = time.monotonic() - started
+    first = comfyui.run(training(item, "for the first LoRA"), SECONDS)
+    assert first.status == "success", first.error
+    early = picture(comfyui.run(following(item)))
+    last = comfyui.run(training(item, "for the end"), SECONDS)
+    assert last.status == "success", last.error
+    again = comfyui.run(following(item))
+    return {"told": told, "returned": returned, "plain": plain, "early": early, "late": picture(again), "again": again, "last": last}
+
+
+def test_the_graph_goes_on_while_the_run_goes_on(trained):
+    assert trained["returned"] < 20
+    assert "started" in trained["told"].outputs[TRAIN]["text"][0]
+
+
+def test_it_reaches_its_last_iteration_and_all_queues_meant_one_run(trained, runs, comfyui):
+    (run,) = runs()
+    assert run.status()["state"] == "finished" and run.status()["iteration"] == 2
+    (listed,) = comfyui.get("/identity_grpo/runs")
+    assert listed["id"] == run.id and listed["state"] == "finished"
+
+
+def test_its_curve_and_words_are_on_the_node(trained, comfyui):
+    shown = trained["last"].outputs[RUN]
+    assert "2" in shown["text"][0]
+    assert comfyui.pictures(shown["images"]).std() > 5
+
+
+def test_the_lora_changes_the_picture_at_the_next_queue(trained):
+    assert not np.array_equal(trained["plain"], trained["late"])
+    assert not np.array_equal(trained["early"], trained["late"])
+
+
+def test_a_newer_lora_does_not_load_the_model_again(trained):
+    assert trained["again"].fresh & {LOAD, LORA, SAMPLE} == {LORA, SAMPLE}
+
+
+def test_the_iteration_it_holds_is_told(trained, runs):
+    assert trained["again"].outputs[LORA]["text"] == [f"run {runs()[0].id}, iteration 2, at strength 1"]
+
+
+def test_core_finds_the_lora_among_its_own(trained, comfyui, runs):
+    offered = comfyui.object_info()["LoraLoaderModelOnly"]["input"]["required"]["lora_name"]
+    names = offered[0] if isinstance(offered[0], list) else offered[1]["options"]
+    assert [n for n in names if runs()[0].id in n and n.endswith("-000002.safetensors")]
+
+
+def test_the_same_settings_show_the_run_and_others_start_one(trained, comfyui, item, runs):
+    graph = {("9" + name if name == TRAIN else name): content for name, content in training(item).items() if name != RUN}
+    result = comfyui.run(graph)
+    assert "have a run already" in result.outputs["9" + TRAIN]["text"][0]
+    assert len(runs()) == 1
+
+
+def test_a_second_run_on_the_device_is_refused_with_the_name_of_the_first_and_stop_ends_it(trained, comfyui, item, runs):
+    comfyui.run(training(item, seed=4, iterations=500))
+    running = runs()[-1]
+    result = comfyui.run(training(item, seed=5))
+    assert result.failed_node == TRAIN and running.id in result.error
+    assert len(runs()) == 2
+    comfyui.post(f"/identity_grpo/runs/{running.id}/stop")
+    until = time.monotonic() + 60
+    while comfyui.get(f"/identity_grpo/runs/{running.id}")["state"] != "stopped":
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_cancel_ends_the_waiting_and_not_the_run(trained, comfyui, item, runs):
+    prompt = comfyui.queue(training(item, "for the end", seed=6, iterations=500))
+    with comfyui.events() as events:
+        while events.wait("executing", 60)["node"] != RUN:
+            pass
+        cancelled = time.monotonic()
+        comfyui.post("/interrupt")
+        assert comfyui.result(prompt, 30).interrupted
+    assert time.monotonic() - cancelled < 2
+    run = runs()[-1]
+    assert comfyui.get(f"/identity_grpo/runs/{run.id}")["state"] in ("starting", "running")
+    comfyui.post(f"/identity_grpo/runs/{run.id}/stop")
