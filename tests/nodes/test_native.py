@@ -112,22 +112,72 @@ class StubVae:
         return Wan21().process_out(latents[None])
 
 
-@pytest.mark.parametrize("case, references, controlled", [
+CASES = pytest.mark.parametrize("case, references, controlled", [
     ("refs2_no_video", 2, False), ("refs3_no_video", 3, False), ("refs3_video_mask", 3, True),
 ])
-def test_several_references_reach_cores_sampler_as_the_original_lays_them_out(run_node, core_vace, case, references, controlled):
+
+
+@pytest.fixture(scope="module")
+def given():
+    return load_file(GOLDEN / "vace" / "conditioning.safetensors")
+
+
+@pytest.fixture()
+def condition(run_node, given):
+    """VACE References for the first people of the golden kit, with or without its control; the rest may be changed."""
+    text = [[torch.zeros(1, 24, 32), {}]]
+    people = (given["references"][:, :, 0].permute(0, 2, 3, 1) + 1) / 2
+    control = {"control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2, "control_masks": given["source_mask"][0]}
+
+    def run(count: int, controlled: bool = False, **changes):
+        inputs = {"positive": text, "negative": text, "vae": StubVae(given), "width": 64, "height": 48, "length": 9,
+                  "references": {f"ref{i}": people[i : i + 1] for i in range(count)}, **(control if controlled else {})}
+        return run_node("IdentityGRPOVACEReferences", **inputs | changes)
+
+    return run
+
+
+@CASES
+def test_several_references_are_laid_out_as_by_the_original(condition, given, case, references, controlled):
+    from comfy.latent_formats import Wan21
+
+    positive, negative, latent, trim = condition(references, controlled)
+    assert trim == references
+    assert latent["samples"].shape == (1, 16, *given[f"{case}.vace_context"].shape[1:])
+    for _, values in (positive[0], negative[0]):
+        (frames,), (mask,) = values["vace_frames"], values["vace_mask"]
+        normal = [Wan21().process_in(part) for part in frames.split(16, dim=1)]
+        assert relative(torch.cat([*normal, mask], dim=1)[0], given[f"{case}.vace_context"]) < 1e-5
+
+
+def test_a_batch_in_one_slot_is_that_many_people(condition, given):
+    people = (given["references"][:3, :, 0].permute(0, 2, 3, 1) + 1) / 2
+    together, apart = condition(3, references={"ref0": people}), condition(3)
+    assert together[3] == 3
+    assert torch.equal(together[0][0][1]["vace_frames"][0], apart[0][0][1]["vace_frames"][0])
+
+
+def test_an_earlier_vace_conditioning_is_kept(condition):
+    first = condition(1, strength=0.5)
+    second = condition(2, positive=first[0], negative=first[1])
+    assert second[0][0][1]["vace_strength"] == [0.5, 1.0]
+    assert first[0][0][1]["vace_strength"] == [0.5]
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"width": 100}, "use 96"), ({"height": 0}, "use 16"), ({"length": 80}, "use 81"), ({"strength": -1.0}, "outside|smaller"),
+    ({"references": {}}, "missing: ref0"),
+])
+def test_wrong_inputs_are_refused_before_anything_is_queued(condition, pack, changes, words):
+    with pytest.raises(pack.Refused, match=words):
+        condition(2, **changes)
+
+
+@CASES
+def test_cores_sampler_sees_them_so(condition, core_vace, given, case, references, controlled):
     import comfy.sample
 
-    given = load_file(GOLDEN / "vace" / "conditioning.safetensors")
-    people = (given["references"][:references, :, 0].permute(0, 2, 3, 1) + 1) / 2
-    control = {}
-    if controlled:
-        control = {"control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2, "control_masks": given["source_mask"][0]}
-    text = [[torch.zeros(1, 24, 32), {}]]
-    positive, negative, latent, trim = run_node(
-        "IdentityGRPOVACEReferences", positive=text, negative=text, vae=StubVae(given), width=64, height=48, length=9,
-        references={f"ref{i}": person[None] for i, person in enumerate(people)}, **control,
-    )
+    positive, negative, latent, _ = condition(references, controlled)
     seen = []
 
     def watch(apply_model, args):
@@ -138,10 +188,24 @@ def test_several_references_reach_cores_sampler_as_the_original_lays_them_out(ru
     model.set_model_unet_function_wrapper(watch)
     noise = torch.zeros_like(latent["samples"])
     comfy.sample.sample(model, noise, 1, 1.0, "euler", "simple", positive, negative, latent["samples"], disable_pbar=True)
-    expected = given[f"{case}.vace_context"]
-    assert trim == references
-    assert latent["samples"].shape[2:] == expected.shape[1:]
-    assert relative(seen[0][0, 0], expected) < 1e-5
+    assert relative(seen[0][0, 0], given[f"{case}.vace_context"]) < 1e-5
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+def test_one_reference_is_laid_out_as_by_cores_own_node(real_comfyui, condition, given, controlled):
+    from comfy_extras.nodes_wan import WanVaceToVideo
+
+    picture = (given["references"][:1, :, 0].permute(0, 2, 3, 1) + 1) / 2
+    text = [[torch.zeros(1, 24, 32), {}]]
+    # The original rounds a soft mask, core does not.
+    mask = (given["source_mask"][0] > 0.5).float()
+    control = {"control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2, "control_masks": mask} if controlled else {}
+    core = WanVaceToVideo.execute(text, text, StubVae(given), 64, 48, 9, 2, 0.7, **control, reference_image=picture).args
+    ours = condition(1, strength=0.7, batch_size=2, **control)
+    assert core[2]["samples"].shape == ours[2]["samples"].shape and core[3] == ours[3]
+    for name in ("vace_frames", "vace_mask"):
+        assert relative(ours[0][0][1][name][0], core[0][0][1][name][0]) < 1e-5
+    assert ours[0][0][1]["vace_strength"] == core[0][0][1]["vace_strength"]
 
 
 def test_a_native_phantom_graph_draws_what_our_sampler_draws(run_node, core_wan, pack):
