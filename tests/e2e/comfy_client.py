@@ -70,8 +70,11 @@ class Client:
         return self.get("/object_info")
 
     def queue(self, graph: dict) -> str:
-        """The id of the queued prompt. Raises Refused with what ComfyUI has against it."""
-        return self.post("/prompt", {"prompt": graph, "client_id": self.id})["prompt_id"]
+        """The id of the queued prompt. Raises Refused with what ComfyUI has against it, or against a part of it."""
+        answer = self.post("/prompt", {"prompt": graph, "client_id": self.id})
+        if answer["node_errors"]:
+            raise Refused(200, json.dumps(answer))
+        return answer["prompt_id"]
 
     def run(self, graph: dict, seconds: float = 120) -> Result:
         return self.result(self.queue(graph), seconds)
@@ -118,7 +121,7 @@ class Client:
 
 
 class Refused(Exception):
-    """An answer that is not 2xx. `problems`: of a refused graph, the messages by node id."""
+    """An answer that is no success. `problems`: of a refused graph, the messages by node id."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
