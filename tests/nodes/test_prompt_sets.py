@@ -1,0 +1,113 @@
+"""Prompt sets as nodes: rows from a CSV of the input folder, rows made in the graph, and what is refused before anything loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+TRAINING, HELD_OUT = "TinyWorld: training (built in)", "TinyWorld: held out (built in)"
+
+
+@pytest.fixture
+def folder(pack, tmp_path) -> Path:
+    """A fresh folder within ComfyUI's input folder, with three pictures."""
+    import folder_paths
+
+    place = Path(folder_paths.get_input_directory()) / tmp_path.name
+    place.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("ann", (20, 16)), ("bob", (20, 16)), ("wide", (10, 30))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(place / f"{name}.png")
+    return place
+
+
+def csv(folder: Path, *rows: str) -> str:
+    """The choice for a CSV of these rows."""
+    (folder / "people.csv").write_text("\n".join(["ref_paths,prompt", *rows]), encoding="utf-8")
+    return f"{folder.name}/people.csv"
+
+
+def test_a_csv_of_the_input_folder_is_loaded_and_one_row_handed_out(run_node, folder):
+    choice = csv(folder, "ann.png,a wave", "ann.png;bob.png,two dance")
+    found, pictures, prompt, negative, count = run_node("IdentityGRPOPromptSet", file=choice, item=2)
+    assert [item.prompt for item in found] == ["a wave", "two dance"]
+    assert (prompt, negative, count) == ("two dance", "", 2)
+    assert pictures.shape == (2, 20, 16, 3)
+    assert torch.equal((pictures[1] * 255).round().byte(), torch.from_numpy(np.array(Image.open(folder / "bob.png"))))
+
+
+def test_pictures_of_other_sizes_are_fitted_on_white(run_node, folder):
+    _, pictures, *_ = run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png;wide.png,two dance"), item=1)
+    assert pictures.shape == (2, 20, 16, 3)
+    assert pictures[1, 0].eq(1).all() and not pictures[1, 10].eq(1).all()
+
+
+def test_a_built_in_set_trains_as_tinyworld(run_node):
+    found, pictures, prompt, *_ = run_node("IdentityGRPOPromptSet", file=HELD_OUT, item=2)
+    assert found.source == "tinyworld"
+    assert len(pictures) == len(found[1].references) and prompt == found[1].prompt
+
+
+def test_the_two_built_in_sets_share_no_item(run_node):
+    train, held_out = (run_node("IdentityGRPOPromptSet", file=name)[0] for name in (TRAINING, HELD_OUT))
+    assert not {item.content() for item in train} & {item.content() for item in held_out}
+
+
+@pytest.mark.parametrize("row, told", [
+    ("gone.png,a wave", "row 3.*gone.png is missing"), ("ann.png,", "row 3.*prompt is empty"), (",a wave", "row 3.*ref_paths is empty"),
+    ("ann.png,a,b", "row 3 has 3 fields|row 3: has 3 fields"),
+])
+def test_a_wrong_row_is_refused_by_its_number_before_anything_runs(run_node, pack, folder, row, told):
+    with pytest.raises(pack.Refused, match=told):
+        run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave", row))
+
+
+def test_an_unreadable_picture_is_refused(run_node, pack, folder):
+    (folder / "bob.png").write_bytes(b"no picture")
+    with pytest.raises(pack.Refused, match="row 2.*bob.png cannot be read"):
+        run_node("IdentityGRPOPromptSet", file=csv(folder, "bob.png,a wave"))
+
+
+def test_a_picture_outside_of_comfyuis_folders_is_refused(run_node, pack, folder, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    with pytest.raises(pack.Refused, match="outside of ComfyUI's input and output folders"):
+        run_node("IdentityGRPOPromptSet", file=csv(folder, f"{tmp_path / 'secret.png'},a wave"))
+
+
+def test_a_csv_outside_of_the_input_folder_is_refused(run_node, pack, folder, tmp_path):
+    (tmp_path / "other.csv").write_text("ref_paths,prompt\n", encoding="utf-8")
+    with pytest.raises(pack.Refused):
+        run_node("IdentityGRPOPromptSet", file=str(tmp_path / "other.csv"))
+
+
+def test_a_row_that_is_not_there_is_told(run_node, folder):
+    with pytest.raises(ValueError, match="has 1 rows; choose 1 to 1"):
+        run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave"), item=2)
+
+
+def test_a_changed_picture_is_seen_at_the_next_queue(pack, folder):
+    node, choice = pack.nodes["IdentityGRPOPromptSet"], csv(folder, "ann.png,a wave")
+    before = node.fingerprint_inputs(file=choice, item=1)
+    Image.new("RGB", (64, 64)).save(folder / "ann.png")
+    assert node.fingerprint_inputs(file=choice, item=1) != before
+
+
+def test_the_set_is_shown(node_output, folder):
+    assert node_output("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave"), item=1).ui.as_dict()["images"]
+
+
+def test_rows_made_in_the_graph_are_chained(run_node):
+    picture = torch.rand(1, 12, 12, 3)
+    (first,) = run_node("IdentityGRPOPromptItem", references={"ref0": picture}, prompt="a wave")
+    (both,) = run_node("IdentityGRPOPromptItem", references={"ref0": picture, "ref1": picture}, prompt="two dance", prompt_set=first)
+    assert [(item.id, len(item.references)) for item in both] == [("item-1", 1), ("item-2", 2)]
+    assert len(first) == 1
+
+
+def test_a_row_without_a_prompt_is_refused(run_node, pack):
+    with pytest.raises(pack.Refused, match="prompt is empty"):
+        run_node("IdentityGRPOPromptItem", references={"ref0": torch.rand(1, 12, 12, 3)}, prompt=" ")
