@@ -14,9 +14,8 @@ FAMILIES = ("policies", "samplers", "loras", "native", "rewards", "prompt_sets",
 class IdentityGrpoExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
-    async def on_load(self) -> None:
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        # Called once, like on_load, which releases before 0.13 do not call.
         folders.register()
         routes.register()
-
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]
