@@ -121,9 +121,7 @@ class SaveLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora=None, format=None) -> bool | str:
-        if format not in (None, COMFYUI, PEFT):
-            return f"format `{format}` is not offered; choose `{COMFYUI}` or `{PEFT}`"
+    def validate_inputs(cls, lora=None) -> bool | str:
         return lora_problem(lora) or True
 
     @classmethod
