@@ -17,11 +17,10 @@ from ..trainers.policies.vace import control_latents, split_source
 from ..trainers.policies.wan import fit_on_white
 from .loras import CATEGORY as LORA_CATEGORY
 from .loras import fingerprint, held, lora_input, lora_problem, read, strength_input
-from .pictures import opaque
+from .pictures import opaque, references_input
 from .sampling import size_problem, to_control_clip, to_control_mask
 
 CATEGORY = "Identity-GRPO/native"
-MOST_REFERENCES = 8
 
 
 class ApplyLoRA(io.ComfyNode):
@@ -78,14 +77,7 @@ class VACEReferences(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
-                io.Autogrow.Input(
-                    "references",
-                    template=io.Autogrow.TemplatePrefix(
-                        io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people."),
-                        prefix="ref", min=1, max=MOST_REFERENCES,
-                    ),
-                    tooltip="One picture per person; each is fitted whole on white.",
-                ),
+                references_input("One picture per person; each is fitted whole on white."),
                 io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."),
                 io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."),
                 io.Int.Input("length", default=81, min=1, max=1025, step=4, tooltip="Number of frames, 4n+1."),

@@ -1,4 +1,4 @@
-"""Between ComfyUI's IMAGE (float [N, H, W, 3] in 0..1) and the pixels of the trainers (uint8)."""
+"""Between ComfyUI's IMAGE (float [N, H, W, 3] in 0..1) and the pixels of the trainers (uint8); pictures of people as an input."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.errors import UserError
@@ -26,6 +27,12 @@ def to_image(pixels: Tensor | np.ndarray) -> Tensor:
     """uint8 [N, H, W, 3] or [H, W, 3] -> IMAGE float32 [N, H, W, 3] on the CPU."""
     pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     return (pixels if pixels.ndim == 4 else pixels[None]).cpu().float() / 255
+
+
+def references_input(tooltip: str, most: int = 8) -> io.Input:
+    """Slots `ref0`, `ref1`, … that grow as they are connected, for pictures of people."""
+    person = io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people.")
+    return io.Autogrow.Input("references", template=io.Autogrow.TemplatePrefix(person, prefix="ref", min=1, max=most), tooltip=tooltip)
 
 
 def to_references(slots: Mapping[str, Tensor | None] | Iterable[Tensor]) -> tuple[np.ndarray, ...]:

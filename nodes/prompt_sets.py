@@ -14,7 +14,7 @@ from ..trainers.prompts import PromptItem as Item
 from ..trainers.prompts import PromptSet as Prompts
 from ..trainers.prompts import load_prompt_set
 from . import folders
-from .pictures import to_image, to_references
+from .pictures import references_input, to_image, to_references
 from .types import PromptSet as PromptSetType
 
 CATEGORY = "Identity-GRPO/prompt sets"
@@ -89,14 +89,7 @@ class PromptItem(io.ComfyNode):
             description="Makes a row of a prompt set from pictures and a prompt; chain several to make a set without a CSV.",
             search_aliases=["add prompt", "dataset row", "prompt list"],
             inputs=[
-                io.Autogrow.Input(
-                    "references",
-                    template=io.Autogrow.TemplatePrefix(
-                        io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people."),
-                        prefix="ref", min=1, max=8,
-                    ),
-                    tooltip="One picture per person, in the order in which the prompt speaks of them.",
-                ),
+                references_input("One picture per person, in the order in which the prompt speaks of them."),
                 io.String.Input("prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."),
                 io.String.Input("negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."),
                 PromptSetType.Input("prompt_set", optional=True, tooltip="The rows before this one; without it a new set begins."),

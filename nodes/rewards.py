@@ -16,24 +16,14 @@ from ..trainers.rewards.identity import preference_probabilities
 from ..trainers.rewards.load import load_reward
 from . import folders
 from .memory import Managed
-from .pictures import to_image, to_pixels, to_references
+from .pictures import references_input, to_image, to_pixels, to_references
 from .types import LoadedReward, Reward
 
 CATEGORY = "Identity-GRPO/rewards"
 AUTO, CPU = "auto", "CPU"
+KEPT = "The people that the video should keep, one picture each."
 DTYPES = [AUTO, "bfloat16", "float32"]
 WORKING_BYTES = 2 * 2**30  # of the released 3-billion model on one clip; TinyWorld's needs far less
-
-
-def references_input() -> io.Input:
-    return io.Autogrow.Input(
-        "references",
-        template=io.Autogrow.TemplatePrefix(
-            io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people."),
-            prefix="ref", min=1, max=8,
-        ),
-        tooltip="The people that the video should keep, one picture each.",
-    )
 
 
 def fps_input() -> io.Input:
@@ -108,7 +98,7 @@ class Score(io.ComfyNode):
             inputs=[
                 Reward.Input("reward", tooltip="The judge, from Load Reward."),
                 io.Image.Input("images", tooltip="The frames of the video, in order."),
-                references_input(),
+                references_input(KEPT),
                 io.String.Input("prompt", default="", multiline=True, tooltip="Written on the picture; the reward does not see it."),
                 fps_input(),
             ],
@@ -143,7 +133,7 @@ class Compare(io.ComfyNode):
                 Reward.Input("reward", tooltip="The judge, from Load Reward."),
                 io.Image.Input("video_a", tooltip="The frames of the first video."),
                 io.Image.Input("video_b", tooltip="The frames of the second video, of the same people."),
-                references_input(),
+                references_input(KEPT),
                 fps_input(),
             ],
             outputs=[

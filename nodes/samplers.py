@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
-from .pictures import to_references
+from .pictures import references_input, to_references
 from .sampling import LARGEST, LONGEST, STEP, Sampling, check_kind, draw, size_problem, to_control_clip, to_control_mask
 from .types import LoadedPolicy, WanPolicy
 
@@ -20,18 +20,7 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
     """What every sampler asks for, with the model's own `guidance` scales and `shift`."""
     return [
         WanPolicy.Input("policy", tooltip="The video model, from Load Model or Load LoRA."),
-        io.Autogrow.Input(
-            "references",
-            template=io.Autogrow.TemplatePrefix(
-                io.Image.Input(
-                    "reference", tooltip="A picture of one person; a batch of pictures is that many people."
-                ),
-                prefix="ref",
-                min=1,
-                max=most_references,
-            ),
-            tooltip="One picture per person, in the order in which the prompt speaks of them.",
-        ),
+        references_input("One picture per person, in the order in which the prompt speaks of them.", most=most_references),
         io.String.Input(
             "prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."
         ),
