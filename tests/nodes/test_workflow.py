@@ -10,6 +10,7 @@ import torch
 
 from comfy_graphs import to_api
 
+pytestmark = pytest.mark.xdist_group("workflow")
 FILE = next((Path(__file__).parents[2] / "workflows").glob("1_*.json"))
 
 
