@@ -33,7 +33,7 @@ demo: $(READY)
 
 # One thread a worker, so that two workers are two cores. Skipped tests and why are printed last.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

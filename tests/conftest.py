@@ -14,7 +14,27 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 
 
+TOGETHER = {
+    "tests/e2e/test_nodes_there.py": None,
+    "tests/e2e/test_graphs.py": None,
+    "tests/e2e/": "comfyui",
+    "tests/nodes/test_workflow.py": "workflow",
+}
+"""Tests by the beginning of their id that one worker runs, because they share a server or a run; the first that fits holds."""
+
 SKIPPED = pytest.StashKey[Counter]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """As `--dist loadgroup`, whose marks get lost with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), None) or nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:

@@ -26,14 +26,6 @@ REPOSITORY = Path(__file__).parents[2]
 STARTUP_SECONDS = 120
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items) -> None:
-    """One worker runs all that shares the server."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and "comfyui" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("comfyui"))
-
-
 @pytest.fixture(scope="session")
 def comfyui_python() -> tuple[Path, Path]:
     """ComfyUI's folder and an interpreter that can run it with the pack."""

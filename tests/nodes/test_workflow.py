@@ -10,7 +10,6 @@ import torch
 
 from comfy_graphs import to_api
 
-pytestmark = pytest.mark.xdist_group("workflow")
 FILE = next((Path(__file__).parents[2] / "workflows").glob("1_*.json"))
 
 
