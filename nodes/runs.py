@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
-from ..trainers.config import BUILT_IN, PRESETS, TINY_PRESETS, make_config
+from ..trainers.config import BUILT_IN, RECIPES, make_config, preset_for
 from ..trainers.errors import UserError
 from ..trainers.prompts import PromptSet as Prompts
 from ..trainers.prompts import resolve_prompts
@@ -27,6 +27,7 @@ AUTO, CPU, ALL_GPUS = "auto", "CPU", "all GPUs"
 NO_LORA = "none"
 NOT, FIRST_LORA, END = "no", "for the first LoRA", "for the end"
 HELD_OUT = 32
+MOST = {"width": 4096, "height": 4096, "frames": 1025}
 LOOKS_PER_SECOND = 2
 
 
@@ -52,9 +53,9 @@ class Train(io.ComfyNode):
                             f"(at most {HELD_OUT} rows) is held out; TinyWorld brings its own.",
                 ),
                 io.Combo.Input(
-                    "preset", options=[AUTO, *PRESETS], default=AUTO,
-                    tooltip="The recipe. paper: as published; fast: a short window of trained steps, many times quicker; tiny: for "
-                            "TinyWorld. auto: tiny for TinyWorld's models, else fast; each as its model needs it.",
+                    "preset", options=[AUTO, *RECIPES], default=AUTO,
+                    tooltip="The recipe, for the kind of model that is connected. paper: as published; fast: a short window of trained "
+                            "steps, many times quicker; tiny: for TinyWorld. auto: tiny for TinyWorld's models, else fast.",
                 ),
                 io.String.Input("name", default="", tooltip="What the run is called, in its id and its LoRA's. Empty: the preset's name."),
                 io.Int.Input("iterations", default=0, min=0, max=100000, tooltip="Rounds of drawing, judging and learning. 0: the preset's."),
@@ -65,9 +66,9 @@ class Train(io.ComfyNode):
                     "groups_per_update", default=0, min=0, max=1024,
                     tooltip="Rows of the prompt set that one learning step looks at; below 16 the method hardly moves. 0: the preset's.",
                 ),
-                io.Int.Input("width", default=0, min=0, max=4096, step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
-                io.Int.Input("height", default=0, min=0, max=4096, step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
-                io.Int.Input("frames", default=0, min=0, max=1025, tooltip="Of the training videos, 4n+1. 0: the preset's."),
+                io.Int.Input("width", default=0, min=0, max=MOST["width"], step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
+                io.Int.Input("height", default=0, min=0, max=MOST["height"], step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
+                io.Int.Input("frames", default=0, min=0, max=MOST["frames"], tooltip="Of the training videos, 4n+1. 0: the preset's."),
                 io.Int.Input(
                     "evaluate_every", default=0, min=0, max=100000, tooltip="Iterations between two measurements on held-out rows. 0: the preset's."
                 ),
@@ -88,12 +89,15 @@ class Train(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, frames=None, width=None, height=None, preset=None, devices=None, start_lora=None) -> bool | str:
-        for name, value, options in (("preset", preset, [AUTO, *PRESETS]), ("devices", devices, device_choices())):
+        for name, value, options in (("preset", preset, [AUTO, *RECIPES]), ("devices", devices, device_choices())):
             if value is not None and value not in options:
                 return f"{name} `{value}` is not offered here; choose one of {', '.join(options)}"
-        if bool(width) != bool(height):
+        if width is not None and height is not None and bool(width) != bool(height):
             return "give both width and height, or leave both at 0 for the preset's"
         sizes = {n: v for n, v in (("width", width), ("height", height), ("frames", frames)) if v}
+        for name, value in sizes.items():
+            if not 0 <= value <= MOST[name]:
+                return f"{name} {value} is not possible; use at most {MOST[name]}, or 0 for the preset's"
         try:
             make_config("fast", {"video": sizes})
             if start_lora not in (None, NO_LORA):
@@ -203,10 +207,8 @@ def chosen_gpus(choice: str) -> list[int]:
 
 
 def _preset(choice: str, policy: LoadedPolicy) -> str:
-    kind = policy.policy.kind
-    if choice == AUTO:
-        return TINY_PRESETS[kind] if policy.config.source in BUILT_IN else ("fast" if kind == "vace" else f"fast-{kind}")
-    return choice
+    recipe = choice if choice != AUTO else "tiny" if policy.config.source in BUILT_IN else "fast"
+    return preset_for(recipe, policy.policy.kind)
 
 
 def _dtype(dtype: str, gpus: list[int]) -> str:

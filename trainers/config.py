@@ -236,8 +236,15 @@ PRESETS["paper-phantom"] = _merge(PRESETS["paper"], {"rollout": {"shift": 5.0, "
 PRESETS["fast-phantom"] = _merge(PRESETS["fast"], {
     "rollout": {"shift": 5.0, "guidance": 1.0, "image_guidance": 1.0},
     "evaluation": {"guidance": 7.5, "image_guidance": 5.0}})
-TINY_PRESETS: dict[PolicyKind, str] = {"vace": "tiny", "phantom": "tiny-phantom"}
 PRESETS["tiny-phantom"] = _merge(PRESETS["tiny"], {"policy": {"source": "tinyworld-phantom"}})
+
+
+RECIPES = ("paper", "fast", "tiny")
+
+
+def preset_for(recipe: str, kind: PolicyKind) -> str:
+    """The preset of a recipe (or of another kind's preset of it) for policies of `kind`."""
+    return recipe.removesuffix("-phantom") + "-phantom" * (kind == "phantom")
 
 
 def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) -> TrainConfig:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import TINY_PRESETS, PolicyKind, TrainConfig, make_config
+from ..config import PolicyKind, TrainConfig, make_config, preset_for
 from ..grpo.loop import Report
 from ..runs.folder import RunFolder
 from . import evaluate
@@ -19,7 +19,7 @@ TRAINING_SECONDS = 430
 
 
 def demo_config(changes: dict | None = None, policy: PolicyKind = "vace") -> TrainConfig:
-    return make_config(TINY_PRESETS[policy], {"iterations": 20, "evaluation": {"every": 4}} | (changes or {}))
+    return make_config(preset_for("tiny", policy), {"iterations": 20, "evaluation": {"every": 4}} | (changes or {}))
 
 
 def main(

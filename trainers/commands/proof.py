@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from ..config import TINY_PRESETS, PolicyKind, TrainConfig, make_config
+from ..config import PolicyKind, TrainConfig, make_config, preset_for
 from ..errors import UserError
 from ..runs.folder import RunFolder
 from ..runs.launcher import start, stop
@@ -53,7 +53,7 @@ class Outcome:
 
 def proof_config(seed: int, control: bool, changes: dict | None = None, policy: PolicyKind = "vace") -> TrainConfig:
     settings = PROOF | {"seed": seed} | (changes or {})
-    return make_config(TINY_PRESETS[policy], settings | ({"reward": {"shuffle": True}} if control else {}))
+    return make_config(preset_for("tiny", policy), settings | ({"reward": {"shuffle": True}} if control else {}))
 
 
 def outcome(run: RunFolder, name: str) -> Outcome:

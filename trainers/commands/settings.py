@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..config import BUILT_IN, PolicyKind, TrainConfig, make_config
+from ..config import BUILT_IN, PolicyKind, TrainConfig, make_config, preset_for
 from ..errors import UserError
 
 # Options of commands that are settings by another name.
@@ -55,7 +55,7 @@ def _preset_of(changes: dict[str, Any]) -> str:
     """What the given policy is trained with when nobody says."""
     policy = changes.get("policy")
     source = str(policy.get("source", "tinyworld")) if isinstance(policy, dict) else "tinyworld"
-    return ("tiny" if source in BUILT_IN else "paper") + "-phantom" * (_kind_of(source) == "phantom")
+    return preset_for("tiny" if source in BUILT_IN else "paper", _kind_of(source) or "vace")
 
 
 def _kind_of(source: str) -> PolicyKind | None:
@@ -72,8 +72,7 @@ def _kind_of(source: str) -> PolicyKind | None:
 
 def _check_preset(config: TrainConfig) -> None:
     kind, source = _kind_of(config.policy.source), config.policy.source
-    fitting = config.preset.removesuffix("-phantom") + "-phantom" * (kind == "phantom")
-    if kind and config.preset != fitting:
+    if kind and config.preset != (fitting := preset_for(config.preset, kind)):
         raise UserError(f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "
                         "or another --policy")
 

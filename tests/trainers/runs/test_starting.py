@@ -1,0 +1,90 @@
+"""One run of the same settings, one run on a device; prompt sets that outlive where they came from."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from trainers.config import make_config
+from trainers.errors import UserError
+from trainers.policies.wan import load_picture
+from trainers.prompts import PromptItem, PromptSet, load_prompt_set
+from trainers.runs import launcher, starting
+from trainers.runs.devices import device_name, hold_device, holders
+from trainers.runs.folder import RunFolder
+
+CONFIG = make_config("tiny", {"seed": 3})
+
+
+def items(count: int = 2, shade: int = 0) -> PromptSet:
+    face = np.full((8, 8, 3), shade, np.uint8)
+    return PromptSet(tuple(PromptItem(f"item-{i}", "a wave", (face,)) for i in range(count)), "the graph")
+
+
+def test_a_frozen_set_reads_back_as_it_was(tmp_path):
+    frozen = load_prompt_set(starting.freeze_prompts(items(), tmp_path))
+    assert [(item.id, item.prompt) for item in frozen] == [(item.id, item.prompt) for item in items()]
+    assert all(np.array_equal(load_picture(a.references[0]), b.references[0]) for a, b in zip(frozen, items(), strict=True))
+
+
+def test_the_same_content_is_frozen_once_and_another_apart(tmp_path):
+    first, again, other = (starting.freeze_prompts(s, tmp_path) for s in (items(), items(), items(shade=9)))
+    assert first == again != other
+
+
+def test_tinyworld_needs_no_file(tmp_path):
+    assert starting.freeze_prompts(PromptSet(items().items, "tinyworld"), tmp_path) == "tinyworld"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_is_found_by_its_settings_and_name(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "A run")
+    assert starting.find_same(tmp_path, CONFIG, "a-run").id == run.id
+    assert starting.find_same(tmp_path, CONFIG, "another") is None
+    assert starting.find_same(tmp_path, make_config("tiny", {"seed": 4}), "a-run") is None
+
+
+def test_a_run_of_a_version_that_cannot_be_read_is_passed_over(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    (run.path / "config.yaml").write_text("nonsense: 1\n", encoding="utf-8")
+    assert starting.find_same(tmp_path, CONFIG, "a") is None
+
+
+def test_whoever_holds_a_device_is_named():
+    with hold_device("test-device", "some-run-id"):
+        assert "some-run-id" in holders(["test-device", "free-device"])["test-device"]
+    assert holders(["test-device"]) == {}
+
+
+def test_a_busy_device_is_refused_with_the_run_that_has_it(tmp_path):
+    with hold_device(device_name("cpu"), "some-run-id"), pytest.raises(UserError, match="the CPU is in use by run some-run-id"):
+        starting.start_once(tmp_path, CONFIG, "a", [])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_is_just_starting_has_its_device_already(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    run.set_status(state="starting", gpus=[])
+    with pytest.raises(UserError, match=f"{run.id} is just starting"):
+        starting.refuse_busy(tmp_path, [])
+
+
+def test_a_finished_run_is_not_resumed(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    run.set_status(state="finished")
+    with pytest.raises(UserError, match="is finished"):
+        starting.resume(tmp_path, run)
+
+
+@pytest.mark.parametrize("ours, gpus, seen", [("", [0, 2], "0,2"), ("4,5,6", [0, 2], "4,6"), ("4,5,6", [], "")])
+def test_a_child_sees_the_devices_chosen_as_we_count_them(monkeypatch, ours, gpus, seen):
+    monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", ours)
+    assert ",".join(launcher._visible(gpus)) == seen
+
+
+def test_several_gpus_are_one_process_each_under_accelerate(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    line = launcher.command(run, processes=3, on_gpus=True)
+    assert line[line.index("--num_processes") + 1] == "3" and "--multi_gpu" in line
