@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from .weights import fill, whole
 
 CHANNELS = 16
+COLOURS = 3
+REMEDY = "give wan_2.1_vae.safetensors"
 
 
 def load_vae(path: str | Path) -> nn.Module:
@@ -26,8 +29,15 @@ def _from_folder(path: Path) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     try:
-        return AutoencoderKLWan.from_pretrained(path, torch_dtype=torch.float32, local_files_only=True)
+        return whole(
+            AutoencoderKLWan.from_pretrained(
+                path, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            ),
+            path,
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"cannot load the VAE from {path}: {error}") from error
 
 
@@ -39,20 +49,27 @@ def _from_file(path: Path) -> nn.Module:
     from safetensors.torch import load_file
 
     try:
-        weights = load_file(path)
-        if not {"encoder.conv1.weight", "decoder.conv1.weight", "conv2.weight"} <= weights.keys():
-            raise UserError(f"{path} is no Wan VAE in the original's naming; give wan_2.1_vae.safetensors")
-        channels = weights["conv2.weight"].shape[0]
-        if channels != CHANNELS:
-            raise UserError(f"{path} makes latents of {channels} channels: it is not Wan 2.1's VAE, which makes {CHANNELS}; "
-                            "give wan_2.1_vae.safetensors")
-        width = weights["encoder.conv1.weight"].shape[0]
+        weights = {key.removeprefix("model."): tensor for key, tensor in load_file(path).items()}
+        _refuse_other_models({name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
         with init_empty_weights(include_buffers=False):
-            model = AutoencoderKLWan(base_dim=width)
+            model = AutoencoderKLWan(base_dim=weights["encoder.conv1.weight"].shape[0])
         state = convert_wan_vae_to_diffusers(weights)
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"cannot read the VAE {path} ({error}); give a complete wan_2.1_vae.safetensors") from error
+        raise UserError(f"cannot read the VAE {path} ({error}); {REMEDY}, complete") from error
+    fill(model, {name: tensor.float() for name, tensor in state.items()}, path)
     return model
+
+
+def _refuse_other_models(shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    if not {"encoder.conv1.weight", "decoder.conv1.weight", "decoder.head.2.weight", "conv2.weight"} <= shapes.keys():
+        raise UserError(f"{path} is no Wan VAE in the original's naming; {REMEDY}")
+    channels = shapes["conv2.weight"][0]
+    if channels != CHANNELS:
+        raise UserError(
+            f"{path} makes latents of {channels} channels: it is not Wan 2.1's VAE, which makes {CHANNELS}; {REMEDY}"
+        )
+    read, drawn = shapes["encoder.conv1.weight"][1], shapes["decoder.head.2.weight"][0]
+    if (read, drawn) != (COLOURS, COLOURS):
+        raise UserError(f"{path} reads {read} and draws {drawn} channels of a picture, not red, green and blue; {REMEDY}")

@@ -1,0 +1,43 @@
+"""Weights into models: all that a model has, or a word on what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
+    """Make the tensors of `state` the parameters of `model` (which may be on the meta device), without a copy.
+
+    `source` is what they were read from. Raises UserError when any is missing, is none of the model's, or has another shape.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _refuse("lacks", wanted.keys() - state.keys(), model, source)
+    _refuse("has foreign", state.keys() - wanted.keys(), model, source)
+    others = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
+    _refuse("has in another shape", others, model, source)
+    model.load_state_dict(state, assign=True)
+
+
+def whole(loaded: tuple[nn.Module, dict[str, Any]], source: object) -> nn.Module:
+    """The model of a `from_pretrained(..., output_loading_info=True)`, which fills what it does not find with noise.
+
+    Raises UserError when that happened.
+    """
+    model, found = loaded
+    _refuse("lacks", found["missing_keys"], model, source)
+    return model
+
+
+def _refuse(fault: str, names: Iterable[str], model: nn.Module, source: object) -> None:
+    named = sorted(names)
+    if named:
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        raise UserError(
+            f"{source} is not a complete {type(model).__name__}: it {fault} {', '.join(named[:3])}{more}; "
+            "give a file of the right model, downloaded to its end"
+        )
