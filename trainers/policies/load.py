@@ -18,6 +18,7 @@ from .base import Policy
 from .text_file import load_text_encoder
 from .vae_file import load_vae
 from .wan import exact_time
+from .weights import fill, whole
 
 T = TypeVar("T")
 
@@ -151,9 +152,10 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
 def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
     kind = _class_of(_kind_at(path))
     try:
-        return kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+        loaded = kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the transformer from {path}: {error}") from error
+    return whole(loaded, path)
 
 
 def _class_of(kind: PolicyKind) -> type:
@@ -215,7 +217,7 @@ def _from_original(path: Path, dtype: torch.dtype) -> nn.Module:
             renamed = to_diffusers(name)
             keep = any(part in wide for part in renamed.split("."))
             state[renamed] = file.get_tensor(key).to(torch.float32 if keep else dtype)
-        model.load_state_dict(state, assign=True)
+        fill(model, state, path)
         return model
 
     return _read_original(path, build)

@@ -51,12 +51,11 @@ def _from_folder(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     places = (path / "tokenizer", path.parent / "tokenizer")
     try:
         loaded = UMT5EncoderModel.from_pretrained(path, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
-        model = whole(loaded, path).to(dtype).eval().requires_grad_(False)
-        return model, _tokenizer_at(next((place for place in places if place.is_dir()), path))
+        tokenizer = _tokenizer_at(next((place for place in places if place.is_dir()), path))
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"cannot load the text encoder from {path}: {error}") from error
+    # In half precision transformers leaves some weights in float32.
+    return whole(loaded, path).to(dtype).eval().requires_grad_(False), tokenizer
 
 
 def _from_file(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:

@@ -29,16 +29,12 @@ def _from_folder(path: Path) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
     try:
-        return whole(
-            AutoencoderKLWan.from_pretrained(
-                path, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-            ),
-            path,
+        loaded = AutoencoderKLWan.from_pretrained(
+            path, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"cannot load the VAE from {path}: {error}") from error
+    return whole(loaded, path)
 
 
 def _from_file(path: Path) -> nn.Module:

@@ -39,5 +39,5 @@ def _refuse(fault: str, names: Iterable[str], model: nn.Module, source: object) 
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""
         raise UserError(
             f"{source} is not a complete {type(model).__name__}: it {fault} {', '.join(named[:3])}{more}; "
-            "give a file of the right model, downloaded to its end"
+            "give the right model, downloaded to its end"
         )
