@@ -1,9 +1,14 @@
 """Policies of the real classes, small and random: VACE and Phantom in turn, unless a module says which `kind`."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import comfy_host
 from trainers.policies.base import Guidance, VideoSize
 from trainers.policies.phantom import PhantomPolicy
 from trainers.policies.vace import VacePolicy
@@ -155,3 +160,20 @@ def pipelines():
     except RuntimeError as error:
         pytest.skip(f"this diffusers cannot import its own pipelines: {error}")
     return WanPipeline, WanVACEPipeline
+
+
+@pytest.fixture
+def run_core():
+    """Run a script of this folder, and its arguments, with the interpreter of a real ComfyUI and its folder."""
+    found = comfy_host.find()
+    if isinstance(found, str):
+        pytest.skip(found)
+    comfyui, python = found
+
+    def run(script, *arguments):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        command = [python, Path(__file__).with_name(script), comfyui, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from trainers.config import BUILT_IN, PolicyConfig
 from trainers.errors import UserError
@@ -191,6 +191,13 @@ def test_an_incomplete_file_is_refused(parts, tmp_path):
     save_file(state, tmp_path / "part.safetensors", metadata={"config": HINTS})
     with pytest.raises(UserError, match=r"(?s)part\.safetensors.*to_q"):
         load_transformer(tmp_path / "part.safetensors")
+
+
+def test_a_folder_that_lacks_weights_is_not_filled_with_noise(folder):
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if n != "proj_out.weight"}, path, {"format": "pt"})
+    with pytest.raises(UserError, match="lacks proj_out.weight"):
+        load_transformer(folder / "transformer")
 
 
 def test_a_broken_part_is_named(folder):
