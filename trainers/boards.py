@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,28 +12,32 @@ from . import drawing
 from .prompts import PromptItem
 
 WIDTH = 900
-REFERENCE, FRAME = 84, 220  # pixels: height of a person's picture, width of a frame
+PORTRAIT, LARGEST, FRAME = 84, 160, 220  # pixels: a person in a prompt set, at most beside a clip; width of a frame
+PEOPLE, BESIDE = 4 * (PORTRAIT + 4), 210  # pixels of the width that people may take from a prompt, from a clip
+FRAMES_IN_A_ROW = 4
+LINES = 8  # of a prompt
 
 
-def prompt_board(items: Sequence[PromptItem], total: int) -> np.ndarray:
-    """Reference pictures and prompts of the first items of `total`: uint8 [H, W, 3]."""
+def prompt_board(items: Sequence[PromptItem], total: int, part: str = "first") -> np.ndarray:
+    """Reference pictures and prompts of the `part` (first, last) items of `total`: uint8 [H, W, 3]."""
     rows = []
     for item in items:
-        people = drawing.strip([_portrait(reference) for reference in item.references])
-        text = _text([f"{item.id}", *drawing.wrapped(item.prompt, WIDTH - people.width - drawing.GAP)], WIDTH - people.width)
-        rows.append(_beside([people, text]))
-    head = f"{total} items" if len(items) == total else f"{total} items, the first {len(items)} of them"
-    return np.asarray(drawing.stack([_text([head], WIDTH, drawing.INK), *rows], 10, 16))
+        people = _portraits([drawing.read_picture(reference) for reference in item.references])
+        width = WIDTH - people.width - drawing.GAP
+        rows.append(_beside([people, _text([*_lines(item.id, width), *_lines(item.prompt, width)], width)]))
+    head = "1 item" if total == 1 else f"{total} items"
+    head += "" if len(items) == total else f", the {part} {len(items)} of them"
+    return np.asarray(drawing.stack([_text([head], WIDTH), *rows], 10, 16))
 
 
 def score_board(
     clip: np.ndarray, seen: Sequence[int], references: Sequence[np.ndarray], score: float, fps: float, prompt: str = ""
 ) -> np.ndarray:
     """The frames that the reward looked at (places `seen` of the clip), the people they were compared with, and the score."""
-    strip = drawing.strip([_frame(clip[i], f"frame {i}, {i / fps:.1f} s") for i in seen])
+    frames = _frames([_frame(clip[i], f"frame {i}, {i / fps:.1f} s") for i in seen])
     head = f"identity score {score:.3f}   (only differences between scores mean something)"
-    people = drawing.column(_pictures(references), strip.height)
-    return np.asarray(drawing.stack([_text([head, *drawing.wrapped(prompt, WIDTH)], WIDTH), _beside([people, strip])], 10, 16))
+    people = _people(references, frames.height)
+    return np.asarray(drawing.stack([_text([head, *_lines(prompt, WIDTH)], WIDTH), _beside([people, frames])], 10, 16))
 
 
 def compare_board(
@@ -41,30 +46,59 @@ def compare_board(
 ) -> np.ndarray:
     """Both clips one above the other beside the people, with a verdict. chances: that A wins, that they tie, that B wins."""
     strips = [
-        drawing.labelled(drawing.strip([_frame(clip[i]) for i in places]), name, f"score {score:.3f}", colour)
+        drawing.labelled(_frames([_frame(clip[i]) for i in places]), name, f"score {score:.3f}", colour)
         for clip, places, name, score, colour in zip(clips, seen, names, scores, (drawing.BLUE, drawing.ORANGE), strict=True)
     ]
     both = drawing.stack(strips, 6, 0)
-    people = drawing.column(_pictures(references), both.height)
+    people = _people(references, both.height)
     return np.asarray(drawing.stack([_text([verdict(chances, names)], WIDTH), _beside([people, both])], 10, 16))
 
 
 def verdict(chances: tuple[float, float, float], names: tuple[str, str] = ("A", "B")) -> str:
-    """`B keeps them better: 83%, tie 12%`, or that neither does."""
+    """`B keeps them better: 83%, tie 12%, A 5%`, or that neither does."""
     a, tie, b = chances
     if tie >= max(a, b):
         return f"about the same: tie {tie:.0%}, {names[0]} {a:.0%}, {names[1]} {b:.0%}"
-    return f"{names[0] if a > b else names[1]} keeps them better: {max(a, b):.0%}, tie {tie:.0%}"
+    better, worse = names if a > b else names[::-1]
+    return f"{better} keeps them better: {max(a, b):.0%}, tie {tie:.0%}, {worse} {min(a, b):.0%}"
 
 
-def _pictures(references: Sequence[np.ndarray]) -> list[Image.Image]:
-    return [Image.fromarray(reference) for reference in references]
+def _people(references: Sequence[np.ndarray], height: int) -> Image.Image:
+    """The people as large as `height` and the width for them allow, in columns."""
+    for rows in range(1, len(references) + 1):
+        side = max(1, min(LARGEST, (height + 6) // rows - 6))
+        if math.ceil(len(references) / rows) * (side + drawing.GAP) <= BESIDE:
+            break
+    cells = [_fitted(Image.fromarray(reference), side) for reference in references]
+    columns = [drawing.stack(cells[i : i + rows], 6, 0) for i in range(0, len(cells), rows)]
+    return _beside(columns)
 
 
-def _portrait(reference) -> Image.Image:
-    picture = drawing.read_picture(reference)
-    size = max(1, round(picture.width * REFERENCE / picture.height)), REFERENCE
-    return picture.resize(size, drawing.smooth_filter(picture.height, REFERENCE))
+def _portraits(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The people side by side, in as many rows as it takes."""
+    rows: list[list[Image.Image]] = [[]]
+    for cell in (_fitted(picture, PORTRAIT) for picture in pictures):
+        if rows[-1] and sum(c.width + 4 for c in (*rows[-1], cell)) > PEOPLE:
+            rows.append([])
+        rows[-1].append(cell)
+    return drawing.stack([_beside(row, 4) for row in rows], 4, 0)
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    """The whole picture, within a square of this side."""
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, drawing.smooth_filter(max(picture.size), side))
+
+
+def _frames(pictures: Sequence[Image.Image]) -> Image.Image:
+    rows = [pictures[i : i + FRAMES_IN_A_ROW] for i in range(0, len(pictures), FRAMES_IN_A_ROW)]
+    return drawing.stack([drawing.strip(row) for row in rows], 4, 0)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    lines = drawing.wrapped(text, width)
+    return lines if len(lines) <= LINES else [*lines[:LINES], "…"]
 
 
 def _frame(frame: np.ndarray, caption: str = "") -> Image.Image:
@@ -72,18 +106,18 @@ def _frame(frame: np.ndarray, caption: str = "") -> Image.Image:
     return drawing.labelled(picture, "", caption, drawing.FAINT) if caption else picture
 
 
-def _text(lines: Sequence[str], width: int, colour: str = drawing.INK) -> Image.Image:
+def _text(lines: Sequence[str], width: int) -> Image.Image:
     canvas = Image.new("RGB", (width, max(1, 20 * len(lines))), drawing.PAPER)
     for number, line in enumerate(lines):
-        drawing.write(canvas, (0, 20 * number), line, colour)
+        drawing.write(canvas, (0, 20 * number), line)
     return canvas
 
 
-def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
+def _beside(pictures: Sequence[Image.Image], gap: int = drawing.GAP) -> Image.Image:
     height = max(picture.height for picture in pictures)
-    canvas = Image.new("RGB", (sum(p.width + drawing.GAP for p in pictures) - drawing.GAP, height), drawing.PAPER)
+    canvas = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, height), drawing.PAPER)
     left = 0
     for picture in pictures:
         canvas.paste(picture, (left, 0))
-        left += picture.width + drawing.GAP
+        left += picture.width + gap
     return canvas

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from .clips import read_picture
 PAPER, INK, FAINT = "#ffffff", "#22252b", "#8a919c"
 GAP, LABEL = 12, 26
 BLUE, ORANGE, GREEN, PURPLE = "#2563eb", "#ea580c", "#15803d", "#7c3aed"
+WIDE_FONTS = (  # of Linux, Windows and macOS, for letters that the drawing library's own font lacks
+    "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "PingFang.ttc",
+    "Hiragino Sans GB.ttc", "STHeiti Medium.ttc", "DejaVuSans.ttf", "arial.ttf", "Arial Unicode.ttf",
+)
 
 
 def captioned(column: Image.Image, right: Image.Image, caption: str, top: int = 0) -> Image.Image:
@@ -21,7 +26,7 @@ def captioned(column: Image.Image, right: Image.Image, caption: str, top: int = 
     top += 20 * len(lines)
     canvas = Image.new("RGB", (column.width + GAP + right.width, top + right.height), PAPER)
     for number, line in enumerate(lines):
-        ImageDraw.Draw(canvas).text((0, 20 * number), line, fill=INK, font=font(15))
+        write(canvas, (0, 20 * number), line)
     canvas.paste(column, (0, canvas.height - column.height))
     canvas.paste(right, (column.width + GAP, top))
     return canvas
@@ -89,23 +94,49 @@ def stack(blocks: Sequence[Image.Image], gap: int, margin: int) -> Image.Image:
 
 
 def wrapped(text: str, width: int) -> list[str]:
+    """Lines no wider than `width`; a word that alone is wider (Chinese has no spaces) is broken."""
+    measure = font(15, text).getlength
     lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font(15).getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+        if lines and measure(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and measure(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
     return lines
 
 
 def write(canvas: Image.Image, at: tuple[int, int], text: str, colour: str = INK) -> None:
     """One line of text, its upper left corner at `at`."""
-    ImageDraw.Draw(canvas).text(at, text, fill=colour, font=font(15))
+    ImageDraw.Draw(canvas).text(at, text, fill=colour, font=font(15, text))
 
 
-def font(size: int) -> ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def font(size: int, text: str = "") -> ImageFont.ImageFont:
+    """A font for this text: the drawing library's own, or, where that lacks letters of it, the first of `WIDE_FONTS` that has them."""
+    missing = {letter for letter in text if not letter.isspace() and _lacks(None, letter)}
+    if not missing:
+        return _open(None, size)
+    fitting = (name for name in WIDE_FONTS if _open(name, size) and not any(_lacks(name, letter) for letter in missing))
+    return _open(next(fitting, None), size)
+
+
+@cache
+def _open(name: str | None, size: int) -> ImageFont.ImageFont | None:
+    """The named font, or the drawing library's own; None when this machine has none of that name."""
+    try:
+        return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+    except OSError:
+        return None
+
+
+@cache
+def _lacks(name: str | None, letter: str) -> bool:
+    """Whether the font draws the letter as it draws what no font has."""
+    shapes = [_open(name, 20).getmask(letter) for letter in (letter, "\uffff")]
+    return shapes[0].size == shapes[1].size and bytes(shapes[0]) == bytes(shapes[1])
 
 
 def at_or_empty(values: Sequence[Any], index: int) -> Any:

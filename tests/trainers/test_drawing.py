@@ -1,0 +1,33 @@
+"""Words on pictures: lines that fit, in any script."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainers import drawing
+
+
+@pytest.mark.parametrize("text", ["two people wave at the sea " * 9, "x" * 300, "一位女子在雨中微笑" * 20, "a " + "y" * 200 + " b"])
+def test_no_line_is_wider_than_asked_and_no_letter_is_lost(text):
+    lines = drawing.wrapped(text, 200)
+    assert max(drawing.font(15, text).getlength(line) for line in lines) <= 200
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_nothing_to_say_is_no_line():
+    assert drawing.wrapped("  ", 200) == []
+
+
+def test_letters_that_the_usual_font_lacks_come_from_one_that_has_them(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    known = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    monkeypatch.setattr(drawing, "WIDE_FONTS", ("no-such-font.ttf", known))
+    assert drawing.font(15, "две подруги").getname()[0] == "DejaVu Sans"
+    assert drawing.font(15, "two friends").getname() == drawing.font(15).getname()
+
+
+def test_without_such_a_font_the_text_is_drawn_all_the_same(monkeypatch):
+    monkeypatch.setattr(drawing, "WIDE_FONTS", ("no-such-font.ttf",))
+    assert drawing.font(15, "雨").getname() == drawing.font(15).getname()
