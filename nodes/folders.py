@@ -153,9 +153,12 @@ def prompt_set_path(choice: str) -> Path:
 
 def may_read(path: Path) -> bool:
     """Whether a picture that a CSV names lies in ComfyUI's input or output folder."""
-    path = path.resolve()
-    roots = folder_paths.get_input_directory(), folder_paths.get_output_directory()
-    return any(path.is_relative_to(Path(root).resolve()) for root in roots)
+    roots = [Path(root) for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory())]
+    resolved = [root.resolve() for root in roots]
+    # Looked at as it is written first: following the name of another computer's folder would already call that computer.
+    if not any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) for root in (*roots, *resolved)):
+        return False
+    return any(path.resolve().is_relative_to(root) for root in resolved)
 
 
 # --- LoRAs ---------------------------------------------------------------------------------------------------------------

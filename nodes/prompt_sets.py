@@ -20,6 +20,7 @@ from .types import PromptSet as PromptSetType
 CATEGORY = "Identity-GRPO/prompt sets"
 BUILT_IN_ITEMS = 64
 SHOWN = 8
+EMPTY = "the prompt is empty; describe the video"
 
 
 class PromptSet(io.ComfyNode):
@@ -100,18 +101,18 @@ class PromptItem(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, references=None, prompt=None) -> bool | str:
-        if prompt is not None and not prompt.strip():
-            return "the prompt is empty; describe the video"
-        return True
+        return EMPTY if prompt is not None and not prompt.strip() else True
 
     @classmethod
     def execute(cls, references: dict, prompt: str, negative: str, prompt_set: Prompts | None = None) -> io.NodeOutput:
+        if not prompt.strip():
+            raise UserError(EMPTY)
         before = prompt_set.items if prompt_set is not None else ()
         taken = {item.id for item in before}
         number = next(n for n in range(len(before) + 1, len(before) + len(taken) + 2) if f"item-{n}" not in taken)
         item = Item(f"item-{number}", prompt, to_references(references), negative)
         grown = Prompts((*before, item), "the graph")
-        shown = ui.PreviewImage(to_image(prompt_board(grown.items[-SHOWN:], len(grown))), cls=cls)
+        shown = ui.PreviewImage(to_image(prompt_board(grown.items[-SHOWN:], len(grown), "last")), cls=cls)
         return io.NodeOutput(grown, ui=shown)
 
 
@@ -121,12 +122,13 @@ def _load(choice: str) -> Prompts:
         from ..trainers.tinyworld.prompts import tiny_prompt_set
 
         return Prompts(tuple(tiny_prompt_set(folders.BUILT_IN_SETS[choice], BUILT_IN_ITEMS)), "tinyworld")
-    found = load_prompt_set(folders.prompt_set_path(choice))
-    for item in found:
-        for reference in item.references:
-            if not folders.may_read(Path(reference)):
-                raise UserError(f"`{choice}`, item `{item.id}`: {reference} lies outside of ComfyUI's input and output folders; put it there")
-    return found
+    return load_prompt_set(folders.prompt_set_path(choice), _refusal)
+
+
+def _refusal(picture: Path) -> str | None:
+    if folders.may_read(picture):
+        return None
+    return f"reference image {picture} lies outside of ComfyUI's input and output folders; put it there"
 
 
 def _one_size(references) -> torch.Tensor:

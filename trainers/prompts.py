@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,11 +78,12 @@ class PromptSet(Sequence[PromptItem]):
         return digest.hexdigest()
 
 
-def load_prompt_set(path: str | Path) -> PromptSet:
+def load_prompt_set(path: str | Path, refusal: Callable[[Path], str | None] = lambda _: None) -> PromptSet:
     """Read a CSV (UTF-8, a BOM is accepted) with the columns `ref_paths` and `prompt`, optionally `id` and `negative`.
 
     `ref_paths` holds one picture per person, separated by `;`, relative to the CSV's folder. Other columns are ignored.
     Rows are numbered as a spreadsheet shows them: the header is row 1. Items without an id are called by their row.
+    `refusal` says why a picture may not be used; such a one is not touched, not even to see whether it is there.
     Raises UserError that lists the first 10 problems of the file with their rows.
     """
     path = Path(path)
@@ -99,7 +100,7 @@ def load_prompt_set(path: str | Path) -> PromptSet:
     pictures: dict[Path, str | None] = {}
     ids: dict[str, int] = {}
     for number, row in rows[1:]:
-        found, wrong = _item(number, header, row, path.parent, pictures)
+        found, wrong = _item(number, header, row, path.parent, pictures, refusal)
         if found:
             if found.id in ids:
                 wrong.append(f"id `{found.id}` is already that of row {ids[found.id]}; give every row its own")
@@ -220,7 +221,7 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _item(
-    number: int, header: list[str], row: list[str], folder: Path, pictures: dict[Path, str | None]
+    number: int, header: list[str], row: list[str], folder: Path, pictures: dict[Path, str | None], refusal: Callable[[Path], str | None]
 ) -> tuple[PromptItem | None, list[str]]:
     """The item of one row, and what is wrong with it."""
     if not any(cell.strip() for cell in row):
@@ -235,7 +236,7 @@ def _item(
     references = [folder / Path(name).expanduser() for name in names]
     for reference in references:
         if reference not in pictures:
-            pictures[reference] = _picture_problem(reference)
+            pictures[reference] = refusal(reference) or _picture_problem(reference)
         if pictures[reference]:
             wrong.append(pictures[reference])
     return PromptItem(cells.get("id") or f"row-{number}", cells["prompt"], tuple(references), cells.get("negative", "")), wrong

@@ -78,6 +78,16 @@ def test_a_picture_outside_of_comfyuis_folders_is_refused(run_node, pack, folder
         run_node("IdentityGRPOPromptSet", file=csv(folder, f"{tmp_path / 'secret.png'},a wave"))
 
 
+def test_whether_a_file_outside_is_there_is_not_told(run_node, pack, folder, tmp_path):
+    with pytest.raises(pack.Refused, match="row 2.*outside of ComfyUI's"):
+        run_node("IdentityGRPOPromptSet", file=csv(folder, f"{tmp_path / 'nothing.png'},a wave"))
+
+
+def test_a_crowd_is_shown_too(run_node, folder):
+    row = ";".join(["wide.png"] * 9)
+    assert len(run_node("IdentityGRPOPromptSet", file=csv(folder, f"{row},nine dance"))[1]) == 9
+
+
 def test_a_csv_outside_of_the_input_folder_is_refused(run_node, pack, folder, tmp_path):
     (tmp_path / "other.csv").write_text("ref_paths,prompt\n", encoding="utf-8")
     with pytest.raises(pack.Refused):
@@ -106,6 +116,11 @@ def test_rows_made_in_the_graph_are_chained(run_node):
     (both,) = run_node("IdentityGRPOPromptItem", references={"ref0": picture, "ref1": picture}, prompt="two dance", prompt_set=first)
     assert [(item.id, len(item.references)) for item in both] == [("item-1", 1), ("item-2", 2)]
     assert len(first) == 1
+
+
+def test_a_prompt_that_comes_empty_through_a_link_is_refused(run_node, pack):
+    with pytest.raises(ValueError, match="prompt is empty"):
+        run_node("IdentityGRPOPromptItem", references={"ref0": torch.rand(1, 12, 12, 3)}, prompt=pack.Linked(" "))
 
 
 def test_a_row_without_a_prompt_is_refused(run_node, pack):
