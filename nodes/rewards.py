@@ -157,9 +157,10 @@ class Compare(io.ComfyNode):
 
 def _scores(loaded: LoadedReward, clips, people, fps: float) -> tuple[float, ...]:
     """The clips' scores. Raises UserError that says what to do when memory runs out."""
-    modules = loaded.managed.modules
+    model, moves = loaded.reward.model, bool(loaded.managed.modules)
     try:
-        with loaded.managed.use(*modules, working_bytes=WORKING_BYTES if modules else 0):
+        # Named, so that Cancel ends it on the CPU too, where nothing is managed.
+        with loaded.managed.use(model, working_bytes=WORKING_BYTES if moves else 0):
             return tuple(loaded.reward.score(list(clips), [people] * len(clips), fps, batch_size=1).tolist())
     except management.OOM_EXCEPTION:
         reason = "the reward ran out of memory; load it with device `CPU`, or give smaller videos"

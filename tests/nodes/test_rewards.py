@@ -71,6 +71,20 @@ def test_nothing_connected_as_references_is_refused(run_node, pack, reward, case
         run_node(node, reward=reward, references={}, **clips)
 
 
+@pytest.mark.parametrize("device", ["auto", "CPU"])
+def test_cancel_ends_a_score_wherever_it_computes(run_node, case, device):
+    import comfy.model_management as management
+
+    people, clip, _ = case
+    (reward,) = run_node("IdentityGRPOLoadReward", device=device)
+    reached = []
+    reward.reward.model.rm_head.register_forward_hook(lambda *_: reached.append(True))
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people})
+    assert not reached
+
+
 def test_the_verdict_and_a_picture_are_shown(node_output, reward, case):
     people, right, wrong = case
     shown = node_output("IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people}).ui
