@@ -6,6 +6,7 @@ Never both in one process. `COMFYUI_TESTS=real` or `stand-in` decides; without i
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import inspect
 import os
@@ -70,6 +71,9 @@ def comfyui(tmp_path_factory) -> Path | None:
     from comfy.cli_args import args
 
     args.cpu, args.base_directory = True, str(tmp_path_factory.mktemp("comfyui"))
+    if folder:
+        # As main.py does first: ComfyUI's nodes.py puts comfy/ on the path, whose utils.py would hide this package.
+        importlib.import_module("utils.install_util")
     import server
 
     server.PromptServer(asyncio.new_event_loop())

@@ -67,7 +67,7 @@ def get_full_path(folder_name: str, filename: str) -> str | None:
     return next((path for path in full if os.path.isfile(path)), None)
 
 
-def is_within_directory(directory: str, target: str) -> bool:
+def _inside(directory: str, target: str) -> bool:
     directory = os.path.realpath(directory)
     return os.path.commonpath((directory, os.path.realpath(target))) == directory
 
@@ -76,7 +76,7 @@ def get_save_image_path(filename_prefix: str, output_dir: str, image_width=0, im
     """Folder, name, next free number, subfolder and prefix of what is to be saved as `<name>_<number>_…`."""
     subfolder, name = os.path.split(os.path.normpath(filename_prefix))
     folder = os.path.join(output_dir, subfolder)
-    if not is_within_directory(output_dir, folder):
+    if not _inside(output_dir, folder):
         raise ValueError("Saving image outside the output folder is not allowed.")
     os.makedirs(folder, exist_ok=True)
     taken = (f[len(name) + 1 :].split(".")[0].split("_")[0] for f in os.listdir(folder) if f.startswith(f"{name}_"))
