@@ -71,7 +71,7 @@ class PromptSet(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, item: int) -> io.NodeOutput:
         found = _load(file)
-        if item > len(found):
+        if not 1 <= item <= len(found):
             raise UserError(f"item {item} is not there: `{file}` has {len(found)} rows; choose 1 to {len(found)}")
         row = found[item - 1]
         shown = ui.PreviewImage(to_image(prompt_board(found.items[:SHOWN], len(found))), cls=cls)

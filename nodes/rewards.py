@@ -11,7 +11,7 @@ from ..trainers.boards import compare_board, score_board, verdict
 from ..trainers.config import RewardConfig
 from ..trainers.errors import UserError
 from ..trainers.rewards.checkpoint import find_base, find_checkpoint
-from ..trainers.rewards.geometry import frame_indices
+from ..trainers.rewards.geometry import VIDEO_MIN_PIXELS, frame_indices, resized
 from ..trainers.rewards.identity import preference_probabilities
 from ..trainers.rewards.load import load_reward
 from . import folders
@@ -111,7 +111,7 @@ class Score(io.ComfyNode):
 
     @classmethod
     def execute(cls, reward: LoadedReward, images: Tensor, references: dict, prompt: str, fps: float) -> io.NodeOutput:
-        people, clip = to_references(references), to_pixels(images)
+        people, clip = to_references(references), _clip(images, "images")
         (score,) = _scores(reward, [clip], people, fps)
         board = to_image(score_board(clip.numpy(), _seen(reward, clip), people, score, fps, prompt))
         shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": (f"identity score {score:.3f}",)}
@@ -146,13 +146,24 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(cls, reward: LoadedReward, video_a: Tensor, video_b: Tensor, references: dict, fps: float) -> io.NodeOutput:
-        people, clips = to_references(references), (to_pixels(video_a), to_pixels(video_b))
+        people, clips = to_references(references), (_clip(video_a, "video_a"), _clip(video_b, "video_b"))
         scores = _scores(reward, clips, people, fps)
         chances = tuple(float(p) for p in preference_probabilities(*scores))
         seen = tuple(_seen(reward, clip) for clip in clips)
         board = to_image(compare_board(tuple(c.numpy() for c in clips), seen, people, scores, chances))
         shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": (verdict(chances),)}
         return io.NodeOutput(chances[2], chances[1], board, ui=shown)
+
+
+def _clip(images: Tensor, name: str) -> Tensor:
+    """The frames of the input `name`, uint8. Raises UserError for a video that the reward cannot look at."""
+    if not len(images):
+        raise UserError(f"`{name}` has no frame; connect a video")
+    try:
+        resized(*images.shape[1:3], VIDEO_MIN_PIXELS)
+    except ValueError as error:
+        raise UserError(f"`{name}`: {error}; crop it") from None
+    return to_pixels(images)
 
 
 def _scores(loaded: LoadedReward, clips, people, fps: float) -> tuple[float, ...]:

@@ -94,9 +94,10 @@ def test_a_csv_outside_of_the_input_folder_is_refused(run_node, pack, folder, tm
         run_node("IdentityGRPOPromptSet", file=str(tmp_path / "other.csv"))
 
 
-def test_a_row_that_is_not_there_is_told(run_node, folder):
+@pytest.mark.parametrize("item", [2, 0, -1])
+def test_a_row_that_is_not_there_is_told(run_node, pack, folder, item):
     with pytest.raises(ValueError, match="has 1 rows; choose 1 to 1"):
-        run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave"), item=2)
+        run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave"), item=pack.Linked(item))
 
 
 def test_a_changed_picture_is_seen_at_the_next_queue(pack, folder):

@@ -71,6 +71,18 @@ def test_nothing_connected_as_references_is_refused(run_node, pack, reward, case
         run_node(node, reward=reward, references={}, **clips)
 
 
+@pytest.mark.parametrize("shape, told", [((0, 48, 80, 3), "has no frame"), ((3, 4, 1000, 3), "too narrow")])
+def test_a_video_that_cannot_be_looked_at_is_refused_by_its_name(run_node, reward, case, shape, told):
+    people, clip, _ = case
+    with pytest.raises(ValueError, match=f"`video_b`.*{told}"):
+        run_node("IdentityGRPOCompare", reward=reward, video_a=clip, video_b=torch.zeros(shape), references={"ref0": people})
+
+
+def test_a_person_too_narrow_to_be_seen_is_told_in_a_line(run_node, reward, case):
+    with pytest.raises(ValueError, match="^Reference image: .*too narrow.*Crop it"):
+        run_node("IdentityGRPOScore", reward=reward, images=case[1], references={"ref0": torch.rand(1, 1, 300, 3)})
+
+
 @pytest.mark.parametrize("device", ["auto", "CPU"])
 def test_cancel_ends_a_score_wherever_it_computes(run_node, case, device):
     import comfy.model_management as management

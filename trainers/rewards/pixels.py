@@ -64,7 +64,8 @@ def reference_pixels(reference: Reference, maximum: int = MAX_PIXELS) -> Tensor:
     try:
         height, width = resized(image.height, image.width, IMAGE_MIN_PIXELS, maximum)
     except ValueError as error:
-        raise UserError(f"Reference image {reference}: {error}. Crop it to the person.") from None
+        name = f" {reference}" if isinstance(reference, str | Path) else ""
+        raise UserError(f"Reference image{name}: {error}. Crop it to the person.") from None
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image))
