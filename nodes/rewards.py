@@ -65,9 +65,9 @@ class LoadReward(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, checkpoint=None, base_model=None) -> bool | str:
         try:
+            base = folders.base_source(base_model or folders.AS_CHECKPOINT)
             if checkpoint not in (None, folders.BUILT_IN):
-                found = find_checkpoint(folders.reward_source(checkpoint))
-                find_base(found, folders.base_source(base_model or folders.AS_CHECKPOINT))
+                find_base(find_checkpoint(folders.reward_source(checkpoint)), base)
         except UserError as error:
             return str(error)
         return True

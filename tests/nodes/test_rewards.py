@@ -114,3 +114,8 @@ def test_an_incomplete_reward_is_refused_before_it_loads(run_node, pack):
     (folder / "model_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(pack.Refused, match="checkpoint"):
         run_node("IdentityGRPOLoadReward", checkpoint="half")
+
+
+def test_a_base_model_that_is_not_offered_is_refused_beside_the_built_in_reward_too(run_node, pack):
+    with pytest.raises(pack.Refused, match="there is no base model"):
+        run_node("IdentityGRPOLoadReward", base_model="../elsewhere")
