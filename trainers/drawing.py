@@ -115,12 +115,10 @@ def write(canvas: Image.Image, at: tuple[int, int], text: str, colour: str = INK
 
 
 def font(size: int, text: str = "") -> ImageFont.ImageFont:
-    """A font for this text: the drawing library's own, or, where that lacks letters of it, the first of `WIDE_FONTS` that has them."""
+    """The font that lacks the fewest letters of this text: the drawing library's own where it has all, else one of `WIDE_FONTS`."""
     missing = {letter for letter in text if not letter.isspace() and _lacks(None, letter)}
-    if not missing:
-        return _open(None, size)
-    fitting = (name for name in WIDE_FONTS if _open(name, size) and not any(_lacks(name, letter) for letter in missing))
-    return _open(next(fitting, None), size)
+    there = [name for name in (None, *(WIDE_FONTS if missing else ())) if _open(name, size)]
+    return _open(min(there, key=lambda name: sum(_lacks(name, letter) for letter in missing)), size)
 
 
 @cache

@@ -26,6 +26,7 @@ def test_letters_that_the_usual_font_lacks_come_from_one_that_has_them(monkeypat
     monkeypatch.setattr(drawing, "WIDE_FONTS", ("no-such-font.ttf", known))
     assert drawing.font(15, "две подруги").getname()[0] == "DejaVu Sans"
     assert drawing.font(15, "two friends").getname() == drawing.font(15).getname()
+    assert drawing.font(15, "две подруги 雨").getname()[0] == "DejaVu Sans", "a letter that no font has must not cost the others"
 
 
 def test_without_such_a_font_the_text_is_drawn_all_the_same(monkeypatch):
