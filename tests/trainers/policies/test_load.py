@@ -9,6 +9,7 @@ from trainers.errors import UserError
 from trainers.lora.names import to_original
 from trainers.policies.base import Guidance
 from trainers.policies.load import find_parts, infer_config, load_policy, load_transformer, policy_of, recognise
+from trainers.tinyworld.models import WEIGHTS
 
 from .conftest import TRANSFORMER
 
@@ -130,6 +131,11 @@ def test_built_in_models_share_a_text_encoder_and_a_vae(name):
     assert policy.kind == recognise(name) == BUILT_IN[name]
     parts, other = find_parts(name), find_parts("tinyworld")
     assert (parts.text_encoder, parts.vae) == (other.text_encoder, other.vae)
+
+
+def test_the_built_in_tokenizer_names_a_class_of_every_transformers_there_is():
+    told = json.loads((WEIGHTS / "vace" / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 @pytest.mark.parametrize("from_file", [False, True])
