@@ -217,6 +217,10 @@ def _dtype(dtype: str, gpus: list[int]) -> str:
 
 
 def _prompts(train: Prompts, held_out: Prompts | None) -> dict:
+    """The configuration's names of both sets. Raises UserError when TinyWorld's are swapped."""
+    for name, given, wrong, right in (("prompt_set", train, "held-out", "training"), ("evaluation_set", held_out, "train-", "held out")):
+        if given is not None and given.source == "tinyworld" and given[0].id.startswith(f"tiny-{wrong}"):
+            raise UserError(f"`{name}` is TinyWorld's other set; choose `TinyWorld: {right} (built in)`")
     root = folders.runs_root() / "prompt_sets"
     names = {"prompts": freeze_prompts(train, root)}
     if held_out is not None:

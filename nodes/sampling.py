@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import comfy.model_management as management
 import comfy.utils
+import psutil
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from .previews import Progress
 from .types import KINDS, LoadedPolicy
 
 STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
+CLIPS = 3  # float32 copies of a video's pixels that exist at a time
 LARGEST = 4096  # pixels
 LONGEST = 1025  # frames
 
@@ -106,6 +108,7 @@ def draw(
     Cancel. Raises UserError that says what to lower when memory runs out.
     """
     policy, managed, size = loaded.policy, loaded.managed, sampling.size
+    _refuse_more_than_memory(size)
     with explain_out_of_memory(size):
         texts = () if policy.text.knows([item.prompt, item.negative]) else (policy.text.encoder,)
         with managed.use(policy.vae.model, *texts, working_bytes=vae_bytes(policy, size)):
@@ -135,6 +138,16 @@ def _denoise(policy: WanVideoPolicy, conditions: Conditions, sampling: Sampling)
 def _clip(policy: WanVideoPolicy, latents: Tensor, size: VideoSize) -> Tensor:
     """The latents of the clip: where there are references among them, they come first."""
     return latents[:, :, -policy.clip_shape(size)[1] :]
+
+
+def _refuse_more_than_memory(size: VideoSize) -> None:
+    """Raises UserError when the frames alone do not fit into the computer: running out there ends ComfyUI without a word."""
+    needed, free = CLIPS * 12 * size.frames * size.height * size.width, psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"a video of {size.width}x{size.height} with {size.frames} frames needs about {needed / 1e9:.0f} GB of memory for its "
+            f"frames, and {free / 1e9:.0f} GB are free; lower `frames`, then `width` and `height`"
+        )
 
 
 @contextmanager

@@ -136,6 +136,13 @@ def test_too_few_rows_are_told_before_a_run_is_made(run_node, parts):
         run_node("IdentityGRPOTrain", **parts | {"prompt_set": rows}, seed=9)
 
 
+def test_tinyworlds_sets_are_not_taken_for_each_other(run_node, parts):
+    (held_out, *_) = run_node("IdentityGRPOPromptSet", file="TinyWorld: held out (built in)")
+    for swapped in ({"prompt_set": held_out}, {"evaluation_set": parts["prompt_set"]}):
+        with pytest.raises(ValueError, match=f"`{next(iter(swapped))}` is TinyWorld's other set"):
+            run_node("IdentityGRPOTrain", **parts | swapped)
+
+
 def test_a_phantom_model_gets_the_recipe_of_its_kind(parts, run_node):
     from identity_grpo.nodes.runs import _preset
 

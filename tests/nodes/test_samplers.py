@@ -261,3 +261,8 @@ def test_out_of_memory_says_what_to_lower(draw, node, load, monkeypatch):
     monkeypatch.setattr(load(node).policy.transformer, "forward", fail)
     with pytest.raises(ours("trainers.errors").UserError, match=r"out of memory at 80x48, 9 frames .*lower `frames`"):
         draw(node)
+
+
+def test_a_video_whose_frames_alone_do_not_fit_is_refused_before_it_is_made(draw, node):
+    with pytest.raises(ValueError, match="GB of memory for its frames.*lower `frames`"):
+        draw(node, width=4096, height=4096, frames=1025)
