@@ -259,7 +259,8 @@ def _wait(run: RunFolder, until: str) -> None:
 
 
 def _has_lora(run: RunFolder) -> bool:
-    return any(Path(run.exports).glob("*.safetensors"))
+    """Whether it has one that has learned: that of iteration 0 is the untouched policy."""
+    return any(not path.stem.endswith("-000000") for path in Path(run.exports).glob("*.safetensors"))
 
 
 def _shown(run: RunFolder, text: str, picture: torch.Tensor | None = None, node: type | None = None) -> dict:

@@ -154,3 +154,8 @@ def test_a_phantom_model_gets_the_recipe_of_its_kind(parts, run_node):
 def test_a_run_that_is_not_there_is_refused(run_node, pack, finished):
     with pytest.raises(pack.Refused, match="there is no run"):
         run_node("IdentityGRPORun", run="../../etc")
+
+
+def test_waiting_for_the_first_lora_waits_for_one_that_has_learned(run_node, long_run):
+    run_node("IdentityGRPORun", training_run=long_run, wait="for the first LoRA")
+    assert max(p.stem for p in long_run.exports.glob("*.safetensors"))[-6:] != "000000"
