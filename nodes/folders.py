@@ -164,24 +164,30 @@ def may_read(path: Path) -> bool:
 # --- LoRAs ---------------------------------------------------------------------------------------------------------------
 
 
-def lora_choices() -> list[str]:
+def lora_choices(of_newest_run: bool = True) -> list[str]:
     """Runs to follow (`<run>: latest`, `<run>: best`, newest first), then files and PEFT folders of `models/loras`."""
     runs = [run.id for run in reversed(list_runs(runs_root()))]
-    followed = [f"{name}: {which}" for name in ([NEWEST_RUN] if runs else []) + runs for which in (LATEST, BEST)]
+    followed = [f"{name}: {which}" for name in ([NEWEST_RUN] if runs and of_newest_run else []) + runs for which in (LATEST, BEST)]
     return [*followed, *_files("loras"), *_adapters()]
 
 
 def find_lora(choice: str) -> LoraFile:
     """The LoRA behind a choice now. Raises UserError when there is none (yet)."""
     choice = str(choice)  # a queued graph may hold anything
-    name, colon, which = choice.rpartition(": ")
-    if colon and which in (LATEST, BEST):
-        return _run_lora(find_run(name), which)
+    run = followed(choice)
+    if run is not None:
+        return _run_lora(run, choice.rpartition(": ")[2])
     if choice in _adapters():
         return LoraFile(_adapters()[choice], choice)
     if choice not in _files("loras"):
         raise UserError(f"there is no LoRA `{choice}`; put a .safetensors file or a PEFT folder into models/loras and refresh")
     return LoraFile(_file_path("loras", choice), choice)
+
+
+def followed(choice: str) -> RunFolder | None:
+    """The run that a choice of `lora_choices` follows; None for a file. Raises UserError when there is no such run."""
+    name, colon, which = choice.rpartition(": ")
+    return find_run(name) if colon and which in (LATEST, BEST) else None
 
 
 def _adapters() -> dict[str, Path]:

@@ -12,7 +12,7 @@ from ..trainers.errors import UserError
 from ..trainers.lora.formats import LoRA, read_lora, write_native, write_peft
 from ..trainers.lora.inject import check_fits
 from . import folders
-from .types import LoadedPolicy, WanPolicy
+from .types import LazyPolicy, WanPolicy
 
 CATEGORY = "Identity-GRPO/LoRA"
 COMFYUI, PEFT = "ComfyUI (one file)", "PEFT (folder)"
@@ -87,7 +87,7 @@ class LoadLoRA(io.ComfyNode):
         return fingerprint(lora)
 
     @classmethod
-    def execute(cls, policy: LoadedPolicy, lora: str, strength: float) -> io.NodeOutput:
+    def execute(cls, policy: LazyPolicy, lora: str, strength: float) -> io.NodeOutput:
         file, content = read(lora)
         check_fits(policy.policy.transformer, content)
         acting = replace(policy, lora=file, strength=strength)

@@ -10,10 +10,11 @@ from comfy_api.latest import io, ui
 
 from ..trainers.config import PolicyConfig
 from ..trainers.errors import UserError
-from ..trainers.policies.load import find_parts, policy_of, recognise
+from ..trainers.policies.base import Policy
+from ..trainers.policies.load import count_parameters, find_parts, policy_of, recognise
 from . import folders
 from .memory import Managed
-from .types import KINDS, LoadedPolicy, WanPolicy
+from .types import KINDS, LazyPolicy, OnUse, WanPolicy
 
 AUTO = "auto"
 DTYPES = [AUTO, "bfloat16", "float32"]
@@ -31,7 +32,8 @@ class LoadModel(io.ComfyNode):
             node_id="IdentityGRPOLoadModel",
             display_name="Load Model (VACE or Phantom)",
             category="Identity-GRPO/policies",
-            description="Loads a VACE or Phantom model (Wan 2.1) with text encoder and VAE, to sample or train.",
+            description="A VACE or Phantom model (Wan 2.1) with text encoder and VAE, to sample or train. It is loaded when a sampler first "
+            "needs it; Train loads it in its own process only.",
             search_aliases=["vace", "phantom", "wan", "policy", "load video model", "tinyworld", "identity"],
             inputs=[
                 io.Combo.Input(
@@ -96,15 +98,19 @@ class LoadModel(io.ComfyNode):
     ) -> io.NodeOutput:
         source, text_path, vae_path = _sources(model, text_encoder, vae)
         config = PolicyConfig(source=source, dtype=_dtype(dtype), text_encoder=text_path, vae=vae_path)
-        with torch.inference_mode(False):
-            policy = policy_of(config, management.unet_offload_device())
-            parts = [policy.transformer, policy.vae.model, policy.text.encoder]
-            if offload == TEXT_ON_CPU:
-                parts.pop().to("cpu")
-        if attention == FLASH:
-            policy.transformer.set_attention_backend(FLASH)
-        loaded = LoadedPolicy(policy, Managed(*parts, leave=offload == AFTER_USE), config)
-        return io.NodeOutput(loaded, ui=ui.PreviewText(_summary(loaded)))
+        lazy = LazyPolicy(recognise(source), config, OnUse(lambda: _load(config, attention, offload)))
+        return io.NodeOutput(lazy, ui=ui.PreviewText(_summary(lazy)))
+
+
+def _load(config: PolicyConfig, attention: str, offload: str) -> tuple[Policy, Managed]:
+    with torch.inference_mode(False):
+        policy = policy_of(config, management.unet_offload_device())
+        parts = [policy.transformer, policy.vae.model, policy.text.encoder]
+        if offload == TEXT_ON_CPU:
+            parts.pop().to("cpu")
+    if attention == FLASH:
+        policy.transformer.set_attention_backend(FLASH)
+    return policy, Managed(*parts, leave=offload == AFTER_USE)
 
 
 def _attentions() -> list[str]:
@@ -137,12 +143,11 @@ def _dtype(choice: str) -> str:
     return "bfloat16" if device.type != "cpu" and management.should_use_bf16(device) else "float32"
 
 
-def _summary(loaded: LoadedPolicy) -> str:
+def _summary(lazy: LazyPolicy) -> str:
     """Kind, size, precision and place, for the node's face."""
-    count = sum(p.numel() for p in loaded.policy.transformer.parameters())
+    count = count_parameters(lazy.config.source)
     size = f"{count / 1e9:.1f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
-    kind, device = KINDS[loaded.policy.kind], management.get_torch_device()
-    return f"{kind}, {size} parameters, {loaded.config.dtype}, on {device} while in use"
+    return f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, on {management.get_torch_device()} while in use"
 
 
 NODES = [LoadModel]

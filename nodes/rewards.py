@@ -12,12 +12,12 @@ from ..trainers.config import RewardConfig
 from ..trainers.errors import UserError
 from ..trainers.rewards.checkpoint import find_base, find_checkpoint
 from ..trainers.rewards.geometry import VIDEO_MIN_PIXELS, frame_indices, resized
-from ..trainers.rewards.identity import preference_probabilities
+from ..trainers.rewards.identity import IdentityReward, preference_probabilities
 from ..trainers.rewards.load import load_reward
 from . import folders
 from .memory import Managed
 from .pictures import references_input, to_image, to_pixels, to_references
-from .types import LoadedReward, Reward
+from .types import LazyReward, OnUse, Reward
 
 CATEGORY = "Identity-GRPO/rewards"
 AUTO, CPU = "auto", "CPU"
@@ -43,7 +43,8 @@ class LoadReward(io.ComfyNode):
             node_id="IdentityGRPOLoadReward",
             display_name="Load Reward",
             category=CATEGORY,
-            description="Loads a learned judge of identity: how well the people of a video match their reference images.",
+            description="A learned judge of identity: how well the people of a video match their reference images. It is loaded when Score or "
+                        "Compare first needs it; Train loads it in its own process only.",
             search_aliases=["identity reward", "qwen", "reward model", "score model"],
             inputs=[
                 io.Combo.Input(
@@ -77,11 +78,13 @@ class LoadReward(io.ComfyNode):
         on_cpu = device == CPU or management.get_torch_device().type == "cpu"
         name = dtype if dtype != AUTO else "float32" if on_cpu or not management.should_use_bf16() else "bfloat16"
         config = RewardConfig(source=folders.reward_source(checkpoint), base_model=folders.base_source(base_model), dtype=name)
-        place = torch.device("cpu") if on_cpu else management.unet_offload_device()
-        with torch.inference_mode(False):
-            reward = load_reward(config, place)
-        managed = Managed(*(() if on_cpu else (reward.model,)))
-        return io.NodeOutput(LoadedReward(reward, managed, config), ui=ui.PreviewText(f"{checkpoint}, {name}"))
+        return io.NodeOutput(LazyReward(config, OnUse(lambda: _load(config, on_cpu))), ui=ui.PreviewText(f"{checkpoint}, {name}"))
+
+
+def _load(config: RewardConfig, on_cpu: bool) -> tuple[IdentityReward, Managed]:
+    with torch.inference_mode(False):
+        reward = load_reward(config, torch.device("cpu") if on_cpu else management.unet_offload_device())
+    return reward, Managed(*(() if on_cpu else (reward.model,)))
 
 
 class Score(io.ComfyNode):
@@ -110,7 +113,7 @@ class Score(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reward: LoadedReward, images: Tensor, references: dict, prompt: str, fps: float) -> io.NodeOutput:
+    def execute(cls, reward: LazyReward, images: Tensor, references: dict, prompt: str, fps: float) -> io.NodeOutput:
         people, clip = to_references(references), _clip(images, "images")
         (score,) = _scores(reward, [clip], people, fps)
         board = to_image(score_board(clip.numpy(), _seen(reward, clip), people, score, fps, prompt))
@@ -145,7 +148,7 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reward: LoadedReward, video_a: Tensor, video_b: Tensor, references: dict, fps: float) -> io.NodeOutput:
+    def execute(cls, reward: LazyReward, video_a: Tensor, video_b: Tensor, references: dict, fps: float) -> io.NodeOutput:
         people, clips = to_references(references), (_clip(video_a, "video_a"), _clip(video_b, "video_b"))
         scores = _scores(reward, clips, people, fps)
         chances = tuple(float(p) for p in preference_probabilities(*scores))
@@ -166,7 +169,7 @@ def _clip(images: Tensor, name: str) -> Tensor:
     return to_pixels(images)
 
 
-def _scores(loaded: LoadedReward, clips, people, fps: float) -> tuple[float, ...]:
+def _scores(loaded: LazyReward, clips, people, fps: float) -> tuple[float, ...]:
     """The clips' scores. Raises UserError that says what to do when memory runs out."""
     model, moves = loaded.reward.model, bool(loaded.managed.modules)
     try:
@@ -179,7 +182,7 @@ def _scores(loaded: LoadedReward, clips, people, fps: float) -> tuple[float, ...
     raise UserError(reason)
 
 
-def _seen(loaded: LoadedReward, clip: Tensor) -> list[int]:
+def _seen(loaded: LazyReward, clip: Tensor) -> list[int]:
     """Places of the frames that the reward looks at."""
     frames = loaded.reward.collator.frames
     return list(range(len(clip))) if len(clip) == frames else frame_indices(len(clip), frames)

@@ -20,7 +20,7 @@ from ..trainers.runs.starting import freeze_prompts, start_once
 from ..trainers.runs.summary import curve, newest_clips, sentence, summary
 from . import folders
 from .pictures import to_image
-from .types import LoadedPolicy, LoadedReward, PromptSet, Reward, TrainingRun, WanPolicy
+from .types import LazyPolicy, LazyReward, PromptSet, Reward, TrainingRun, WanPolicy
 
 CATEGORY = "Identity-GRPO/training"
 AUTO, CPU, ALL_GPUS = "auto", "CPU", "all GPUs"
@@ -29,6 +29,7 @@ NOT, FIRST_LORA, END = "no", "for the first LoRA", "for the end"
 HELD_OUT = 32
 MOST = {"width": 4096, "height": 4096, "frames": 1025}
 LOOKS_PER_SECOND = 2
+NOT_LINKED = object()
 
 
 class Train(io.ComfyNode):
@@ -79,8 +80,8 @@ class Train(io.ComfyNode):
                             "the CPU when there is none. One run at a time uses a device.",
                 ),
                 io.Combo.Input(
-                    "start_lora", options=[NO_LORA, *folders.lora_choices()], default=NO_LORA, advanced=True,
-                    tooltip="A LoRA to go on from, of the same rank.",
+                    "start_lora", options=[NO_LORA, *folders.lora_choices(of_newest_run=False)], default=NO_LORA, advanced=True,
+                    tooltip="A LoRA to go on from, of the same rank; that of a run only when it has ended.",
                 ),
             ],
             outputs=[TrainingRun.Output("training_run", tooltip="The run, for the Run node.")],
@@ -100,15 +101,14 @@ class Train(io.ComfyNode):
                 return f"{name} {value} is not possible; use at most {MOST[name]}, or 0 for the preset's"
         try:
             make_config("fast", {"video": sizes})
-            if start_lora not in (None, NO_LORA):
-                folders.find_lora(start_lora)
+            _start(start_lora)
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(
-        cls, policy: LoadedPolicy, reward: LoadedReward, prompt_set: Prompts, preset: str, name: str, iterations: int,
+        cls, policy: LazyPolicy, reward: LazyReward, prompt_set: Prompts, preset: str, name: str, iterations: int,
         learning_rate: float, groups_per_update: int, width: int, height: int, frames: int, evaluate_every: int, seed: int,
         devices: str, start_lora: str, evaluation_set: Prompts | None = None,
     ) -> io.NodeOutput:
@@ -116,7 +116,7 @@ class Train(io.ComfyNode):
         changes = {
             "seed": seed,
             "iterations": iterations,
-            "start_lora": None if start_lora == NO_LORA else str(folders.find_lora(start_lora).path),
+            "start_lora": _start(start_lora),
             "publish": str(folders.published_root()),
             "policy": {**policy.config.model_dump(), "dtype": _dtype(policy.config.dtype, gpus)},
             "reward": {n: getattr(reward.config, n) for n in ("source", "base_model", "fps")} | {"dtype": _dtype(reward.config.dtype, gpus)},
@@ -166,8 +166,9 @@ class Run(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, run=None) -> bool | str:
-        if run is not None and run not in folders.run_choices():
+    def validate_inputs(cls, run=None, training_run=NOT_LINKED) -> bool | str:
+        # ComfyUI says None for what a link will bring; the widget's run may then be long gone.
+        if training_run is NOT_LINKED and run is not None and run not in folders.run_choices():
             return f"there is no run `{run}`; choose `{folders.NEWEST_RUN}` or another one, after a refresh"
         return True
 
@@ -206,9 +207,23 @@ def chosen_gpus(choice: str) -> list[int]:
     return [i for i in range(count) if own.type != "cuda" or i != own.index] or [0]
 
 
-def _preset(choice: str, policy: LoadedPolicy) -> str:
-    recipe = choice if choice != AUTO else "tiny" if policy.config.source in BUILT_IN else "fast"
-    return preset_for(recipe, policy.policy.kind)
+def _preset(choice: str, policy: LazyPolicy) -> str:
+    """Raises UserError for TinyWorld's recipe on another model: its videos are far too small for that one."""
+    built_in = policy.config.source in BUILT_IN
+    if choice == "tiny" and not built_in:
+        raise UserError("preset `tiny` is TinyWorld's (videos of 80x48); choose `fast` or `paper` for this model")
+    return preset_for(choice if choice != AUTO else "tiny" if built_in else "fast", policy.kind)
+
+
+def _start(choice: str | None) -> str | None:
+    """The file to go on from; None for none. Raises UserError for the LoRA of a run that goes on: a second queueing
+    would find another one, and start a second run."""
+    if choice in (None, NO_LORA):
+        return None
+    run = folders.followed(choice)
+    if run is not None and is_alive(run):
+        raise UserError(f"start_lora `{choice}` still changes; wait for the run's end, stop it, or choose one of its files (identity_grpo/…)")
+    return str(folders.find_lora(choice).path)
 
 
 def _dtype(dtype: str, gpus: list[int]) -> str:

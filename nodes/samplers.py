@@ -11,7 +11,7 @@ from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
 from .pictures import references_input, to_references
 from .sampling import LARGEST, LONGEST, STEP, Sampling, check_kind, draw, size_problem, to_control_clip, to_control_mask
-from .types import LoadedPolicy, WanPolicy
+from .types import LazyPolicy, WanPolicy
 
 CATEGORY = "Identity-GRPO/samplers"
 
@@ -123,7 +123,7 @@ class VACESampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        policy: LoadedPolicy,
+        policy: LazyPolicy,
         references: dict,
         prompt: str,
         negative: str,
@@ -186,7 +186,7 @@ class PhantomSampler(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        policy: LoadedPolicy,
+        policy: LazyPolicy,
         references: dict,
         prompt: str,
         negative: str,

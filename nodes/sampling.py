@@ -24,7 +24,7 @@ from ..trainers.policies.wan import WanVideoPolicy
 from ..trainers.prompts import PromptItem
 from .pictures import to_image
 from .previews import Progress
-from .types import KINDS, LoadedPolicy
+from .types import KINDS, LazyPolicy
 
 STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
 CLIPS = 3  # float32 copies of a video's pixels that exist at a time
@@ -55,12 +55,12 @@ def size_problem(width: int | None, height: int | None, frames: int | None) -> s
     return None
 
 
-def check_kind(loaded: LoadedPolicy, kind: str) -> None:
+def check_kind(policy: LazyPolicy, kind: str) -> None:
     """Raises UserError when the policy belongs to another sampler."""
-    if loaded.policy.kind != kind:
+    if policy.kind != kind:
         raise UserError(
-            f"`policy` is a {KINDS[loaded.policy.kind]} model and this is the {KINDS[kind]} Sampler; "
-            f"use the {KINDS[loaded.policy.kind]} Sampler, or load a {KINDS[kind]} model"
+            f"`policy` is a {KINDS[policy.kind]} model and this is the {KINDS[kind]} Sampler; "
+            f"use the {KINDS[policy.kind]} Sampler, or load a {KINDS[kind]} model"
         )
 
 
@@ -85,7 +85,7 @@ def _fit(frames: Tensor, size: VideoSize) -> Tensor:
 
 
 @contextmanager
-def applied_lora(loaded: LoadedPolicy) -> Iterator[None]:
+def applied_lora(loaded: LazyPolicy) -> Iterator[None]:
     """Within the block the policy acts with its LoRA; after it, and at strength 0, it is the untouched policy."""
     if loaded.lora is None or loaded.strength == 0:
         yield
@@ -100,7 +100,7 @@ def applied_lora(loaded: LoadedPolicy) -> Iterator[None]:
 
 
 def draw(
-    loaded: LoadedPolicy, sampling: Sampling, item: PromptItem, encode: Callable[[], Conditions] | None = None
+    loaded: LazyPolicy, sampling: Sampling, item: PromptItem, encode: Callable[[], Conditions] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """IMAGE [F, H, W, 3] and LATENT of one item; `encode` replaces the policy's plain encoding of it.
 

@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from comfy_api.latest import io
 
 if TYPE_CHECKING:
-    from ..trainers.config import PolicyConfig, RewardConfig
+    from ..trainers.config import PolicyConfig, PolicyKind, RewardConfig
     from ..trainers.policies.base import Policy
     from ..trainers.rewards.identity import IdentityReward
     from .folders import LoraFile
     from .memory import Managed
 
-WanPolicy = io.Custom("WAN_POLICY")  # a LoadedPolicy
-Reward = io.Custom("IDENTITY_REWARD")  # a LoadedReward
+T = TypeVar("T")
+
+WanPolicy = io.Custom("WAN_POLICY")  # a LazyPolicy
+Reward = io.Custom("IDENTITY_REWARD")  # a LazyReward
 PromptSet = io.Custom("PROMPT_SET")  # a trainers.prompts.PromptSet
 TrainingRun = io.Custom("TRAINING_RUN")  # a trainers.runs.folder.RunFolder
 
 KINDS = {"vace": "VACE", "phantom": "Phantom"}  # how a policy's kind is written
 
 
-@dataclass(frozen=True)
-class LoadedPolicy:
-    """A video model in ComfyUI's memory management; copies with another LoRA share the model.
+class OnUse(Generic[T]):
+    """What `make` gives, made when it is first asked for; tried again if that fails."""
 
-    `config` says from which files it came, so that a run can be started on the same ones.
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+
+    @cached_property
+    def value(self) -> T:
+        return self._make()
+
+
+@dataclass(frozen=True)
+class LazyPolicy:
+    """A video model, loaded at its first use into ComfyUI's memory management; copies with another LoRA share it.
+
+    `config` says which files: a run is started on them without loading anything here.
     """
 
-    policy: Policy
-    managed: Managed
+    kind: PolicyKind
     config: PolicyConfig
+    model: OnUse[tuple[Policy, Managed]]
     lora: LoraFile | None = None
     strength: float = 1.0
 
+    @property
+    def policy(self) -> Policy:
+        return self.model.value[0]
+
+    @property
+    def managed(self) -> Managed:
+        return self.model.value[1]
+
 
 @dataclass(frozen=True)
-class LoadedReward:
-    """An identity reward in ComfyUI's memory management, and the files it came from."""
+class LazyReward:
+    """An identity reward, loaded at its first use into ComfyUI's memory management, and the files it comes from."""
 
-    reward: IdentityReward
-    managed: Managed
     config: RewardConfig
+    model: OnUse[tuple[IdentityReward, Managed]]
+
+    @property
+    def reward(self) -> IdentityReward:
+        return self.model.value[0]
+
+    @property
+    def managed(self) -> Managed:
+        return self.model.value[1]

@@ -19,6 +19,7 @@ TOGETHER = {
     "tests/e2e/test_graphs.py": None,
     "tests/e2e/": "comfyui",
     "tests/nodes/test_workflow.py": "workflow",
+    "tests/nodes/test_runs.py": "workflow",
 }
 """Tests by the beginning of their id that one worker runs, because they share a server or a run; the first that fits holds."""
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group("workflow")  # both want the CPU
 # As the first workflow is tested with: who comes second finds the run there.
 TINY = {"iterations": 1, "groups_per_update": 2, "evaluate_every": 5, "name": "tiny"}
 
@@ -74,6 +73,20 @@ def test_the_newest_run_is_found_without_a_link(run_node, finished):
     assert latest == f"{finished.id}: latest"
 
 
+def test_starting_a_run_loads_no_model_here(run_node, parts, finished):
+    fresh = {"policy": run_node("IdentityGRPOLoadModel")[0], "reward": run_node("IdentityGRPOLoadReward")[0]}
+    run_node("IdentityGRPOTrain", **parts | fresh, **TINY)
+    assert not any("value" in vars(part.model) for part in fresh.values())
+
+
+def test_going_on_from_a_run_that_has_ended_is_one_run_however_often_it_is_queued(run_node, parts, finished):
+    settings = TINY | {"name": "further", "start_lora": f"{finished.id}: latest"}
+    (run,) = run_node("IdentityGRPOTrain", **parts, **settings)
+    (again,) = run_node("IdentityGRPOTrain", **parts, **settings)
+    run_node("IdentityGRPORun", training_run=run, wait="for the end")
+    assert run.id == again.id != finished.id and Path(run.config().start_lora).parent == finished.exports
+
+
 def test_a_second_run_on_the_device_is_refused_and_leaves_nothing(run_node, parts, long_run):
     from trainers.runs.registry import list_runs
 
@@ -134,6 +147,26 @@ def test_too_few_rows_are_told_before_a_run_is_made(run_node, parts):
     (rows,) = run_node("IdentityGRPOPromptItem", prompt="a dance", prompt_set=rows, **row)
     with pytest.raises(ValueError, match="1 rows to train on but an update needs 16"):
         run_node("IdentityGRPOTrain", **parts | {"prompt_set": rows}, seed=9)
+
+
+def test_a_lora_that_still_changes_is_nothing_to_start_from(run_node, pack, parts, long_run):
+    run_node("IdentityGRPORun", training_run=long_run, wait="for the first LoRA")
+    for choice in (f"{long_run.id}: latest", "newest run: best"):
+        with pytest.raises(pack.Refused, match="still changes"):
+            run_node("IdentityGRPOTrain", **parts, **TINY, start_lora=choice)
+
+
+def test_tinyworlds_recipe_is_refused_for_another_model(run_node, parts):
+    from dataclasses import replace
+
+    real = replace(parts["policy"], config=parts["policy"].config.model_copy(update={"source": "diffusers/wan"}))
+    with pytest.raises(ValueError, match="choose `fast` or `paper`"):
+        run_node("IdentityGRPOTrain", **parts | {"policy": real}, preset="tiny")
+
+
+def test_a_linked_run_goes_before_one_that_is_gone(run_node, pack, finished):
+    *_, status = run_node("IdentityGRPORun", run="long-gone-20200101-000000", training_run=pack.Linked(finished))
+    assert status.startswith(finished.id)
 
 
 def test_tinyworlds_sets_are_not_taken_for_each_other(run_node, parts):

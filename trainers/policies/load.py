@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,24 @@ def recognise(source: str | Path) -> PolicyKind:
     return BUILT_IN[str(source)] if str(source) in BUILT_IN else _kind_at(_places(source)["transformer"])
 
 
+def count_parameters(source: str | Path) -> int:
+    """How many numbers the transformer of the policy at `source` has, from the heads of its .safetensors files.
+
+    Raises UserError when one cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = _places(source)["transformer"]
+    count = 0
+    try:
+        for path in [place] if place.is_file() else sorted(place.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                count += sum(math.prod(file.get_slice(key).get_shape()) for key in list(file.keys()))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the weights of {place} ({error}); give a model downloaded to its end") from error
+    return count
+
+
 def _kind_at(path: Path) -> PolicyKind:
     if path.is_file():
         return _read_original(path, lambda file, names, shapes: _kind_of_shapes(path, shapes))
@@ -152,7 +171,7 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
 def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
     kind = _class_of(_kind_at(path))
     try:
-        loaded = kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+        loaded = kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the transformer from {path}: {error}") from error
     return whole(loaded, path)
