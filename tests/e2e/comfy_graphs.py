@@ -6,6 +6,7 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
 LOAD, SAMPLE, SHOW = "1", "4", "5"
+REWARD, TRAIN, RUN, LORA = "20", "24", "25", "10"
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:
@@ -76,3 +77,25 @@ def sampling(kind: str, prompt: str, **changes) -> dict:
             "height": 48, "frames": 9, "steps": 3, "shift": 3.0, "seed": 1, **scales, **changes}),
         SHOW: node("PreviewImage", images=[SAMPLE, 0]),
     }
+
+
+def training(item, wait: str = "no", **changes) -> dict:
+    """Two rows to train on, one to measure on; as little of it as makes a run."""
+    return {
+        **{name: sampling("VACE", item.prompt)[name] for name in (LOAD, "2", "3")},
+        REWARD: node("IdentityGRPOLoadReward", checkpoint="TinyWorld (built in)", base_model="as the checkpoint says", dtype="auto",
+                     device="auto"),
+        "21": node("IdentityGRPOPromptItem", **{"references.ref0": ["2", 0], "references.ref1": ["3", 0]}, prompt=item.prompt, negative=""),
+        "22": node("IdentityGRPOPromptItem", **{"references.ref0": ["3", 0]}, prompt=item.prompt, negative="", prompt_set=["21", 0]),
+        "23": node("IdentityGRPOPromptItem", **{"references.ref0": ["2", 0]}, prompt=item.prompt, negative=""),
+        TRAIN: node("IdentityGRPOTrain", policy=[LOAD, 0], reward=[REWARD, 0], prompt_set=["22", 0], evaluation_set=["23", 0],
+                    **{"preset": "auto", "name": "from the graph", "iterations": 2, "learning_rate": 0.05, "groups_per_update": 2, "width": 0,
+                       "height": 0, "frames": 0, "evaluate_every": 0, "seed": 3, "devices": "auto", "start_lora": "none"} | changes),
+        RUN: node("IdentityGRPORun", run="newest run", training_run=[TRAIN, 0], wait=wait),
+    }
+
+
+def following(item) -> dict:
+    """An open graph that draws with the newest run's LoRA."""
+    graph = sampling("VACE", item.prompt, policy=[LORA, 0])
+    return graph | {LORA: node("IdentityGRPOLoadLoRA", policy=[LOAD, 0], lora="newest run: latest", strength=1.0)}
