@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,36 +90,57 @@ def read_weights(model: RewardModel, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights over its base model, in place, as the reference loads them.
 
     The LoRA is merged into the weights, with the sum in float32. Raises UserError for files that are missing, unreadable,
-    or made for another model.
+    incomplete, or made for another model.
     """
     folder = checkpoint.weights
     config = _read_json(folder / "adapter_config.json", "unpack the whole released archive")
     scale = _lora_scale(config, folder)
     adapter = _load_tensors(folder / "adapter_model.safetensors")
     full = {_inner_name(k): v for k, v in _load_non_lora(folder).items()}
-    lora = {k: v for k, v in adapter.items() if "lora_" in k}
     full.update({_inner_name(k): v for k, v in adapter.items() if "lora_" not in k})
     full.pop("lm_head.weight", None)
-    if "rm_head.weight" not in full:
-        raise UserError(f"{folder} holds no rm_head.weight: it is not an identity reward.")
     own = dict(model.named_parameters())
+    down, up = (
+        {_inner_name(re.sub(rf"\.{side}|\.default", "", k)): v for k, v in adapter.items() if side in k} for side in ("lora_A", "lora_B")
+    )
+    changed = _lora_names(config, own) | down.keys() | up.keys()
+    _refuse_incomplete(folder, _full_names(checkpoint.config, own) - full.keys(), "")
+    _refuse_incomplete(folder, changed - (down.keys() & up.keys()), "both LoRA factors of ")
     with torch.no_grad():
         for name, value in full.items():
             _parameter(own, name, value.shape, folder).copy_(value)
-        for key, down in lora.items():
-            if "lora_A" not in key:
-                continue
-            up = lora.get(key.replace("lora_A", "lora_B"))
-            if up is None:
-                raise UserError(f"{folder / 'adapter_model.safetensors'} is incomplete: {key} has no lora_B.")
-            name = _inner_name(key.replace(".lora_A", "").replace(".default", ""))
-            weight = _parameter(own, name, (up.shape[0], down.shape[1]), folder)
-            delta = up.to(weight.device).float() @ down.to(weight.device).float()
+        for name in down:
+            weight = _parameter(own, name, (up[name].shape[0], down[name].shape[1]), folder)
+            delta = up[name].to(weight.device).float() @ down[name].to(weight.device).float()
             weight.copy_(weight.float() + scale * delta)
 
 
+def _full_names(config: Mapping[str, Any], own: Iterable[str]) -> set[str]:
+    """The weights that a checkpoint holds in full, by the configuration of its training."""
+    told = config.get("model_config", {})
+    tower, merger = told.get("freeze_vision_tower") is False, told.get("tune_merger") is True
+    trained = {name for name in own if name.startswith("visual.") and (merger if name.startswith("visual.merger.") else tower)}
+    return trained | {"rm_head.weight", "language_model.embed_tokens.weight"}
+
+
+def _lora_names(config: Mapping[str, Any], own: Iterable[str]) -> set[str]:
+    """The weights that the adapter's configuration lists as changed; the released ones list every module by its whole name."""
+    listed = config.get("target_modules")
+    return {_inner_name(f"{module}.weight") for module in listed} & set(own) if isinstance(listed, list) else set()
+
+
+def _refuse_incomplete(folder: Path, lacking: Iterable[str], what: str) -> None:
+    names = sorted(lacking)
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(
+            f"{folder} is no complete identity reward: it lacks {what}{', '.join(names[:3])}{more}. Unpack the whole released "
+            "archive, and give the base model it was trained on."
+        )
+
+
 def _lora_scale(config: Mapping[str, Any], folder: Path) -> float:
-    if config.get("peft_type") != "LORA" or not config.get("r"):
+    if config.get("peft_type") != "LORA" or not (config.get("r") and config.get("lora_alpha")):
         raise UserError(f"{folder / 'adapter_config.json'} describes no LoRA: it is not an identity reward.")
     special = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(k)]
     if special:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, autocast, nn
 from torch.nn import Linear
 
 from ..errors import UserError
+from ..policies.weights import whole
 from .pixels import Grid
 from .vision import vision_embeddings
 
@@ -97,19 +99,21 @@ def load_base(
 ) -> RewardModel:
     """A base Qwen2.5-VL as a reward model: its embedding is resized to `vocabulary` rows, its head is new.
 
-    Raises UserError when the folder holds no Qwen2.5-VL that transformers can read.
+    Raises UserError when the folder holds no Qwen2.5-VL that transformers can read, or lacks a weight of it; heads are not
+    needed.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     try:
         with _quiet():
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, attn_implementation=attention, **_dtype_argument(dtype)
+            model, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                folder, local_files_only=True, attn_implementation=attention, output_loading_info=True, **_dtype_argument(dtype)
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"The base model in {folder} cannot be loaded ({error}): it must be a complete Qwen2.5-VL folder."
         ) from error
+    whole((model, {"missing_keys": [key for key in found["missing_keys"] if key != "lm_head.weight"]}), folder)
     model.resize_token_embeddings(vocabulary, mean_resizing=False)
     inner = model.model
     visual = inner.visual if hasattr(inner, "visual") else model.visual

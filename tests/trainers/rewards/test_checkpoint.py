@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trainers.errors import UserError
 from trainers.rewards.checkpoint import find_base, find_checkpoint
@@ -137,13 +139,115 @@ def test_a_lora_of_another_kind_is_refused(kit: Path) -> None:
         IdentityReward.load(kit / "identity_reward")
 
 
-def test_a_checkpoint_without_head_is_no_reward(kit: Path) -> None:
-    path = kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth"
-    weights = torch.load(path, weights_only=True)
-    del weights["base_model.model.rm_head.weight"]
-    torch.save(weights, path)
-    with pytest.raises(UserError, match="rm_head"):
+def _rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Change the tensors of a file in either format."""
+    if path.suffix == ".pth":
+        torch.save(change(torch.load(path, weights_only=True)), path)
+    else:
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def _drop(path: Path, *names: str) -> None:
+    """Take tensors out whose names end so."""
+    def without(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        left = {k: v for k, v in tensors.items() if not k.endswith(names)}
+        assert len(tensors) - len(left) == len(names)
+        return left
+
+    _rewrite(path, without)
+
+
+@pytest.mark.parametrize("name", [
+    "model.embed_tokens.weight", "layers.1.self_attn.k_proj.bias", "model.norm.weight", "visual.patch_embed.proj.weight"])
+def test_a_base_that_lacks_a_tensor_is_refused(kit: Path, name: str) -> None:
+    """transformers would fill it with noise and only log that."""
+    _drop(kit / "base_model" / "model.safetensors", name)
+    with pytest.raises(UserError, match=f"base_model is not a complete Qwen2_5_VL.*lacks .*{name.removeprefix('model.')}"):
         IdentityReward.load(kit / "identity_reward")
+
+
+def test_a_base_that_lacks_a_shard_is_refused(kit: Path) -> None:
+    folder = kit / "base_model"
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": dict(list(weights.items())[i::2]) for i in range(2)}
+    for file, part in shards.items():
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    IdentityReward.load(kit / "identity_reward")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00002-of-00002.safetensors"):
+        IdentityReward.load(kit / "identity_reward")
+
+
+def test_a_damaged_or_misshapen_base_is_refused(kit: Path) -> None:
+    path = kit / "base_model" / "model.safetensors"
+    whole = path.read_bytes()
+    _rewrite(path, lambda tensors: tensors | {"model.norm.weight": torch.zeros(5)})
+    with pytest.raises(UserError, match="cannot be loaded"):
+        IdentityReward.load(kit / "identity_reward")
+    path.write_bytes(whole[:1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        IdentityReward.load(kit / "identity_reward")
+
+
+def test_heads_that_no_reward_uses_may_be_there_or_not(kit: Path) -> None:
+    before = _score(IdentityReward.load(kit / "identity_reward"))
+    heads = {name: torch.ones(1075, 64) for name in ("lm_head.weight", "score.weight")}
+    _rewrite(kit / "base_model" / "model.safetensors", lambda tensors: tensors | heads)
+    assert _score(IdentityReward.load(kit / "identity_reward")) == before
+    _drop(kit / "base_model" / "model.safetensors", *heads)
+    _set(kit / "base_model" / "config.json", "", tie_word_embeddings=False)
+    _drop(kit / "identity_reward" / "checkpoint-21" / "adapter_model.safetensors", "lm_head.weight")
+    assert _score(IdentityReward.load(kit / "identity_reward")) == before
+
+
+@pytest.mark.parametrize("name", [
+    "visual.patch_embed.proj.weight", "visual.blocks.1.attn.qkv.bias", "visual.merger.mlp.2.weight", "rm_head.weight"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(kit: Path, suffix: str, name: str) -> None:
+    path = kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth"
+    if suffix == ".safetensors":
+        save_file({k: v.clone() for k, v in torch.load(path, weights_only=True).items()}, path.with_suffix(suffix))
+        path.unlink()
+    _drop(path.with_suffix(suffix), name)
+    with pytest.raises(UserError, match=f"checkpoint-21 .*{name}"):
+        IdentityReward.load(kit / "identity_reward")
+
+
+@pytest.mark.parametrize(("lost", "listed"), [
+    (("lora_A",), True), (("lora_B",), True), (("lora_A", "lora_B"), True), (("lora_A",), False), (("lora_B",), False)])
+def test_a_checkpoint_that_lacks_a_factor_is_refused(kit: Path, lost: tuple[str, ...], listed: bool) -> None:
+    """Whether its configuration lists the modules or describes them by a pattern."""
+    path = kit / "identity_reward" / "checkpoint-21" / "adapter_model.safetensors"
+    if not listed:
+        _set(path.with_name("adapter_config.json"), "", target_modules=".*_proj")
+    _drop(path, *(f"layers.1.mlp.up_proj.{factor}.weight" for factor in lost))
+    with pytest.raises(UserError, match="checkpoint-21 .*layers.1.mlp.up_proj"):
+        IdentityReward.load(kit / "identity_reward")
+
+
+def test_the_token_embedding_may_be_in_either_file_but_not_in_none(kit: Path) -> None:
+    before = _score(IdentityReward.load(kit / "identity_reward"))
+    folder = kit / "identity_reward" / "checkpoint-21"
+    _drop(folder / "adapter_model.safetensors", "embed_tokens.weight")
+    assert _score(IdentityReward.load(kit / "identity_reward")) == before
+    _drop(folder / "non_lora_state_dict.pth", "embed_tokens.weight")
+    with pytest.raises(UserError, match="checkpoint-21 .*embed_tokens"):
+        IdentityReward.load(kit / "identity_reward")
+
+
+def test_a_tower_that_was_not_trained_need_not_be_in_the_checkpoint(kit: Path) -> None:
+    path, config = kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth", kit / "identity_reward" / "model_config.json"
+    _set(config, "model_config", freeze_vision_tower=True)
+    _rewrite(path, lambda tensors: {k: v for k, v in tensors.items() if "visual." not in k or "merger" in k})
+    IdentityReward.load(kit / "identity_reward")
+    _rewrite(path, lambda tensors: {k: v for k, v in tensors.items() if "visual." not in k})
+    with pytest.raises(UserError, match="checkpoint-21 .*visual.merger"):
+        IdentityReward.load(kit / "identity_reward")
+    _set(config, "model_config", tune_merger=False)
+    IdentityReward.load(kit / "identity_reward")
 
 
 def test_another_kind_of_base_is_refused(kit: Path) -> None:
