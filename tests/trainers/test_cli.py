@@ -251,6 +251,16 @@ def test_sample_writes_an_animation_and_a_strip(here, small_models):
     assert Image.open(here / "a.png").width > 300
 
 
+def test_sample_draws_with_the_solver_that_it_is_told(here, small_models):
+    face = str(Path(small_models["prompts"]).parent / "face0.png")
+    words = ["sample", "--preset", "tiny", "--policy", small_models["policy"]["source"], "--reference", face, "--prompt", "two people wave",
+             "--steps", "3", "--frames", "5"]
+    for name, solver in (("default", []), ("euler", ["--solver", "euler"]), ("unipc", ["--solver", "unipc"])):
+        assert main([*words, *solver, "--out", f"{name}.webp"]) == 0
+    default, euler, unipc = (read_clip(here / f"{name}.webp")[0] for name in ("default", "euler", "unipc"))
+    assert np.array_equal(default, euler) and not np.array_equal(euler, unipc)
+
+
 @pytest.mark.parametrize("words, sentence", [
     (["--policy", "p"], "needs --reference"),
     (["--prompt", "x"], "needs --reference"),
