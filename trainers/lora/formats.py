@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class LoRA:
     """Low-rank changes of linear layers: W + strength alpha / r B A.
 
     `modules`: diffusers' module name -> (A [r, in], B [out, r]); `alpha`: the same names; `metadata`: of the file.
-    Raises UserError when a pair does not fit together, or holds a number that is not finite.
+    Raises UserError when a pair does not fit together, or holds a number that is not finite or of no floating-point type.
     """
 
     modules: dict[str, tuple[Tensor, Tensor]]
@@ -50,7 +51,14 @@ class LoRA:
                     f"the LoRA's factors of {name} do not fit: A {tuple(down.shape)}, B {tuple(up.shape)}; "
                     "only linear layers with A [r, in] and B [out, r] are supported"
                 )
-            if not (torch.isfinite(down).all() and torch.isfinite(up).all() and math.isfinite(self.alpha[name])):
+            if not (down.is_floating_point() and up.is_floating_point()):
+                raise UserError(
+                    f"the LoRA holds numbers of type {up.dtype if down.is_floating_point() else down.dtype} in {name}; "
+                    "only floating-point ones are supported"
+                )
+            # As float32: torch does not know whether numbers of eight bits are finite.
+            finite = all(torch.isfinite(factor.float()).all() for factor in (down, up))
+            if not (finite and math.isfinite(self.alpha[name])):
                 raise UserError(
                     f"the LoRA holds numbers that are not finite in {name}: it is broken, use an earlier one"
                 )
@@ -114,19 +122,27 @@ def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | Non
     """Write ComfyUI's native form, which core and WanVideoWrapper read alike.
 
     Keys: `diffusion_model.<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`. The file keeps the LoRA's own metadata
-    under the given one, and replaces an older file at once or not at all. Raises UserError when it cannot be written.
+    under the given one, and replaces an older file at once or not at all. Raises UserError when it cannot be written, or
+    `path` is a folder.
     """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"cannot write the LoRA {path}: that is a folder; name a file")
     tensors = native_tensors(lora)
     merged = {**lora.metadata, **(metadata or {})}
-    _write_aside(Path(path), lambda aside: save_file(tensors, aside, metadata=merged or None))
+    _write_aside(path, lambda aside: save_file(tensors, aside, metadata=merged or None))
 
 
 def write_peft(lora: LoRA, folder: str | Path) -> None:
     """Write a PEFT adapter folder: weights with diffusers' names, rank and alpha of every module.
 
-    An older folder is replaced when the new one is complete. Raises UserError when it cannot be written.
+    An older one is replaced when the new one is complete. Raises UserError when it cannot be written, or `folder` holds
+    more than an adapter.
     """
     folder = Path(folder)
+    more = sorted({p.name for p in folder.iterdir()} - {WEIGHTS, CONFIG}) if folder.is_dir() else []
+    if more:
+        raise UserError(f"cannot write the LoRA {folder}: `{more[0]}` is in that folder too; name one of its own")
     ranks = {name: lora.rank(name) for name in lora.modules}
     rank, alpha = _usual(ranks), _usual(lora.alpha)
     config = {
@@ -168,15 +184,18 @@ def _sorted(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, tuple[Ten
     alphas: dict[str, float] = {}
     for key, value in tensors.items():
         match = _KEY.fullmatch(key)
-        if match:
-            (down if match["down"] else up)[_module(match["module"])] = value
-        elif key.endswith(".alpha") and value.numel() == 1:
-            alphas[_module(key.removesuffix(".alpha"))] = float(value)
+        if match and value.ndim:
+            found, name, content = down if match["down"] else up, _module(match["module"]), value
+        elif key.endswith(".alpha") and value.numel() == 1 and not value.is_complex():
+            found, name, content = alphas, _module(key.removesuffix(".alpha")), float(value)
         else:
             raise UserError(
                 f"{path} is no LoRA for Wan that is understood here: it holds `{key}` of shape {tuple(value.shape)}; "
                 "give PEFT, diffusers or ComfyUI-native names with lora_A/lora_B or lora_down/lora_up"
             )
+        if name in found:
+            raise UserError(f"{path} is no single LoRA: it changes {name} twice, by two spellings; choose another file")
+        found[name] = content
     lonely = sorted(set(down) ^ set(up)) + sorted(set(alphas) - set(down))
     if lonely or not down:
         raise UserError(
@@ -200,8 +219,10 @@ def _module(key: str) -> str:
 def _peft_alphas(path: Path, ranks: dict[str, int]) -> dict[str, float]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        usual, pattern = float(config["lora_alpha"]), dict(config.get("alpha_pattern") or {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        usual = float(config["lora_alpha"])
+        special = dict(config.get("alpha_pattern") or {})
+        patterns = [(re.compile(rf"(.*\.)?({pattern})"), float(value)) for pattern, value in special.items()]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, re.error) as error:
         raise UserError(
             f"cannot read {path} ({error}): a PEFT LoRA has its alpha there; put the file beside the weights"
         ) from error
@@ -209,8 +230,7 @@ def _peft_alphas(path: Path, ranks: dict[str, int]) -> dict[str, float]:
         raise UserError(f"{path} describes a DoRA, which is not supported; train or convert it as a plain LoRA")
 
     def alpha(name: str) -> float:
-        fitting = [float(a) for p, a in pattern.items() if re.fullmatch(rf"(.*\.)?({p})", name)]
-        value = fitting[0] if fitting else usual
+        value = next((value for pattern, value in patterns if pattern.fullmatch(name)), usual)
         # rsLoRA divides by the root of the rank: the alpha that gives the same factor.
         return value * math.sqrt(ranks[name]) if config.get("use_rslora") else value
 
@@ -241,14 +261,17 @@ def _write_aside(target: Path, write: Callable[[Path], None]) -> None:
         os.replace(aside, target)
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
+        with suppress(OSError):
+            if old.exists() and not target.exists():
+                old.rename(target)
         raise UserError(
             f"cannot write the LoRA {target} ({error}); make room or choose another place, nothing was replaced"
         ) from error
     finally:
-        _remove(aside)
-        _remove(old)
+        with suppress(OSError):
+            _remove(aside)
+            if target.exists():
+                _remove(old)
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,12 +113,16 @@ def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) ->
 
     A transformer without a LoRA gets one, frozen, with the file's modules and ranks. One that has a LoRA keeps its own
     alpha and trainability and takes the file's values over (factor included): its modules that the file lacks become
-    neutral. Raises UserError as `check_fits`, before anything is changed.
+    neutral. Raises UserError as `check_fits`, or for a strength that is no number, before anything is changed.
     """
+    if not math.isfinite(strength):
+        raise UserError(f"a LoRA cannot act at strength {strength}; give a number such as 1")
     check_fits(transformer, lora)
     present = dict(_layers(transformer))
     if not present:
-        _inject(transformer, {name: lora.rank(name) for name in lora.modules}, lora.alpha)
+        # A layer's own factor may not be 0, by which the file's is divided below.
+        alphas = {name: alpha or 1.0 for name, alpha in lora.alpha.items()}
+        _inject(transformer, {name: lora.rank(name) for name in lora.modules}, alphas)
         for parameter in lora_parameters(transformer).values():
             parameter.requires_grad_(False)
     with torch.no_grad():

@@ -151,6 +151,24 @@ def test_a_peft_file_without_its_configuration_is_refused(tmp_path):
         read_lora(peft_folder(tmp_path))
 
 
+@pytest.mark.parametrize("config", [
+    b"", b"[]", b'{"lora_alpha": 8', b'{"lora_alpha": null}', b'{"lora_alpha": 1%s}' % (b"0" * 400), b"[" * 100_000, b"\xff",
+    b'{"lora_alpha": 8, "alpha_pattern": {"to_q": "x"}}', b'{"lora_alpha": 8, "alpha_pattern": {"to_q": null}}',
+    b'{"lora_alpha": 8, "alpha_pattern": {"(": 4}}', b'{"lora_alpha": 8, "alpha_pattern": ["to_q"]}'])
+def test_a_damaged_configuration_of_peft_is_named(tmp_path, config):
+    folder = peft_folder(tmp_path)
+    (folder / "adapter_config.json").write_bytes(config)
+    with pytest.raises(UserError, match=r"cannot read .*adapter_config\.json"):
+        read_lora(folder)
+
+
+def test_factors_of_eight_bits_are_read(tmp_path):
+    down, up = (torch.randn(s).to(torch.float8_e4m3fn) for s in ((2, 3), (4, 2)))
+    save_file(pair("blocks.0.ffn.0", down, up), tmp_path / "a.safetensors")
+    expected = up.double() @ down.double()
+    assert torch.equal(read_lora(tmp_path / "a.safetensors").merged_delta("blocks.0.ffn.net.0.proj"), expected)
+
+
 def test_a_dora_is_refused(tmp_path):
     with pytest.raises(UserError, match="DoRA"):
         read_lora(peft_folder(tmp_path, lora_alpha=8, use_dora=True))
@@ -158,6 +176,9 @@ def test_a_dora_is_refused(tmp_path):
 
 def pair(module, down, up):
     return {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+
+
+GOOD = pair("blocks.0.ffn.0", torch.ones(2, 3), torch.ones(4, 2))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +189,14 @@ def pair(module, down, up):
         ({"blocks.0.attn1.to_q.alpha": torch.tensor(1.0)}, "lacks one"),
         (pair("blocks.0.ffn.0", torch.ones(2, 3), torch.ones(4, 3)), "do not fit"),
         (pair("blocks.0.ffn.0", torch.ones(2, 3, 1, 1), torch.ones(4, 2, 1, 1)), "only linear layers"),
+        (pair("blocks.0.ffn.0", torch.tensor(1.0), torch.tensor(1.0)), "no LoRA for Wan that is understood"),
+        (pair("blocks.0.ffn.0", torch.ones(0, 3), torch.ones(4, 0)), "do not fit"),
+        (pair("blocks.0.ffn.0", torch.ones(2, 3, dtype=torch.int8), torch.ones(4, 2)), "numbers of type torch.int8"),
         (pair("blocks.0.ffn.0", torch.full((2, 3), float("nan")), torch.ones(4, 2)), "not finite"),
+        (pair("blocks.0.ffn.0", torch.full((2, 3), float("nan")).to(torch.float8_e4m3fn), torch.ones(4, 2)), "not finite"),
+        (GOOD | {"blocks.0.ffn.0.alpha": torch.tensor(float("inf"))}, "not finite"),
+        (GOOD | {"blocks.0.ffn.0.alpha": torch.tensor(1j)}, r"holds `blocks.*alpha`"),
+        (GOOD | pair("diffusion_model.blocks.0.ffn.net.0.proj", torch.ones(2, 3), torch.ones(4, 2)), r"ffn\.net\.0\.proj twice"),
         (pair("double_blocks.0.img_attn.qkv", torch.ones(2, 3), torch.ones(4, 2)), "no LoRA for Wan: .*double_blocks"),
         (pair("blocks.0.self_attn2.q", torch.ones(2, 3), torch.ones(4, 2)), "no LoRA for Wan: .*self_attn2"),
         ({}, "holds no factors"),
@@ -232,3 +260,21 @@ except UserError as error:
     assert "nothing was replaced" in done.stdout, done.stderr
     assert_equal(read_lora(tmp_path / "out"), lora)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("write", [write_native, write_peft])
+def test_what_is_no_lora_is_not_replaced(tmp_path, write):
+    (tmp_path / "mine" / "of").mkdir(parents=True)
+    (tmp_path / "mine" / "of" / "value").write_text("x")
+    with pytest.raises(UserError, match="mine"):
+        write(read_lora(GOLDEN / "peft"), tmp_path / "mine")
+    assert (tmp_path / "mine" / "of" / "value").read_text() == "x"
+
+
+@pytest.mark.parametrize("write", [write_native, write_peft])
+@pytest.mark.parametrize("place", ["file/a", "n" * 250])
+def test_a_place_that_cannot_be_is_named(tmp_path, write, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write the LoRA"):
+        write(read_lora(GOLDEN / "peft"), tmp_path / place)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -135,6 +135,17 @@ def test_strength_scales_the_merged_change(transformer, velocity, strength):
         torch.testing.assert_close(found, velocity(transformer), atol=2e-5, rtol=1e-4)
 
 
+def test_a_file_whose_alpha_is_zero_changes_nothing(transformer, velocity):
+    plain, lora = velocity(transformer), lora_for("blocks.0.attn1.to_q")
+    load_lora_into(transformer, LoRA(lora.modules, dict.fromkeys(lora.modules, 0.0)))
+    assert torch.equal(velocity(transformer), plain)
+
+
+def test_a_strength_that_is_no_number_is_refused(transformer):
+    with pytest.raises(UserError, match="strength nan"):
+        load_lora_into(transformer, lora_for("blocks.0.attn1.to_q"), float("nan"))
+
+
 def test_taking_the_lora_out_restores_the_model(transformer, velocity):
     names, before = list(transformer.state_dict()), velocity(transformer)
     add_lora(transformer, 4, 8.0, seed=0)
