@@ -261,7 +261,7 @@ def _state(run: RunFolder) -> tuple:
 def _wait(run: RunFolder, until: str) -> None:
     """Until its first LoRA or its end. Raises UserError when it ends badly before."""
     status = refresh(run)
-    bar = comfy.utils.ProgressBar(status["iterations"])
+    bar = comfy.utils.ProgressBar(status.get("iterations", 1))
     while is_alive(run):
         if until == FIRST_LORA and _has_lora(run):
             return

@@ -27,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        # The system's refusal (a place that cannot be written, a full disk); the log of a run in the background tells all.
+        if options.call is _work or error.errno is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def program() -> str:

@@ -256,11 +256,15 @@ def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) ->
 
 
 def read_config(path: str | Path) -> TrainConfig:
-    """Read a run's frozen `config.yaml`."""
+    """Read a run's frozen `config.yaml`. Raises UserError when it cannot be read, or is of another version."""
     try:
-        return _validated(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from error
+    try:
+        return _validated(values)
+    except UserError as error:
+        raise UserError(f"{path} is of another version or damaged, start a new run: {error}") from error
 
 
 def _validated(values: dict[str, Any]) -> TrainConfig:

@@ -142,6 +142,23 @@ def test_a_bad_prompt_set_leaves_no_run_behind(tmp_path, environment):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert main(["train", "--runs", str(tmp_path / "file")]) == 2
+    assert re.fullmatch(r"error: .*Not a directory.*file.*\n", capsys.readouterr().err)
+
+
+def test_a_run_of_another_version_does_not_spoil_the_list(tmp_path, capsys):
+    run = RunFolder.create(tmp_path, make_config("tiny"))
+    (run.path / "config.yaml").write_text("speed: 2")
+    (run.path / "metrics.jsonl").write_text('{"kind": "evaluation", "iteration": 4}\n')
+    (run.path / "status.json").write_text('{"state": "running", "pid": "x", "updated": "yesterday"}')
+    assert main(["runs", "--runs", str(tmp_path)]) == 0
+    assert run.id in capsys.readouterr().out
+    assert main(["runs", "show", "--runs", str(tmp_path)]) == 2
+    assert "config.yaml is of another version" in capsys.readouterr().err
+
+
 # --- runs ----------------------------------------------------------------------------------------------------------------------
 
 

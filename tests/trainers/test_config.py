@@ -78,10 +78,10 @@ def test_a_config_survives_its_file(tmp_path):
     assert read_config(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "preset: paper\nspeed: 2"])
-def test_a_damaged_file_is_a_user_error(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError):
+@pytest.mark.parametrize("text", [b"a: [", b"- 1", b"", b"\xff\xfe", b"preset: paper\nspeed: 2"])
+def test_a_damaged_file_or_one_of_another_version_is_named(tmp_path, text):
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
         read_config(tmp_path / "config.yaml")
 
 

@@ -59,8 +59,8 @@ def _stop(run: RunFolder, wait: float) -> int:
 
 
 def _wins(run: RunFolder) -> str:
-    measured = [row for row in run.read_metrics() if row.get("kind") == "evaluation" and row.get("iteration", 0) > 0]
-    return f"{measured[-1]['win']:.0%}" if measured else ""
+    won = [row["win"] for row in run.read_metrics() if row["iteration"] > 0 and row.get("win") is not None]
+    return f"{won[-1]:.0%}" if won else ""
 
 
 def _ago(updated: float | None) -> str:

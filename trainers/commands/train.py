@@ -82,7 +82,9 @@ def _attend(run: RunFolder, resuming: bool, processes: int) -> int:
             state = execute(run, resuming, show).state
             run.log(state)
     except Exception:
-        run.log(traceback.format_exc())
+        # The disk may be full of what went wrong.
+        with contextlib.suppress(OSError):
+            run.log(traceback.format_exc())
         raise
     finally:
         show.close()

@@ -357,7 +357,7 @@ class Trainer:
     def _evaluated(self) -> bool:
         """Whether the present iteration was evaluated before the run was interrupted."""
         return self.saved == self.progress.iteration and any(
-            row["kind"] == "evaluation" and row["iteration"] == self.saved for row in self.run.read_metrics())
+            row.get("kind") == "evaluation" and row["iteration"] == self.saved for row in self.run.read_metrics())
 
     def _show(self) -> None:
         """Clips of the present weights, between two evaluations."""

@@ -24,7 +24,7 @@ def write_atomic(path: str | Path, data: bytes | str, sync: bool = True) -> None
     """
     path = Path(path)
     aside = _aside(path, "partial")
-    with _full_disk_explained(path):
+    with full_disk_explained(path):
         try:
             with open(aside, "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
@@ -71,7 +71,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
     aside, old = _aside(path, "partial"), _aside(path, "replaced")
-    with _full_disk_explained(path):
+    with full_disk_explained(path):
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
@@ -118,7 +118,8 @@ def _is_of_a_living_writer(entry: Path, pid: int) -> bool:
 
 
 @contextmanager
-def _full_disk_explained(path: Path) -> Iterator[None]:
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Raises UserError when the block finds no room for what it writes to `path`."""
     try:
         yield
     except UserError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UserError
-from .atomic import write_atomic
+from .atomic import full_disk_explained, write_atomic
 from .processes import started
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"[a-z0-9-]+")
 REQUESTS = ("stop", "save", "sample")
+FIELDS = {
+    **dict.fromkeys(("pid", "pid_started", "group", "iteration", "iterations", "eta_seconds", "updated"), (int, float)),
+    **dict.fromkeys(("state", "phase", "message", "last_error"), str),
+    "gpus": list,
+}
 T = TypeVar("T")
 
 
@@ -88,10 +93,12 @@ class RunFolder:
     # --- status ----------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """The status as last written; a running run that was asked to stop is `stopping`."""
-        try:
-            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """The status as last written; a running run that was asked to stop is `stopping`. Fields of another kind than ours are
+        left out.
+        """
+        written = _read_object(self.path / "status.json")
+        status = {name: value for name, value in written.items() if isinstance(value, FIELDS.get(name, object))}
+        if "state" not in status:
             return {"state": "failed", "last_error": "status.json cannot be read"}
         if status["state"] in ("starting", "running") and (self.path / "control" / "stop").exists():
             status["state"] = "stopping"
@@ -108,8 +115,9 @@ class RunFolder:
     # --- metrics ---------------------------------------------------------------------------------------------------------
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl; numbers that are not finite become null."""
-        with open(self.path / "metrics.jsonl", "ab+") as file:
+        """Add one line to metrics.jsonl; numbers that are not finite become null. Raises UserError when the disk is full."""
+        path = self.path / "metrics.jsonl"
+        with full_disk_explained(path), open(path, "ab+") as file:
             torn = False
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
@@ -119,7 +127,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows in order; a line torn by a crash is left out."""
+        """All rows in order; a line torn by a crash, or without an iteration, is left out."""
         try:
             lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
@@ -130,13 +138,13 @@ class RunFolder:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(row, dict):
+            if isinstance(row, dict) and isinstance(row.get("iteration"), int):
                 rows.append(row)
         return rows
 
     def truncate_metrics(self, iteration: int) -> None:
         """Forget rows after `iteration`: a resumed run writes them again."""
-        rows = [row for row in self.read_metrics() if row.get("iteration", 0) <= iteration]
+        rows = [row for row in self.read_metrics() if row["iteration"] <= iteration]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     # --- measurements and clips ------------------------------------------------------------------------------------------
@@ -151,14 +159,18 @@ class RunFolder:
         return kind(**values) if values else None
 
     def write_clips(self, iteration: int, items: Sequence[Any], videos: Iterable[Any], fps: float) -> list[Path]:
-        """Animations `samples/<iteration>/<place>-<item id>.webp` (lossless) of videos uint8 [n, F, H, W, 3]."""
+        """Animations `samples/<iteration>/<place>-<item id>.webp` (lossless) of videos uint8 [n, F, H, W, 3].
+
+        Raises UserError when the disk is full.
+        """
         from ..clips import write_animation
 
         folder = self.samples / f"{iteration:06d}"
-        return [
-            write_animation(video, folder / f"{place:02d}-{_file_name(item.id)}.webp", fps)
-            for place, (item, video) in enumerate(zip(items, videos, strict=False))
-        ]
+        with full_disk_explained(folder):
+            return [
+                write_animation(video, folder / f"{place:02d}-{_file_name(item.id)}.webp", fps)
+                for place, (item, video) in enumerate(zip(items, videos, strict=False))
+            ]
 
     # --- requests --------------------------------------------------------------------------------------------------------
 
@@ -195,7 +207,7 @@ class RunFolder:
             with open(self.log_file, "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
                 text = file.read().decode("utf-8", errors="replace")
-        except FileNotFoundError:
+        except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 

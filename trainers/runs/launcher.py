@@ -15,7 +15,7 @@ import psutil
 
 from .folder import RunFolder
 from .processes import adopt, alive, reap, started
-from .registry import is_alive, refresh
+from .registry import ALIVE, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 10.0  # seconds between SIGINT and force
@@ -74,8 +74,9 @@ def stop(run: RunFolder, wait: float = 60.0) -> str:
 
     Returns the state it ends in: `stopped`, or what it was already if nothing ran.
     """
-    if not is_alive(run):
-        return run.status()["state"]
+    state = refresh(run)["state"]
+    if state not in ALIVE:
+        return state
     run.request("stop")
     if not _ended(run, wait):
         _signal(run, signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ def refresh(run: RunFolder) -> dict[str, Any]:
     status = run.status()
     if status["state"] in ALIVE:
         tail = run.log_tail()
-        run.set_status(state="failed", last_error=f"process {status.get('pid')} is gone" + (f"; its last words:\n{tail}" if tail else ""))
-        status = run.status()
+        status |= {"state": "failed", "last_error": f"process {status.get('pid')} is gone" + (f"; its last words:\n{tail}" if tail else "")}
+        # Whoever may only look, or finds the disk full, is told as well.
+        with contextlib.suppress(OSError, UserError):
+            run.set_status(state=status["state"], last_error=status["last_error"])
     return status
 
 

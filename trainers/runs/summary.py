@@ -30,7 +30,7 @@ def summary(run: RunFolder) -> str:
     """Its state, what the last evaluation measured, and what went wrong, a line each."""
     status = refresh(run)
     lines = [sentence(run)]
-    held_out = [row for row in run.read_metrics() if row.get("kind") == "evaluation"]
+    held_out = [row for row in run.read_metrics() if row.get("kind") == "evaluation" and row.get("win") is not None]
     if held_out and held_out[-1]["iteration"]:
         last, first = held_out[-1], held_out[0]
         lines.append(f"at iteration {last['iteration']} it wins {last['win']:.0%} of the held-out pairs against the untouched "
@@ -56,7 +56,7 @@ def curve(run: RunFolder) -> np.ndarray:
 
 def newest_clips(run: RunFolder) -> np.ndarray:
     """The first held-out clips, as last drawn, side by side: uint8 [F, H, W, 3]; one dark frame until there are any."""
-    for folder in sorted((p for p in run.samples.iterdir() if p.is_dir()), reverse=True):
+    for folder in sorted((p for p in run.samples.glob("*") if p.is_dir()), reverse=True):
         try:
             clips = [read_clip(path)[0] for path in sorted(folder.glob("*.webp"))[:CLIPS]]
         except UserError:

@@ -63,9 +63,15 @@ def test_a_run_asked_to_stop_is_stopping_until_it_has(run):
     assert run.status()["state"] == "running"
 
 
-def test_a_damaged_status_is_a_failed_run(run):
-    (run.path / "status.json").write_text('{"state": "run')
+@pytest.mark.parametrize("text", ['{"state": "run', "", "[]", "null", '{"pid": 3}', '{"state": ["running"]}', "\udcff"])
+def test_a_damaged_status_is_a_failed_run(run, text):
+    (run.path / "status.json").write_text(text, errors="surrogateescape")
     assert run.status()["state"] == "failed"
+
+
+def test_fields_of_another_kind_are_left_out_of_the_status(run):
+    (run.path / "status.json").write_text('{"state": "running", "pid": "7", "pid_started": [], "eta_seconds": "x", "iteration": 3}')
+    assert run.status() == {"state": "running", "iteration": 3}
 
 
 def test_metrics_read_back_in_order(run):
@@ -79,6 +85,15 @@ def test_a_torn_line_costs_only_itself(run):
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 1, "rew')
     assert [row["iteration"] for row in run.read_metrics()] == [0]
+    run.append_metrics({"iteration": 2})
+    assert [row["iteration"] for row in run.read_metrics()] == [0, 2]
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "{}", '{"iteration": "1"}', '{"iteration": null}', "\0" * 4096])
+def test_a_line_that_is_no_row_is_left_out(run, line):
+    run.append_metrics({"iteration": 0})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
     run.append_metrics({"iteration": 2})
     assert [row["iteration"] for row in run.read_metrics()] == [0, 2]
 
@@ -131,6 +146,19 @@ def test_clips_keep_every_pixel_and_a_harmless_name(run):
     assert [p.name for p in paths] == ["00-b.webp", "01-two.webp"]
     assert all(p.parent == run.samples / "000007" for p in paths)
     assert np.array_equal(read_clip(paths[1])[0], videos[1])
+
+
+@pytest.mark.parametrize("what", ["clips", "metrics"])
+def test_a_full_disk_is_said(run, what):
+    """/dev/full is the system's own full disk."""
+    with pytest.raises(UserError, match="the disk is full"):
+        if what == "clips":
+            (run.samples / "000000").mkdir()
+            (run.samples / "000000" / "00-one.webp").symlink_to("/dev/full")
+            run.write_clips(0, [PromptItem("one", "x", ())], np.zeros((1, 5, 16, 24, 3), np.uint8), fps=10)
+        else:
+            (run.path / "metrics.jsonl").symlink_to("/dev/full")
+            run.append_metrics({"iteration": 0})
 
 
 def test_the_log_s_tail_is_its_last_lines(run):

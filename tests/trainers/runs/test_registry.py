@@ -73,6 +73,17 @@ def test_a_dead_process_makes_a_failed_run_with_the_log_s_end(tmp_path):
     assert run.status()["state"] == "failed"
 
 
+def test_a_dead_process_is_told_where_nothing_can_be_written(tmp_path):
+    run = make(tmp_path)
+    pid, since = dead_process()
+    run.set_status(state="running", pid=pid, pid_started=since)
+    (run.path / f".partial-status.json-{os.getpid()}").mkdir()
+    with pytest.raises(OSError):
+        run.set_status(message="x")
+    status = refresh(run)
+    assert status["state"] == "failed" and f"process {pid} is gone" in status["last_error"]
+
+
 def test_a_number_given_to_another_process_does_not_keep_a_run_alive(tmp_path):
     run = make(tmp_path)
     run.set_status(state="running", pid=os.getpid(), pid_started=started(os.getpid()) - 1000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,16 @@ def test_a_failed_run_says_why_and_how_to_go_on(run):
 
 def test_there_are_pictures_before_there_is_anything_to_show(run):
     assert curve(run).shape[-1] == 3 and newest_clips(run).shape[0] == 1
+
+
+def test_pictures_that_were_deleted_are_not_missed(run):
+    shutil.rmtree(run.samples)
+    assert newest_clips(run).shape[0] == 1
+
+
+def test_a_measurement_without_its_numbers_is_not_told(run):
+    run.append_metrics({"kind": "evaluation", "iteration": 10, "win": float("nan")})
+    assert "wins" not in summary(run)
 
 
 def test_the_newest_clips_are_side_by_side(run):
