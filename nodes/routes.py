@@ -11,7 +11,7 @@ from server import PromptServer
 from ..trainers.errors import UserError
 from ..trainers.runs import launcher, starting
 from ..trainers.runs.folder import RUN_ID, RunFolder
-from ..trainers.runs.registry import list_runs, refresh
+from ..trainers.runs.registry import is_alive, list_runs, refresh
 from ..trainers.runs.summary import summary
 from . import folders
 
@@ -70,5 +70,7 @@ def _resume(request: web.Request) -> dict:
 
 def _save(request: web.Request) -> dict:
     run = _run(request)
+    if not is_alive(run):
+        raise UserError(f"run {run.id} is {run.status()['state']}: what it has learned is saved already")
     run.request("save")
     return _told(run)

@@ -3,7 +3,9 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const NODES = ["IdentityGRPOTrain", "IdentityGRPORun"];
+const RUN = "identity_grpo_run"; // of node.properties: saved with the workflow, so that a reloaded page knows it
 const EVERY = 2000; // ms
+const AWAY = 10000; // ms, while the server does not answer
 const GOING = ["starting", "running", "stopping"];
 const REQUEUE = "IdentityGRPO.requeue";
 
@@ -11,7 +13,7 @@ async function ask(run, action) {
   const options = action ? { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" } : undefined;
   const answer = await api.fetchApi(`/identity_grpo/runs/${run}${action ? `/${action}` : ""}`, options);
   const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error ?? answer.statusText);
+  if (!answer.ok) throw Object.assign(new Error(told.error ?? answer.statusText), { status: answer.status });
   return told;
 }
 
@@ -20,7 +22,6 @@ function panel(node) {
   box.style.cssText = "display:flex;flex-direction:column;gap:4px;font:12px sans-serif;color:var(--input-text,#ddd);overflow:hidden";
   const line = document.createElement("div");
   line.style.cssText = "white-space:pre-wrap;overflow:auto;flex:1;user-select:text";
-  line.textContent = "no run yet";
   const row = document.createElement("div");
   row.style.cssText = "display:flex;gap:4px";
   const buttons = {};
@@ -32,12 +33,11 @@ function panel(node) {
     const button = (buttons[action] = document.createElement("button"));
     button.textContent = label;
     button.title = tip;
-    button.disabled = true;
     button.style.cssText = "flex:1;padding:3px;cursor:pointer";
     button.onclick = async () => {
       button.disabled = true;
       try {
-        show(await ask(node.identityGrpoRun, action));
+        show(await ask(node.properties[RUN], action));
       } catch (error) {
         app.extensionManager.toast.add({ severity: "error", summary: label, detail: error.message, life: 8000 });
       }
@@ -46,29 +46,45 @@ function panel(node) {
     row.append(button);
   }
   box.append(line, row);
+  showNothing("no run yet");
 
-  let timer, held;
+  let timer, held, shown;
   function show(told) {
     line.textContent = told.text;
-    buttons.stop.disabled = buttons.save.disabled = !GOING.includes(told.state);
+    buttons.stop.disabled = buttons.save.disabled = !["starting", "running"].includes(told.state);
     buttons.resume.disabled = !["failed", "stopped"].includes(told.state);
+    if (told.id !== shown) held = undefined;
+    shown = told.id;
     if (held !== undefined && told.saved !== held && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
     held = told.saved;
-    return GOING.includes(told.state);
+  }
+  function showNothing(text) {
+    line.textContent = text;
+    for (const button of Object.values(buttons)) button.disabled = true;
   }
   async function watch() {
     clearTimeout(timer);
-    if (!node.graph || !node.identityGrpoRun) return;
-    let going = true;
+    if (!node.graph || !node.properties[RUN]) return;
+    let pause;
     try {
-      going = show(await ask(node.identityGrpoRun));
+      const told = await ask(node.properties[RUN]);
+      show(told);
+      pause = GOING.includes(told.state) ? EVERY : undefined;
     } catch (error) {
-      line.textContent = error.message;
+      // A workflow from elsewhere names a run that this computer has not.
+      if (error.status === 404) showNothing("no run yet");
+      else {
+        showNothing("ComfyUI does not answer; a run goes on without it");
+        pause = AWAY;
+      }
     }
-    if (going) timer = setTimeout(watch, EVERY);
+    clearTimeout(timer);
+    if (pause) timer = setTimeout(watch, pause);
   }
   return { box, watch, stop: () => clearTimeout(timer) };
 }
+
+const watchers = new WeakMap();
 
 app.registerExtension({
   name: "identitygrpo.runs",
@@ -82,13 +98,14 @@ app.registerExtension({
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
     const { box, watch, stop } = panel(node);
-    const widget = node.addDOMWidget("identity_grpo_run", "identity_grpo_run", box, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
+    watchers.set(node, watch);
+    const widget = node.addDOMWidget(RUN, RUN, box, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
     widget.serialize = false;
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.apply(this, arguments);
       if (!output?.identity_grpo_run) return;
-      this.identityGrpoRun = output.identity_grpo_run[0];
+      this.properties[RUN] = output.identity_grpo_run[0];
       watch();
     };
     const removed = node.onRemoved;
@@ -96,5 +113,8 @@ app.registerExtension({
       stop();
       removed?.apply(this, arguments);
     };
+  },
+  loadedGraphNode(node) {
+    watchers.get(node)?.();
   },
 });

@@ -89,13 +89,13 @@ def test_out_of_memory_says_what_to_lower_and_the_next_video_is_drawn(server, pe
 
 
 def test_training_takes_the_other_gpus_or_the_one_that_comfyui_then_leaves(server, people, gpus, memory_left):
-    server.run(sampling("VACE", people.prompt, seed=5))
-    assert memory_left() > 10
+    server.run(sampling("VACE", people.prompt, **LARGE | {"steps": 1}))
+    assert memory_left() > 1000
     told = server.run(training(people))
     assert told.status == "success", told.error
     (run,) = list_runs(server.base / "user" / "__identity_grpo" / "runs")
     assert run.status()["gpus"] == (list(range(1, gpus)) or [0])
-    assert gpus > 1 or memory_left() < 10
+    assert gpus > 1 or memory_left() < 256
     refused = server.run(training(people, seed=9))
     assert refused.failed_node == TRAIN and run.id in refused.error
     ended = server.run(training(people, "for the end"), 300)

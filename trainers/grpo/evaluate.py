@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -67,14 +67,18 @@ def evaluation_guidance(config: TrainConfig) -> Guidance:
 
 
 def held_out_videos(
-    policy: Policy, items: Sequence[PromptItem], config: TrainConfig, check: Callable[[], None] = lambda: None
+    policy: Policy, items: Sequence[PromptItem], config: TrainConfig, check: Callable[[], None] = lambda: None,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> Tensor:
-    """Videos uint8 [n, F, H, W, 3] of the items with the noise that every evaluation of this config uses."""
+    """Videos uint8 [n, F, H, W, 3] of the items with the noise that every evaluation of this config uses.
+
+    `check` is called before every step, `progress` goes through the micro-batches.
+    """
     size = evaluation_size(config)
     conditions = [policy.encode(item, size) for item in items]
     seeds = [derive_seed(config.evaluation.seed, "evaluation", item.id) for item in items]
     return sample(policy, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds,
-                  config.rollout.micro_batch, check)
+                  config.rollout.micro_batch, check, progress)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +45,7 @@ Chunk = tuple[list[int], Trajectory]
 T = TypeVar("T")
 WATCHED = ("policy_loss", "ratio_error", "approx_kl", "clipfrac")
 CLIPS = 4
+ROLLOUTS = 0.7  # of an iteration's time, roughly
 
 
 class Stopped(Exception):
@@ -116,7 +117,8 @@ class Trainer:
         report: Callable[[Report], None],
     ):
         self.config, self.run, self.accelerator, self.report = config, run, accelerator, report
-        self.interrupted, self.export, self.seconds = interrupted, None, []
+        self.interrupted, self.export = interrupted, None
+        self.seconds, self.began = [], 0.0
         device = accelerator.device
         self.items, self.held_out = resolve_prompts(config)
         self.size = VideoSize(config.video.height, config.video.width, config.video.frames)
@@ -174,7 +176,7 @@ class Trainer:
 
     def _iterate(self) -> None:
         """One iteration: rollouts and rewards, then the updates, then evaluation and checkpoint when they are due."""
-        started = time.perf_counter()
+        started = self.began = time.perf_counter()
         config, iteration = self.config, self.progress.iteration
         plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
         updates, rewards = self._rollouts(plan, plan_window(config.seed, iteration, config.rollout))
@@ -244,7 +246,7 @@ class Trainer:
                 items = [self.items[plan[i].item] for i in chunk]
                 scores += zip(chunk, score_videos(self.reward, videos, items, self.config).tolist(), strict=True)
                 updates[-1].append((chunk, _to(trajectory, "cpu")))
-                self._tell("rollouts", 0.7 * len(scores) / (len(own) * config.updates_per_iteration))
+                self._tell("rollouts", len(scores) / (len(own) * config.updates_per_iteration))
         return updates, scores
 
     def _shuffled(self, rewards: Tensor) -> Tensor:
@@ -284,7 +286,7 @@ class Trainer:
                 part = slice(start, start + size)
                 self._backward(trajectory, part, advantages[chunk[part]], scale, watched)
             done += len(chunk)
-            self._tell("update", 0.7 + 0.3 * (number + done / total) / updates)
+            self._tell("update", (number + done / total) / updates)
         return {name: value.item() for name, value in watched.items()}
 
     def _backward(self, trajectory: Trajectory, part: slice, advantages: Tensor, scale: float, watched: dict[str, Tensor]) -> None:
@@ -329,11 +331,15 @@ class Trainer:
         iteration = self.progress.iteration
         items = self.held_out.items[: self.config.evaluation.items]
         own = [items[i] for i in share(len(items), self.accelerator.process_index, self.accelerator.num_processes)]
-        self._tell("evaluation")
+
+        def told(chunks: Sequence) -> Iterator:
+            for index, chunk in enumerate(chunks):
+                self._tell("evaluation", index / len(chunks))
+                yield chunk
 
         def part() -> tuple[Tensor, Measurement]:
             with self.ema.applied():
-                videos = held_out_videos(self.policy, own, self.config, self._check)
+                videos = held_out_videos(self.policy, own, self.config, self._check, told)
             return videos, measure(self.reward, videos, own, self.config)
 
         videos, mine = self._agreed(part)
@@ -404,18 +410,25 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.append_metrics(row)
 
-    def _tell(self, phase: str, part: float = 0.0, metrics: dict[str, float] | None = None) -> None:
-        """Write the status and call the caller's report; `part` is how much of the iteration in flight is done."""
+    def _tell(self, phase: str, within: float = 0.0, metrics: dict[str, float] | None = None) -> None:
+        """Write the status and call the caller's report; `within` is how much of the phase is done."""
         if not self.accelerator.is_main_process:
             return
         total = self.config.iterations
         iteration = self.progress.iteration
+        part = {"rollouts": ROLLOUTS * within, "update": ROLLOUTS + (1 - ROLLOUTS) * within}.get(phase, 0.0)
         done = min(total, iteration + part)
-        recent = self.seconds[-5:]
-        eta = sum(recent) / len(recent) * (total - done) if recent else None
-        self.run.set_status(state="running", iteration=iteration, iterations=total, phase=phase, eta_seconds=eta,
-                            message=self.warning)
+        eta = self._seconds_left(total - done, part)
+        self.run.set_status(state="running", iteration=iteration, iterations=total, phase=phase, phase_done=within,
+                            eta_seconds=eta, message=self.warning)
         self.report(Report(iteration, total, phase, done / total, eta, metrics or {}))
+
+    def _seconds_left(self, iterations: float, part: float) -> float | None:
+        """From the last iterations, or from the part of the first one that is done; None before that."""
+        recent = self.seconds[-5:]
+        if recent:
+            return sum(recent) / len(recent) * iterations
+        return (time.perf_counter() - self.began) / part * iterations if part else None
 
     def _requested(self, name: str) -> bool:
         """Whether the user asked for `name`; every process gets the same answer."""

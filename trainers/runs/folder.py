@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RUN_ID = re.compile(r"[a-z0-9-]+")
 REQUESTS = ("stop", "save", "sample")
 FIELDS = {
-    **dict.fromkeys(("pid", "pid_started", "group", "iteration", "iterations", "eta_seconds", "updated"), (int, float)),
+    **dict.fromkeys(("pid", "pid_started", "group", "iteration", "iterations", "phase_done", "eta_seconds", "updated"), (int, float)),
     **dict.fromkeys(("state", "phase", "message", "last_error"), str),
     "gpus": list,
 }
@@ -39,7 +39,8 @@ class RunFolder:
     `samples/`, `exports/` of one run.
 
     Status: `state` is queued, starting, running, stopping, stopped, finished or failed; `pid` and `pid_started` name the
-    process; `iteration` of `iterations`, `phase`, `eta_seconds`, `message`, `last_error`; `updated` in seconds since the epoch.
+    process; `iteration` of `iterations`, `phase` and `phase_done` (0 to 1), `eta_seconds`, `message`, `last_error`; `updated` in
+    seconds since the epoch.
     """
 
     def __init__(self, path: str | Path) -> None:

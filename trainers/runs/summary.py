@@ -21,6 +21,8 @@ def sentence(run: RunFolder) -> str:
     """Its state in one line."""
     status = refresh(run)
     line = f"{run.id}: {status['state']}, iteration {status.get('iteration', 0)} of {status.get('iterations', '?')}"
+    if status["state"] == "running" and status.get("phase"):
+        line += f", {status['phase']} {status.get('phase_done', 0):.0%}"
     if status["state"] == "running" and status.get("eta_seconds") is not None:
         line += f", {duration(status['eta_seconds'])} left"
     return line

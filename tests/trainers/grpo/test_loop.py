@@ -308,6 +308,23 @@ def test_save_and_sample_are_answered_after_the_iteration(halfway, small_config)
 # --- refused or failed: a clear message, and nothing lost --------------------------------------------------------------------
 
 
+@one_kind
+def test_progress_is_told_within_the_first_iteration_with_the_time_left(small_config, tmp_path):
+    config = small_config()
+    run, seen = RunFolder.create(tmp_path, config, "a"), []
+
+    def look(report):
+        seen.append((report.phase, run.status()["phase_done"], report.iteration, report.eta_seconds))
+        if report.phase == "update":
+            run.request("stop")
+
+    assert train(config, run, progress=look).state == "stopped"
+    first = [row for row in seen if row[0] == "rollouts"]
+    assert len({done for _, done, _, _ in first}) == len(first) > 1
+    assert all(iteration == 0 and eta > 0 for _, _, iteration, eta in first)
+    assert ("evaluation", 0.0, 0, None) in seen
+
+
 def test_a_diverging_run_fails_and_leaves_its_last_checkpoint(halfway, small_config):
     refused(small_config(optim={"learning_rate": 1e30}), halfway, "gradient of update 4 is nan.*last checkpoint")
 

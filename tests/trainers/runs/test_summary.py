@@ -21,8 +21,8 @@ def run(tmp_path) -> RunFolder:
 
 
 def test_a_running_run_says_how_long_it_will_take(run):
-    run.set_status(state="running", iteration=5, eta_seconds=185)
-    assert sentence(run) == f"{run.id}: running, iteration 5 of 20, 3 min 5 s left"
+    run.set_status(state="running", iteration=5, phase="rollouts", phase_done=0.25, eta_seconds=185)
+    assert sentence(run) == f"{run.id}: running, iteration 5 of 20, rollouts 25%, 3 min 5 s left"
 
 
 def test_the_last_measurement_is_told(run):
