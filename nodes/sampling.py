@@ -16,6 +16,7 @@ from ..trainers.errors import UserError
 from ..trainers.grpo.dynamics import flow_schedule
 from ..trainers.grpo.plan import draw_noise, noise_generators
 from ..trainers.grpo.rollout import denoise
+from ..trainers.grpo.solvers import SolverName
 from ..trainers.lora.formats import read_lora
 from ..trainers.lora.inject import load_lora_into, remove_lora
 from ..trainers.policies.base import Conditions, Guidance, VideoSize
@@ -34,13 +35,14 @@ LONGEST = 1025  # frames
 
 @dataclass(frozen=True)
 class Sampling:
-    """The numbers of one sampling: ODE with `steps` steps on a schedule of flow `shift`."""
+    """The settings of one sampling: ODE with `steps` steps on a schedule of flow `shift`."""
 
     size: VideoSize
     steps: int
     shift: float
     guidance: Guidance
     seed: int
+    solver: SolverName
 
 
 def size_problem(width: int | None, height: int | None, frames: int | None) -> str | None:
@@ -132,6 +134,7 @@ def _denoise(policy: WanVideoPolicy, conditions: Conditions, sampling: Sampling)
         sampling.guidance,
         draw_noise(noise_generators([sampling.seed]), shape, policy.device),
         watch=lambda latents: progress.show(_clip(policy, latents, sampling.size)),
+        solver=sampling.solver,
     )
 
 

@@ -71,6 +71,13 @@ def adapter(loaded, tmp_path, scale: float = 1.0):
     return dataclasses.replace(loaded, lora=file)
 
 
+def test_unipc_comes_nearer_to_the_exact_video_than_euler_in_as_many_steps(draw, node):
+    scales = dict.fromkeys(SCALES[node], 1.0)
+    exact = draw(node, **scales, steps=60)[0]
+    missed = {solver: (draw(node, **scales, steps=10, solver=solver)[0] - exact).abs().mean() for solver in ("euler", "unipc")}
+    assert 0 < missed["unipc"] < 0.8 * missed["euler"]
+
+
 def test_the_video_is_the_trainers_own(draw, node, load, item):
     images, _ = draw(node)
     base, policy = ours("trainers.policies.base"), load(node).policy

@@ -17,7 +17,8 @@ def make_solver(name: SolverName, schedule: Schedule) -> Callable[[Tensor, Tenso
     """A function of latents, velocity [B, ...] and step index: the next latents. To be called once for every step in order.
 
     `euler`: `ode_step`, as evaluation and ComfyUI's euler. `unipc`: diffusers' UniPC of order 2 on our schedule, as the
-    authors of VACE and Phantom sample; about as exact with half the steps. Raises ValueError for another name.
+    authors of VACE and Phantom sample. On TinyWorld it is as exact with half the steps up to a guidance of 4.5, and worse than
+    euler below 30 steps at Phantom's 7.5 and 5. Raises ValueError for another name.
     """
     if name == "euler":
         return lambda latents, velocity, index: ode_step(latents, velocity, schedule, index)
