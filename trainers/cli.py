@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         only = "Phantom's scale of the references; " if name == "image-guidance" else ""
         sample.add_argument(f"--{name}", type=kind, help=f"{only}default: the preset's, as in evaluation")
     sample.add_argument("--solver", choices=["euler", "unipc"], default="euler",
-                        help="unipc needs about half the steps of euler (default, as in evaluation)")
+                        help="euler (default) as in evaluation; unipc may need half the steps, but not at strong guidance")
     sample.add_argument("--out", type=Path, default=Path("sample.webp"), help="animation, .webp or .gif; frames go to a .png beside it")
 
     score = command("score", _score, "score clips by the identity reward; a score has no zero, compare it with another")
