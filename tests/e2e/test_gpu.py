@@ -1,4 +1,4 @@
-"""What a GPU changes: which one trains, what ComfyUI leaves to it, Cancel, and running out of its memory."""
+"""What a GPU changes: which one trains, Cancel, and running out of its memory."""
 
 from __future__ import annotations
 
@@ -36,12 +36,6 @@ def server(comfyui_python, gpus, tmp_path_factory):
 @pytest.fixture(scope="module")
 def people(server):
     return two_people(server)
-
-
-@pytest.fixture(scope="module")
-def memory_left(server):
-    """MB that ComfyUI's process keeps on its device."""
-    return lambda: server.get("/system_stats")["devices"][0]["torch_vram_total"] / 2**20
 
 
 @contextmanager
@@ -88,14 +82,11 @@ def test_out_of_memory_says_what_to_lower_and_the_next_video_is_drawn(server, pe
     assert server.run(small).status == "success"
 
 
-def test_training_takes_the_other_gpus_or_the_one_that_comfyui_then_leaves(server, people, gpus, memory_left):
-    server.run(sampling("VACE", people.prompt, **LARGE | {"steps": 1}))
-    assert memory_left() > 1000
+def test_training_takes_every_gpu_but_comfyuis_or_the_only_one(server, people, gpus):
     told = server.run(training(people))
     assert told.status == "success", told.error
     (run,) = list_runs(server.base / "user" / "__identity_grpo" / "runs")
     assert run.status()["gpus"] == (list(range(1, gpus)) or [0])
-    assert gpus > 1 or memory_left() < 256
     refused = server.run(training(people, seed=9))
     assert refused.failed_node == TRAIN and run.id in refused.error
     ended = server.run(training(people, "for the end"), 300)

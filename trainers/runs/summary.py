@@ -22,7 +22,8 @@ def sentence(run: RunFolder) -> str:
     status = refresh(run)
     line = f"{run.id}: {status['state']}, iteration {status.get('iteration', 0)} of {status.get('iterations', '?')}"
     if status["state"] == "running" and status.get("phase"):
-        line += f", {status['phase']} {status.get('phase_done', 0):.0%}"
+        done = status.get("phase_done")
+        line += f", {status['phase']}" + (f" {done:.0%}" if done else "")
     if status["state"] == "running" and status.get("eta_seconds") is not None:
         line += f", {duration(status['eta_seconds'])} left"
     return line
