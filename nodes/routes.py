@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 from aiohttp import web
@@ -17,6 +18,10 @@ from . import folders
 
 ROOT = "/identity_grpo/runs"
 STATUS = ("state", "iteration", "iterations", "eta_seconds")
+SAVED_ANYHOW = {"stopping": "it saves what is finished before it ends", "finished": "its last LoRA is saved already"}
+
+_stopping: set[str] = set()
+_resuming = threading.Lock()
 
 
 def register() -> None:
@@ -57,20 +62,30 @@ def _told(run: RunFolder) -> dict:
 
 
 def _stop(request: web.Request) -> dict:
+    """Waits for the end, unless an earlier request does: clicks must not pile up threads. At rest it stays as it is."""
     run = _run(request)
-    launcher.stop(run)
+    if run.id not in _stopping:
+        _stopping.add(run.id)
+        try:
+            launcher.stop(run)
+        finally:
+            _stopping.discard(run.id)
     return _told(run)
 
 
 def _resume(request: web.Request) -> dict:
     run = _run(request)
-    starting.resume(folders.runs_root(), run)
+    # Of two clicks the second finds the run started.
+    with _resuming:
+        starting.resume(folders.runs_root(), run)
     return _told(run)
 
 
 def _save(request: web.Request) -> dict:
     run = _run(request)
-    if not is_alive(run):
-        raise UserError(f"run {run.id} is {run.status()['state']}: what it has learned is saved already")
+    state = refresh(run)["state"]
+    if state not in ("starting", "running"):
+        reason = SAVED_ANYHOW.get(state, "what it had saved is kept, and Resume goes on from there")
+        raise UserError(f"run {run.id} is {state} and cannot be asked to save: {reason}")
     run.request("save")
     return _told(run)
