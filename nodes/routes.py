@@ -12,7 +12,7 @@ from server import PromptServer
 from ..trainers.errors import UserError
 from ..trainers.runs import launcher, starting
 from ..trainers.runs.folder import RUN_ID, RunFolder
-from ..trainers.runs.registry import is_alive, list_runs, refresh
+from ..trainers.runs.registry import list_runs, refresh
 from ..trainers.runs.summary import summary
 from . import folders
 
