@@ -14,7 +14,7 @@ from comfy_graphs import NOTES, to_api
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 # What a workflow may lack on a machine without the files it names.
 FILES = re.compile(
-    r"not in list|there is no (model|file|reward|base model|prompt set|LoRA|run|training run)|Invalid (image|video) file"
+    r"not in list: (unet|clip|vae)_name: |there is no (model|file|reward|base model|prompt set|LoRA|run|training run)|Invalid (image|video) file"
     r"|'NoneType' object has no attribute 'endswith'"  # how core says that no picture has been chosen
 )
 SECONDS = 240
