@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -125,3 +126,9 @@ def test_a_console_of_windows_can_show_every_source(repository):
         return text == text.encode("cp1252", "ignore").decode("cp1252")
 
     assert [str(p) for p in python_files(repository) if not shown(p.read_text(encoding="utf-8"))] == []
+
+
+def test_comfy_test_is_given_a_workflow_that_users_get_but_for_its_notes(repository):
+    given, shared = (json.loads((repository / "workflows" / name).read_text(encoding="utf-8"))
+                     for name in ("tests/two_people_without_notes.json", "2_vace_two_people.json"))
+    assert given == shared | {"nodes": [node for node in shared["nodes"] if node["type"] != "MarkdownNote"]}
