@@ -17,6 +17,7 @@ from PIL import Image
 
 from comfy_client import Client
 from trainers.prompts import PromptItem
+from trainers.runs.folder import RunFolder
 from trainers.runs.launcher import stop
 from trainers.runs.registry import is_alive, list_runs
 from trainers.tinyworld.prompts import tiny_prompt_set
@@ -27,9 +28,11 @@ STARTUP_SECONDS = 120
 
 @contextmanager
 def serving(folder: Path, python: Path, base: Path, *options: str) -> Iterator[Client]:
-    """A server with the files in `base`, for the block; its runs end with it."""
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "identity-grpo").symlink_to(REPOSITORY, target_is_directory=True)
+    """A server with the files in `base`, for the block; closed as by Ctrl-C."""
+    pack = base / "custom_nodes" / "identity-grpo"
+    if not pack.exists():
+        pack.parent.mkdir()
+        pack.symlink_to(REPOSITORY, target_is_directory=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,7 +47,6 @@ def serving(folder: Path, python: Path, base: Path, *options: str) -> Iterator[C
         wait_until_up(process, client)
         yield client
     finally:
-        stop_runs(base)
         process.send_signal(signal.SIGINT)
         try:
             process.wait(10)
@@ -67,11 +69,20 @@ def wait_until_up(process: subprocess.Popen, client: Client) -> None:
     pytest.fail(f"ComfyUI does not answer after {STARTUP_SECONDS} s:\n{client.log[-5000:]}")
 
 
-def stop_runs(base: Path) -> None:
-    """Training outlives the server, as it should; the tests' does not outlive the tests."""
-    for run in list_runs(base / "user" / "__identity_grpo" / "runs"):
-        if is_alive(run):
-            stop(run, 5)
+def runs_in(base: Path) -> list[RunFolder]:
+    """The runs of a ComfyUI with its files in `base`, oldest first."""
+    return list_runs(base / "user" / "__identity_grpo" / "runs")
+
+
+@contextmanager
+def ending_runs(base: Path) -> Iterator[Path]:
+    """Training outlives the server, as it should; the tests' does not outlive this block."""
+    try:
+        yield base
+    finally:
+        for run in runs_in(base):
+            if is_alive(run):
+                stop(run, 5)
 
 
 def two_people(comfyui: Client) -> PromptItem:

@@ -10,7 +10,7 @@ import pytest
 
 import comfy_host
 from comfy_client import Client
-from comfy_server import serving, two_people
+from comfy_server import ending_runs, serving, two_people
 from trainers.prompts import PromptItem
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def comfyui_python() -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def comfyui(comfyui_python, tmp_path_factory) -> Iterator[Client]:
     """The running server, on the CPU."""
-    with serving(*comfyui_python, tmp_path_factory.mktemp("comfyui"), "--cpu") as client:
+    with ending_runs(tmp_path_factory.mktemp("comfyui")) as base, serving(*comfyui_python, base, "--cpu") as client:
         yield client
 
 

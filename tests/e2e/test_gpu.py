@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from comfy_graphs import LOAD, RUN, SAMPLE, SHOW, TRAIN, following, sampling, training
-from comfy_server import serving, two_people
-from trainers.runs.registry import list_runs
+from comfy_server import ending_runs, runs_in, serving, two_people
 
 COUNT = "import torch; print(torch.cuda.device_count())"
 OCCUPY = "import sys, torch; held = [torch.empty(2**20, dtype=torch.uint8, device='cuda') for _ in range(int(sys.argv[1]))]; print('held', flush=True); input()"
@@ -29,7 +28,7 @@ def gpus(comfyui_python) -> int:
 
 @pytest.fixture(scope="module")
 def server(comfyui_python, gpus, tmp_path_factory):
-    with serving(*comfyui_python, tmp_path_factory.mktemp("gpu")) as client:
+    with ending_runs(tmp_path_factory.mktemp("gpu")) as base, serving(*comfyui_python, base) as client:
         yield client
 
 
@@ -85,7 +84,7 @@ def test_out_of_memory_says_what_to_lower_and_the_next_video_is_drawn(server, pe
 def test_training_takes_every_gpu_but_comfyuis_or_the_only_one(server, people, gpus):
     told = server.run(training(people))
     assert told.status == "success", told.error
-    (run,) = list_runs(server.base / "user" / "__identity_grpo" / "runs")
+    (run,) = runs_in(server.base)
     assert run.status()["gpus"] == (list(range(1, gpus)) or [0])
     refused = server.run(training(people, seed=9))
     assert refused.failed_node == TRAIN and run.id in refused.error
@@ -102,7 +101,7 @@ def test_all_gpus_train_one_run(server, people, gpus):
         pytest.skip("one GPU: nothing to share")
     result = server.run(training(people, "for the end", devices="all GPUs", name="all", groups_per_update=gpus), 400)
     assert result.status == "success", result.error
-    run = list_runs(server.base / "user" / "__identity_grpo" / "runs")[-1]
+    run = runs_in(server.base)[-1]
     assert run.status()["gpus"] == list(range(gpus)) and run.status()["state"] == "finished"
 
 

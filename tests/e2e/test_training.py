@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from comfy_graphs import LOAD, LORA, RUN, SAMPLE, SHOW, TRAIN, following, sampling, training
-from trainers.runs.registry import list_runs
+from comfy_server import runs_in
 
 SECONDS = 150
 
@@ -16,7 +16,7 @@ SECONDS = 150
 @pytest.fixture(scope="module")
 def runs(comfyui):
     """The runs in ComfyUI's private folder."""
-    return lambda: list_runs(comfyui.base / "user" / "__identity_grpo" / "runs")
+    return lambda: runs_in(comfyui.base)
 
 
 @pytest.fixture(scope="module")
