@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import venv
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -45,17 +44,20 @@ def main(port: int) -> int:
 
     Returns 1 when this machine cannot have a ComfyUI. Raises UserError for what stands in the way and can be moved.
     """
-    folder = find_comfyui() or install()
+    folder = find_comfyui()
+    if folder is None or unfinished(folder):
+        folder = install()
     if folder is None:
         print("This machine cannot have a ComfyUI: installing it through comfy-cli failed, the reason is above.\n"
-              "Install it yourself (https://docs.comfy.org/installation) and set COMFYUI_PATH to its folder.\n"
+              "If that can be mended, the same command goes on from there. Or install ComfyUI yourself\n"
+              "(https://docs.comfy.org/installation) and set COMFYUI_PATH to its folder.\n"
               "The pack works without it, too: `make demo` trains and compares, `python -m trainers --help` does the rest.",
               file=sys.stderr)
         return 1
     python = find_python(folder)
     if python is None:
-        raise UserError(f"ComfyUI is in {folder}, but no interpreter has what its requirements.txt asks for; install it: "
-                        f"{sys.executable} -m venv {folder / '.venv'}, then its pip install -r {folder / 'requirements.txt'}")
+        raise UserError(f"ComfyUI is in {folder}, but no interpreter has what its requirements.txt asks for; name the one that does: "
+                        "make comfyui PYTHON=/path/to/python, or make one: https://docs.comfy.org/installation/manual_install")
     name = put_in(folder)
     add_requirements(python)
     return start(folder, python, name, port)
@@ -93,6 +95,11 @@ def find_python(comfyui: Path) -> Path | None:
     return next((python for python in candidates if python.exists() and not missing_requirements(comfyui, python)), None)
 
 
+def unfinished(folder: Path) -> bool:
+    """Whether comfy-cli began this ComfyUI and did not end: at its default place, with an environment that lacks things."""
+    return folder == default_place() and (folder / ".venv").is_dir() and find_python(folder) is None
+
+
 def missing_requirements(folder: Path, python: Path) -> list[str]:
     """Distributions of the folder's requirements.txt that the interpreter lacks."""
     lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -105,18 +112,25 @@ def missing_requirements(folder: Path, python: Path) -> list[str]:
 
 
 def install() -> Path | None:
-    """ComfyUI through comfy-cli at its default place, in an environment of its own; None when that fails."""
+    """ComfyUI's newest release through comfy-cli at its default place, or the rest of one; None when that fails.
+
+    comfy-cli is put into the pack's environment and makes ComfyUI one of its own, `.venv` in ComfyUI's folder.
+    """
     environment = PACK / ".venv"
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
-    print(f"There is no ComfyUI here. Installing it through comfy-cli into {default_place()} (COMFYUI_PATH names another).", flush=True)
-    if not (scripts / "python").exists() and not (scripts / "python.exe").exists():
-        venv.create(environment, with_pip=True)
+    place = default_place()
+    print(f"There is no ComfyUI here, or not all of it. Installing it through comfy-cli into {place} (COMFYUI_PATH names another); "
+          "with its packages these are gigabytes.", flush=True)
     # With these set, comfy-cli would install ComfyUI's packages there.
     outside = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
-    commands = (
+    # Without a version it would be whatever was committed last; what is there already keeps its version.
+    what = ["--restore"] if place.exists() else ["--version", "latest"]
+    commands = [
         [scripts / "python", "-m", "pip", "install", "--quiet", "comfy-cli"],
-        [scripts / "comfy", "--skip-prompt", "--workspace", default_place(), "install", _card()],
-    )
+        [scripts / "comfy", "--skip-prompt", "--workspace", place, "install", *what, _card()],
+    ]
+    if not (scripts / "python").exists() and not (scripts / "python.exe").exists():
+        commands.insert(0, [sys.executable, "-m", "venv", environment])
     if any(subprocess.run(command, env=outside, check=False).returncode for command in commands):
         return None
     return find_comfyui()

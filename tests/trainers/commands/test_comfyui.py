@@ -108,13 +108,32 @@ def test_a_machine_that_can_have_none_is_told_so(machine, capfd):
     assert "no route" in told and "cannot have a ComfyUI" in told and "make demo" in told
 
 
-def test_comfy_cli_installs_outside_of_the_environment_that_runs_it(machine, monkeypatch, capfd):
+def test_a_python_that_makes_no_environments_is_told(machine, capfd):
+    (machine / "pack" / ".venv").touch()
+    assert main(["comfyui"]) == 1
+    assert "Unable to create directory" in capfd.readouterr().err
+
+
+def test_comfy_cli_installs_a_release_outside_of_the_environment_that_runs_it(machine, monkeypatch, capfd):
     monkeypatch.setenv("VIRTUAL_ENV", "/somewhere")
     scripts = machine / "pack" / ".venv" / "bin"
     program(scripts / "python", "exit 0")
     program(scripts / "comfy", f'echo "$VIRTUAL_ENV $@"; mkdir -p "$3"; touch "$3/{comfyui.MARK}"')
     assert comfyui.install() == comfyui.default_place()
-    assert f" --skip-prompt --workspace {comfyui.default_place()} install --" in capfd.readouterr().out
+    assert f" --skip-prompt --workspace {comfyui.default_place()} install --version latest --" in capfd.readouterr().out
+
+
+def test_an_installation_that_did_not_finish_goes_on_and_anothers_is_left_alone(machine, capfd):
+    scripts = machine / "pack" / ".venv" / "bin"
+    program(scripts / "python", "exit 0")
+    program(scripts / "comfy", 'echo "$@"; exit 1')
+    folder = make(comfyui.default_place(), "no-such-distribution\n")
+    assert main(["comfyui"]) == 2
+    told = capfd.readouterr()
+    assert "PYTHON=" in told.err and not told.out
+    program(folder / ".venv" / "bin" / "python", "exit 1")
+    assert main(["comfyui"]) == 1
+    assert f"--workspace {folder} install --restore --" in capfd.readouterr().out
 
 
 def test_a_taken_port_is_told(machine, monkeypatch):
