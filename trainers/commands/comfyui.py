@@ -36,7 +36,6 @@ HAS_GPU = """
 import sys, torch
 sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()))
 """
-STARTUP_SECONDS = 300
 
 
 def main(port: int) -> int:
@@ -183,6 +182,8 @@ def start(comfyui: Path, python: Path, name: str, port: int) -> int:
         if _wait(server, port):
             print(f"\nOpen {address(name, port)}\nIt shows the first workflow, ready to run; the others are under Templates, {name}. "
                   "Ctrl-C ends ComfyUI.\n", flush=True)
+        else:
+            print(f"ComfyUI ended before it answered; the reason is above. It ran with {python}.", file=sys.stderr)
         return server.wait()
     except KeyboardInterrupt:
         return server.wait()  # the terminal has interrupted it as well
@@ -195,9 +196,8 @@ def address(name: str, port: int) -> str:
 
 
 def _wait(server: subprocess.Popen, port: int) -> bool:
-    """Whether the server answers before it ends, or time is up."""
-    until = time.monotonic() + STARTUP_SECONDS
-    while server.poll() is None and time.monotonic() < until:
+    """Whether the server answers before it ends; a first start may take minutes."""
+    while server.poll() is None:
         try:
             urlopen(f"http://127.0.0.1:{port}/system_stats", timeout=5).close()
         except (URLError, OSError):

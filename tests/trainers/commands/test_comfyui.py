@@ -142,10 +142,11 @@ def test_a_taken_port_is_told(machine, monkeypatch):
         comfyui.main(taken.getsockname()[1])
 
 
-def test_a_server_that_ends_ends_the_command(machine):
+def test_a_server_that_ends_ends_the_command(machine, capfd):
     folder = make(machine / "ComfyUI")
     (folder / "main.py").write_text("raise SystemExit(3)")
     assert comfyui.start(folder, Path(sys.executable), "identity-grpo", 1) == 3
+    assert "ended before it answered" in capfd.readouterr().err
 
 
 def test_the_address_opens_the_first_workflow_with_a_plain_name(machine):
