@@ -3,17 +3,23 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const NODES = ["IdentityGRPOTrain", "IdentityGRPORun"];
-const RUN = "identity_grpo_run"; // of node.properties: saved with the workflow, so that a reloaded page knows it
+const KEPT = "identity_grpo_run"; // the property that keeps the run's id in the workflow
+const RUN_ID = /^[a-z0-9-]+$/; // a workflow from elsewhere may say anything, and this goes into an address
+const SOON = 200; // ms
 const EVERY = 2000; // ms
-const AWAY = 10000; // ms, while the server does not answer
+const SELDOM = 10000; // ms: at rest, when it may be resumed elsewhere, and while the server is away
 const GOING = ["starting", "running", "stopping"];
 const REQUEUE = "IdentityGRPO.requeue";
 
+const newest = new Map(); // run -> its last LoRA when it was last asked about
+
 async function ask(run, action) {
   const options = action ? { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" } : undefined;
-  const answer = await api.fetchApi(`/identity_grpo/runs/${run}${action ? `/${action}` : ""}`, options);
-  const told = await answer.json();
-  if (!answer.ok) throw Object.assign(new Error(told.error ?? answer.statusText), { status: answer.status });
+  const path = `/identity_grpo/runs/${run}${action ? `/${action}` : ""}`;
+  const answer = await api.fetchApi(path, options).catch(() => { throw new Error("ComfyUI does not answer"); });
+  if (answer.status === 404) return undefined;
+  const told = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(told.error ?? `ComfyUI answered ${answer.status}`);
   return told;
 }
 
@@ -25,6 +31,7 @@ function panel(node) {
   const row = document.createElement("div");
   row.style.cssText = "display:flex;gap:4px";
   const buttons = {};
+  let run, timer, asked = 0, clicked = false;
   for (const [action, label, tip] of [
     ["stop", "Stop", "End the training after the step in flight; nothing finished is lost"],
     ["resume", "Resume", "Go on from the last checkpoint"],
@@ -35,12 +42,15 @@ function panel(node) {
     button.title = tip;
     button.style.cssText = "flex:1;padding:3px;cursor:pointer";
     button.onclick = async () => {
-      button.disabled = true;
+      clicked = true; // until the answer, which for Stop is the end of the run
+      enable();
+      look(SOON);
       try {
-        show(await ask(node.properties[RUN], action));
+        await ask(run, action);
       } catch (error) {
         app.extensionManager.toast.add({ severity: "error", summary: label, detail: error.message, life: 8000 });
       }
+      clicked = false;
       watch();
     };
     row.append(button);
@@ -48,40 +58,70 @@ function panel(node) {
   box.append(line, row);
   showNothing("no run yet");
 
-  let timer, held, shown;
-  function show(told) {
-    line.textContent = told.text;
-    buttons.stop.disabled = buttons.save.disabled = !["starting", "running"].includes(told.state);
-    buttons.resume.disabled = !["failed", "stopped"].includes(told.state);
-    if (told.id !== shown) held = undefined;
-    shown = told.id;
-    if (held !== undefined && told.saved !== held && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
-    held = told.saved;
+  function enable(state) {
+    buttons.stop.disabled = clicked || !GOING.includes(state);
+    buttons.save.disabled = clicked || !["starting", "running"].includes(state);
+    buttons.resume.disabled = clicked || !["failed", "stopped"].includes(state);
   }
-  function showNothing(text) {
+  function say(text, state) {
     line.textContent = text;
-    for (const button of Object.values(buttons)) button.disabled = true;
+    enable(state);
   }
+  function show(told) {
+    say(told.text, told.state);
+    const before = newest.get(told.id);
+    newest.set(told.id, told.saved);
+    if (before !== undefined && before !== told.saved && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
+    return GOING.includes(told.state) ? EVERY : told.state === "finished" ? 0 : SELDOM;
+  }
+  // Says how the run stands, now and from now on. The last call counts, whatever the earlier ones still wait for.
   async function watch() {
     clearTimeout(timer);
-    if (!node.graph || !node.properties[RUN]) return;
-    let pause;
-    try {
-      const told = await ask(node.properties[RUN]);
-      show(told);
-      pause = GOING.includes(told.state) ? EVERY : undefined;
-    } catch (error) {
-      // A workflow from elsewhere names a run that this computer has not.
-      if (error.status === 404) showNothing("no run yet");
-      else {
-        showNothing("ComfyUI does not answer; a run goes on without it");
-        pause = AWAY;
-      }
+    const turn = ++asked, kept = node.properties[KEPT];
+    run = node.graph && typeof kept === "string" && RUN_ID.test(kept) ? kept : undefined;
+    if (!run) return say("no run yet");
+    const told = await ask(run).catch((error) => error);
+    if (turn !== asked) return;
+    let again = 0;
+    if (!told) {
+      say("no run yet"); // it was made on another machine, or is deleted
+    } else if (told instanceof Error) {
+      again = SELDOM;
+      say(`${run}: ${told.message}; asked again every ${again / 1000} s`);
+    } else {
+      again = show(told);
     }
-    clearTimeout(timer);
-    if (pause) timer = setTimeout(watch, pause);
+    if (again) look(again);
   }
-  return { box, watch, stop: () => clearTimeout(timer) };
+  function look(later) {
+    clearTimeout(timer);
+    timer = setTimeout(watch, later);
+  }
+  function take(output) {
+    const id = output?.identity_grpo_run?.[0];
+    if (!id) return;
+    if (node.properties[KEPT] !== id) {
+      // What the editor hears of a change by: else it would not keep it for a reload.
+      app.canvas.emitBeforeChange();
+      node.properties[KEPT] = id;
+      app.canvas.emitAfterChange();
+    }
+    watch();
+  }
+  function stop() {
+    clearTimeout(timer);
+    asked++;
+  }
+  say("no run yet");
+  return { box, watch, take, stop };
+}
+
+function after(node, name, act) {
+  const before = node[name];
+  node[name] = function () {
+    before?.apply(this, arguments);
+    act.apply(this, arguments);
+  };
 }
 
 const watchers = new WeakMap();
@@ -97,22 +137,22 @@ app.registerExtension({
   }],
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
-    const { box, watch, stop } = panel(node);
-    watchers.set(node, watch);
-    const widget = node.addDOMWidget(RUN, RUN, box, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
+    const { box, watch, take, stop } = panel(node);
+    node.identityGrpoTake = take;
+    const widget = node.addDOMWidget("identity_grpo_run", "identity_grpo_run", box, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
     widget.serialize = false;
-    const executed = node.onExecuted;
-    node.onExecuted = function (output) {
-      executed?.apply(this, arguments);
-      if (!output?.identity_grpo_run) return;
-      this.properties[RUN] = output.identity_grpo_run[0];
-      watch();
-    };
-    const removed = node.onRemoved;
-    node.onRemoved = function () {
-      stop();
-      removed?.apply(this, arguments);
-    };
+    after(node, "onExecuted", take);
+    // A workflow's node is added and then configured, a copied one the other way round.
+    after(node, "onAdded", watch);
+    after(node, "onConfigure", watch);
+    after(node, "onRemoved", stop);
+  },
+  // After the editor has come back to a workflow that went on meanwhile.
+  onNodeOutputsUpdated(outputs) {
+    for (const [id, output] of Object.entries(outputs)) {
+      const node = (app.rootGraph ?? app.graph).getNodeById(id);
+      if (node?.identityGrpoTake) setTimeout(() => node.identityGrpoTake(output)); // a change while it opens would not be kept
+    }
   },
   loadedGraphNode(node) {
     watchers.get(node)?.();

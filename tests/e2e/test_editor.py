@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from comfy_graphs import to_api, training
+from comfy_graphs import to_api
+from trainers.runs.launcher import stop
+from trainers.runs.processes import alive
+from trainers.runs.registry import find, list_runs
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -17,18 +21,18 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def browse(comfyui):
-    """`browse(script, *arguments)`: what a script prints that has the editor with the first workflow before it."""
+    """`browse(script, address, *arguments)`: what a script of this folder prints of the editor at that address."""
     node, browser = shutil.which("node"), next(filter(None, map(shutil.which, BROWSERS)), None)
     if not node or not browser:
         pytest.skip(f"the editor was not tried: no {'Node.js' if not node else 'Chromium'} on this machine")
     if subprocess.run([node, "-e", "require.resolve('playwright-core')"], capture_output=True, check=False).returncode:
         pytest.skip("the editor was not tried: no playwright-core (npm install playwright-core, NODE_PATH names its node_modules)")
     comfyui.post("/settings", {"Comfy.TutorialCompleted": True})
-    address = f"http://127.0.0.1:{comfyui.port}/?template={WORKFLOWS[0].stem}&source=identity-grpo"
 
-    def run(script: str, *arguments) -> dict:
-        command = [node, Path(__file__).with_name(script), browser, address, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    def run(script: str, address: str, *arguments) -> dict:
+        script, address = Path(__file__).with_name(script), f"http://127.0.0.1:{comfyui.port}/{address}"
+        line = [node, script, browser, address, *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)
 
@@ -38,7 +42,27 @@ def browse(comfyui):
 @pytest.fixture(scope="module")
 def editor(browse) -> dict:
     """What the editor makes of each workflow, by file name."""
-    return browse("editor.cjs", *WORKFLOWS)
+    return browse("editor.cjs", f"?template={WORKFLOWS[0].stem}&source=identity-grpo", *WORKFLOWS)
+
+
+@pytest.fixture(scope="module")
+def runs(comfyui) -> Path:
+    """ComfyUI's private folder of runs."""
+    return comfyui.base / "user" / "__identity_grpo" / "runs"
+
+
+@pytest.fixture(scope="module")
+def panels(comfyui, browse, runs) -> Iterator[dict]:
+    """What the panels of workflow 1 say from the queue to the end of the run, which leaves nothing behind."""
+    before = {run.id for run in list_runs(runs)}
+    try:
+        yield browse("panel.cjs", "", runs, WORKFLOWS[0])
+    finally:
+        for run in list_runs(runs):
+            if run.id not in before:
+                stop(run, 5)
+                shutil.rmtree(run.path)
+                shutil.rmtree(comfyui.base / "models" / "loras" / "identity_grpo" / run.id, ignore_errors=True)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
@@ -58,14 +82,56 @@ def test_the_editor_queues_what_the_tests_queue(editor, object_info, workflow):
             assert chosen(theirs[name]) == chosen(content)
 
 
-def test_a_run_stays_on_its_node_when_the_page_is_loaded_again_and_its_button_stops_it(browse, comfyui, item):
-    comfyui.run(training(item, name="panel", seed=21, iterations=500))
-    run = comfyui.get("/identity_grpo/runs")[-1]["id"]
-    told = browse("panel.cjs", run)
-    assert told["first"] == "no run yet" and told["elsewhere"] == "no run yet"
-    assert run in told["again"] and told["buttons"] == {"Stop": True, "Resume": False, "Save now": True}
-    assert "stopped" in told["stopped"]
-    assert comfyui.get(f"/identity_grpo/runs/{run}")["state"] == "stopped"
+def test_a_node_says_of_the_run_that_it_started(panels):
+    assert [panels["before"][kind] for kind in ("Train", "Run")] == [{"text": "no run yet", "able": []}] * 2
+    assert panels["queued"]["text"].startswith("tiny-")
+
+
+def test_a_page_loaded_again_still_shows_the_run(panels):
+    for kind in ("Train", "Run"):
+        assert run_of(panels["reloaded"][kind]) == run_of(panels["queued"])
+        assert panels["reloaded"][kind]["able"] == ["Stop", "Save now"]
+
+
+def test_a_server_that_is_away_is_told_and_asked_again(panels):
+    assert panels["away"]["able"] == [] and run_of(panels["away"]) == run_of(panels["queued"])
+    assert run_of(panels["back"]) == run_of(panels["queued"])
+
+
+def test_stop_says_that_it_stops_and_a_second_click_does_no_harm(panels):
+    assert panels["clicked"]["able"] == [] and panels["beside"]["able"] == ["Stop"]
+    assert all("stopping" in panels["twice"][kind]["text"] for kind in ("Train", "Run"))
+    assert panels["stopped"]["able"] == ["Resume"]
+
+
+def test_a_run_that_was_stopped_has_no_process(panels, runs):
+    status = find(runs, run_of(panels["queued"])).status()
+    assert status["state"] == "stopped" and not alive(status["pid"], status["pid_started"])
+
+
+def test_after_a_resume_every_node_of_the_run_goes_on_showing_it(panels):
+    assert run_of(panels["resumed"]) == run_of(panels["resumedBeside"]) == run_of(panels["queued"])
+    assert panels["stoppedAgain"]["able"] == ["Resume"]
+
+
+def test_a_workflow_that_was_left_while_it_was_executed_shows_its_run(panels):
+    assert run_of(panels["left"]) == run_of(panels["queued"])
+
+
+def test_a_run_of_another_machine_is_asked_for_once_and_quietly(panels):
+    assert panels["gone"]["panels"]["Train"] == {"text": "no run yet", "able": []}
+    (asked,) = (url for url in panels["gone"]["asked"] if "gone-" in url)
+    assert asked.endswith("/identity_grpo/runs/gone-20200101-000000-0000")
+    assert panels["gone"]["toasts"] == 0
+
+
+def test_a_workflow_cannot_send_the_panel_to_another_address(panels):
+    assert panels["gone"]["panels"]["Run"] == {"text": "no run yet", "able": []}
+    assert not [url for url in panels["gone"]["asked"] if "elsewhere" in url]
+
+
+def run_of(panel: dict) -> str:
+    return panel["text"].partition(":")[0]
 
 
 def chosen(content: dict) -> dict:
