@@ -56,7 +56,6 @@ function panel(node) {
     row.append(button);
   }
   box.append(line, row);
-  showNothing("no run yet");
 
   function enable(state) {
     buttons.stop.disabled = clicked || !GOING.includes(state);
@@ -124,8 +123,6 @@ function after(node, name, act) {
   };
 }
 
-const watchers = new WeakMap();
-
 app.registerExtension({
   name: "identitygrpo.runs",
   settings: [{
@@ -153,8 +150,5 @@ app.registerExtension({
       const node = (app.rootGraph ?? app.graph).getNodeById(id);
       if (node?.identityGrpoTake) setTimeout(() => node.identityGrpoTake(output)); // a change while it opens would not be kept
     }
-  },
-  loadedGraphNode(node) {
-    watchers.get(node)?.();
   },
 });

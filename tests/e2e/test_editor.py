@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from comfy_graphs import to_api
+from comfy_server import runs_in
 from trainers.runs.launcher import stop
 from trainers.runs.processes import alive
-from trainers.runs.registry import find, list_runs
+from trainers.runs.registry import find
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -54,11 +55,11 @@ def runs(comfyui) -> Path:
 @pytest.fixture(scope="module")
 def panels(comfyui, browse, runs) -> Iterator[dict]:
     """What the panels of workflow 1 say from the queue to the end of the run, which leaves nothing behind."""
-    before = {run.id for run in list_runs(runs)}
+    before = {run.id for run in runs_in(comfyui.base)}
     try:
         yield browse("panel.cjs", "", runs, WORKFLOWS[0])
     finally:
-        for run in list_runs(runs):
+        for run in runs_in(comfyui.base):
             if run.id not in before:
                 stop(run, 5)
                 shutil.rmtree(run.path)
