@@ -107,6 +107,11 @@ class Train(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, **_) -> str:
+        """Changes when a run is gone: the one of these settings is then started anew."""
+        return repr([run.id for run in list_runs(folders.runs_root())])
+
+    @classmethod
     def execute(
         cls, policy: LazyPolicy, reward: LazyReward, prompt_set: Prompts, preset: str, name: str, iterations: int,
         learning_rate: float, groups_per_update: int, width: int, height: int, frames: int, evaluate_every: int, seed: int,

@@ -96,6 +96,16 @@ def test_a_second_run_on_the_device_is_refused_and_leaves_nothing(run_node, part
     assert len(list_runs(long_run.path.parent)) == before
 
 
+def test_a_run_that_was_deleted_is_not_taken_from_comfyuis_cache(pack, finished):
+    import shutil
+
+    node, other = pack.nodes["IdentityGRPOTrain"], finished.path.with_name("other-20200101-000000-abcd")
+    shutil.copytree(finished.path, other)
+    before = node.fingerprint_inputs()
+    shutil.rmtree(other)
+    assert node.fingerprint_inputs() != before
+
+
 def test_its_fingerprint_follows_the_run(pack, long_run):
     node = pack.nodes["IdentityGRPORun"]
     before = node.fingerprint_inputs(run="newest run", training_run=None, wait="no")
