@@ -15,11 +15,11 @@ from torch import nn
 from ..config import BUILT_IN, PolicyConfig, PolicyKind
 from ..errors import UserError
 from ..lora.names import to_diffusers
+from ..weights import fill, whole
 from .base import Policy
 from .text_file import load_text_encoder
 from .vae_file import load_vae
 from .wan import exact_time
-from .weights import fill, whole
 
 T = TypeVar("T")
 

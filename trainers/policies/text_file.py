@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .weights import fill, whole
+from ..weights import fill, whole
 
 SPIECE = "spiece_model"
 _BLOCK = re.compile(r"encoder\.block\.(\d+)\.")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .weights import fill, whole
+from ..weights import fill, whole
 
 CHANNELS = 16
 COLOURS = 3

@@ -14,7 +14,7 @@ from torch import Tensor, autocast, nn
 from torch.nn import Linear
 
 from ..errors import UserError
-from ..policies.weights import whole
+from ..weights import whole
 from .pixels import Grid
 from .vision import vision_embeddings
 

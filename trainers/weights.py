@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from .errors import UserError
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
