@@ -169,22 +169,22 @@ def _clip(images: Tensor, name: str) -> Tensor:
     return to_pixels(images)
 
 
-def _scores(loaded: LazyReward, clips, people, fps: float) -> tuple[float, ...]:
+def _scores(lazy: LazyReward, clips, people, fps: float) -> tuple[float, ...]:
     """The clips' scores. Raises UserError that says what to do when memory runs out."""
-    model, moves = loaded.reward.model, bool(loaded.managed.modules)
     try:
+        model, moves = lazy.reward.model, bool(lazy.managed.modules)
         # Named, so that Cancel ends it on the CPU too, where nothing is managed.
-        with loaded.managed.use(model, working_bytes=WORKING_BYTES if moves else 0):
-            return tuple(loaded.reward.score(list(clips), [people] * len(clips), fps, batch_size=1).tolist())
+        with lazy.managed.use(model, working_bytes=WORKING_BYTES if moves else 0):
+            return tuple(lazy.reward.score(list(clips), [people] * len(clips), fps, batch_size=1).tolist())
     except management.OOM_EXCEPTION:
         reason = "the reward ran out of memory; load it with device `CPU`, or give smaller videos"
     management.unload_all_models()
     raise UserError(reason)
 
 
-def _seen(loaded: LazyReward, clip: Tensor) -> list[int]:
+def _seen(lazy: LazyReward, clip: Tensor) -> list[int]:
     """Places of the frames that the reward looks at."""
-    frames = loaded.reward.collator.frames
+    frames = lazy.reward.collator.frames
     return list(range(len(clip))) if len(clip) == frames else frame_indices(len(clip), frames)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -156,14 +154,11 @@ class VACESampler(io.ComfyNode):
         check_kind(policy, "vace")
         size = VideoSize(height, width, frames)
         item = PromptItem("sample", prompt, to_references(references), negative)
-        encode = partial(
-            policy.policy.encode,
-            item,
-            size,
+        return io.NodeOutput(*draw(
+            policy, Sampling(size, steps, shift, Guidance(cfg), seed, solver), item,
             control_video=None if control_video is None else to_control_clip(control_video, size),
             control_mask=None if control_mask is None else to_control_mask(control_mask, size),
-        )
-        return io.NodeOutput(*draw(policy, Sampling(size, steps, shift, Guidance(cfg), seed, solver), item, encode))
+        ))
 
 
 class PhantomSampler(io.ComfyNode):

@@ -1,8 +1,8 @@
-"""Drawing a video with a loaded policy: what the samplers share."""
+"""Drawing a video with a policy: what the samplers share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,14 +87,14 @@ def _fit(frames: Tensor, size: VideoSize) -> Tensor:
 
 
 @contextmanager
-def applied_lora(loaded: LazyPolicy) -> Iterator[None]:
+def applied_lora(lazy: LazyPolicy) -> Iterator[None]:
     """Within the block the policy acts with its LoRA; after it, and at strength 0, it is the untouched policy."""
-    if loaded.lora is None or loaded.strength == 0:
+    if lazy.lora is None or lazy.strength == 0:
         yield
         return
-    transformer = loaded.policy.transformer
+    transformer = lazy.policy.transformer
     with torch.inference_mode(False):
-        load_lora_into(transformer, read_lora(loaded.lora.path), loaded.strength)
+        load_lora_into(transformer, read_lora(lazy.lora.path), lazy.strength)
     try:
         yield
     finally:
@@ -102,21 +102,22 @@ def applied_lora(loaded: LazyPolicy) -> Iterator[None]:
 
 
 def draw(
-    loaded: LazyPolicy, sampling: Sampling, item: PromptItem, encode: Callable[[], Conditions] | None = None
+    lazy: LazyPolicy, sampling: Sampling, item: PromptItem, **control: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """IMAGE [F, H, W, 3] and LATENT of one item; `encode` replaces the policy's plain encoding of it.
+    """IMAGE [F, H, W, 3] and LATENT of one item; `control`: what else the policy encodes with it.
 
     LATENT holds the clip alone, without references, in ComfyUI's units for Wan. Shows progress and previews, ends at
     Cancel. Raises UserError that says what to lower when memory runs out.
     """
-    policy, managed, size = loaded.policy, loaded.managed, sampling.size
+    size = sampling.size
     _refuse_more_than_memory(size)
     with explain_out_of_memory(size):
+        policy, managed = lazy.policy, lazy.managed
         texts = () if policy.text.knows([item.prompt, item.negative]) else (policy.text.encoder,)
         with managed.use(policy.vae.model, *texts, working_bytes=vae_bytes(policy, size)):
-            conditions = encode() if encode else policy.encode(item, size)
+            conditions = policy.encode(item, size, **control)
         working = step_bytes(policy, size, conditions.references, policy.branches(sampling.guidance))
-        with managed.use(policy.transformer, working_bytes=working), applied_lora(loaded):
+        with managed.use(policy.transformer, working_bytes=working), applied_lora(lazy):
             latents = _denoise(policy, conditions, sampling)
         with managed.use(policy.vae.model, working_bytes=vae_bytes(policy, size)):
             frames = policy.decode(latents, conditions.references)[0]

@@ -85,6 +85,13 @@ def test_the_same_settings_show_the_run_and_others_start_one(trained, comfyui, i
     assert len(runs()) == 1
 
 
+def test_a_linked_run_goes_before_one_that_is_gone(trained, comfyui, item, runs):
+    graph = training(item)
+    graph[RUN]["inputs"]["run"] = "long-gone-20200101-000000-abcd"
+    result = comfyui.run(graph)
+    assert result.outputs[RUN]["text"][0].startswith(runs()[0].id)
+
+
 def test_a_second_run_on_the_device_is_refused_with_the_name_of_the_first_and_stop_ends_it(trained, comfyui, item, runs):
     comfyui.run(training(item, seed=4, iterations=500))
     running = runs()[-1]
