@@ -179,6 +179,19 @@ def test_a_linked_run_goes_before_one_that_is_gone(run_node, pack, finished):
     assert status.startswith(finished.id)
 
 
+@pytest.mark.parametrize("choice, own, count, taken", [
+    ("auto", "cuda:0", 3, [1, 2]), ("auto", "cuda:1", 2, [0]), ("auto", "cuda:0", 1, [0]), ("auto", "cpu", 2, [0, 1]), ("auto", "cpu", 0, []),
+    ("all GPUs", "cuda:0", 2, [0, 1]), ("GPU 1", "cuda:0", 2, [1]), ("CPU", "cuda:0", 2, []),
+])
+def test_auto_is_every_gpu_but_comfyuis_or_the_only_one(pack, monkeypatch, choice, own, count, taken):
+    from identity_grpo.nodes import runs
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(runs.management, "get_torch_device", lambda: torch.device(own))
+    assert choice in runs.device_choices()
+    assert runs.chosen_gpus(choice) == taken
+
+
 def test_tinyworlds_sets_are_not_taken_for_each_other(run_node, parts):
     (held_out, *_) = run_node("IdentityGRPOPromptSet", file="TinyWorld: held out (built in)")
     for swapped in ({"prompt_set": held_out}, {"evaluation_set": parts["prompt_set"]}):
