@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, some
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
@@ -34,10 +34,8 @@ def whole(loaded: tuple[nn.Module, dict[str, Any]], source: object) -> nn.Module
 
 
 def _refuse(fault: str, names: Iterable[str], model: nn.Module, source: object) -> None:
-    named = sorted(names)
-    if named:
-        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    if told := some(names):
         raise UserError(
-            f"{source} is not a complete {type(model).__name__}: it {fault} {', '.join(named[:3])}{more}; "
+            f"{source} is not a complete {type(model).__name__}: it {fault} {told}; "
             "give the right model, downloaded to its end"
         )

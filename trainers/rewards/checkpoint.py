@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, some
 from .model import RewardModel
 
 PREFIX = "base_model.model."
@@ -130,11 +130,9 @@ def _lora_names(config: Mapping[str, Any], own: Iterable[str]) -> set[str]:
 
 
 def _refuse_incomplete(folder: Path, lacking: Iterable[str], what: str) -> None:
-    names = sorted(lacking)
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    if told := some(lacking):
         raise UserError(
-            f"{folder} is no complete identity reward: it lacks {what}{', '.join(names[:3])}{more}. Unpack the whole released "
+            f"{folder} is no complete identity reward: it lacks {what}{told}. Unpack the whole released "
             "archive, and give the base model it was trained on."
         )
 
