@@ -73,8 +73,10 @@ def policy_source(choice: str) -> str:
     if choice in _pipelines():
         return str(_pipelines()[choice])
     if choice not in policy_choices():
-        raise UserError(f"there is no model `{choice}`; put a diffusers folder into models/diffusers or a .safetensors file into "
-                        f"models/{SINGLE_FILES}, and refresh")
+        raise UserError(
+            f"there is no model `{choice}`; put a diffusers folder into models/diffusers or a .safetensors file into "
+            f"models/{SINGLE_FILES}, and refresh"
+        )
     return str(_file_path(SINGLE_FILES, choice.removeprefix(f"{SINGLE_FILES}/")))
 
 
@@ -92,7 +94,9 @@ def part_source(kind: str, choice: str) -> str | None:
     if choice == WITH_MODEL:
         return None
     if choice not in _files(kind):
-        raise UserError(f"there is no file `{choice}` in models/{kind}; put it there and refresh, or choose `{WITH_MODEL}`")
+        raise UserError(
+            f"there is no file `{choice}` in models/{kind}; put it there and refresh, or choose `{WITH_MODEL}`"
+        )
     return str(_file_path(kind, choice))
 
 
@@ -109,7 +113,9 @@ def reward_source(choice: str) -> str:
     if choice == BUILT_IN:
         return "tinyworld"
     if choice not in _checkpoints():
-        raise UserError(f"there is no reward `{choice}`; put its folder (with model_config.json) into models/{REWARDS} and refresh")
+        raise UserError(
+            f"there is no reward `{choice}`; put its folder (with model_config.json) into models/{REWARDS} and refresh"
+        )
     return str(_checkpoints()[choice])
 
 
@@ -123,7 +129,9 @@ def base_source(choice: str) -> str | None:
     if choice == AS_CHECKPOINT:
         return None
     if choice not in _base_models():
-        raise UserError(f"there is no base model `{choice}`; put the Qwen2.5-VL folder into models/{REWARDS} and refresh")
+        raise UserError(
+            f"there is no base model `{choice}`; put the Qwen2.5-VL folder into models/{REWARDS} and refresh"
+        )
     return str(_base_models()[choice])
 
 
@@ -147,7 +155,9 @@ def prompt_set_choices() -> list[str]:
 def prompt_set_path(choice: str) -> Path:
     """The CSV behind a choice that is not built in."""
     if choice not in prompt_set_choices():
-        raise UserError(f"there is no prompt set `{choice}`; put the CSV and its pictures into ComfyUI's input folder and refresh")
+        raise UserError(
+            f"there is no prompt set `{choice}`; put the CSV and its pictures into ComfyUI's input folder and refresh"
+        )
     return Path(folder_paths.get_input_directory()) / choice
 
 
@@ -167,7 +177,11 @@ def may_read(path: Path) -> bool:
 def lora_choices(of_newest_run: bool = True) -> list[str]:
     """Runs to follow (`<run>: latest`, `<run>: best`, newest first), then files and PEFT folders of `models/loras`."""
     runs = [run.id for run in reversed(list_runs(runs_root()))]
-    followed = [f"{name}: {which}" for name in ([NEWEST_RUN] if runs and of_newest_run else []) + runs for which in (LATEST, BEST)]
+    followed = [
+        f"{name}: {which}"
+        for name in ([NEWEST_RUN] if runs and of_newest_run else []) + runs
+        for which in (LATEST, BEST)
+    ]
     return [*followed, *_files("loras"), *_adapters()]
 
 
@@ -180,7 +194,9 @@ def find_lora(choice: str) -> LoraFile:
     if choice in _adapters():
         return LoraFile(_adapters()[choice], choice)
     if choice not in _files("loras"):
-        raise UserError(f"there is no LoRA `{choice}`; put a .safetensors file or a PEFT folder into models/loras and refresh")
+        raise UserError(
+            f"there is no LoRA `{choice}`; put a .safetensors file or a PEFT folder into models/loras and refresh"
+        )
     return LoraFile(_file_path("loras", choice), choice)
 
 

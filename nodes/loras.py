@@ -20,15 +20,20 @@ COMFYUI, PEFT = "ComfyUI (one file)", "PEFT (folder)"
 
 def lora_input() -> io.Input:
     return io.Combo.Input(
-        "lora", options=folders.lora_choices(),
+        "lora",
+        options=folders.lora_choices(),
         tooltip="A file or PEFT folder of models/loras, or a run to follow: `latest` and `best` are looked up at every queue, so new "
-                "checkpoints are taken up without reloading the model. May be linked from the Run node.",
+        "checkpoints are taken up without reloading the model. May be linked from the Run node.",
     )
 
 
 def strength_input() -> io.Input:
     return io.Float.Input(
-        "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
+        "strength",
+        default=1.0,
+        min=-10.0,
+        max=10.0,
+        step=0.05,
         tooltip="How much of the LoRA acts; 1 as trained, 0 exactly the model without it.",
     )
 
@@ -108,11 +113,14 @@ class SaveLoRA(io.ComfyNode):
             inputs=[
                 lora_input(),
                 io.Combo.Input(
-                    "format", options=[COMFYUI, PEFT], default=COMFYUI,
+                    "format",
+                    options=[COMFYUI, PEFT],
+                    default=COMFYUI,
                     tooltip="ComfyUI: native names with alpha, which core and WanVideoWrapper load. PEFT: for diffusers and training tools.",
                 ),
                 io.String.Input(
-                    "filename_prefix", default="loras/identity_grpo",
+                    "filename_prefix",
+                    default="loras/identity_grpo",
                     tooltip="Name within ComfyUI's output folder; a number is added, so that nothing is overwritten.",
                 ),
             ],
@@ -142,8 +150,10 @@ def _free_place(prefix: str, suffix: str) -> Path:
     try:
         folder, name, _, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     except Exception as error:  # core raises a bare Exception for a path outside
-        raise UserError(f"filename_prefix `{prefix}` is no place that can be written within ComfyUI's output folder; "
-                        "give a name such as loras/identity_grpo") from error
+        raise UserError(
+            f"filename_prefix `{prefix}` is no place that can be written within ComfyUI's output folder; "
+            "give a name such as loras/identity_grpo"
+        ) from error
     if not name.strip("."):
         raise UserError(f"filename_prefix `{prefix}` has no name at its end; give one such as loras/identity_grpo")
     names = (Path(folder) / f"{name}_{number:05}{suffix}" for number in range(1, 100000))

@@ -33,9 +33,13 @@ class ApplyLoRA(io.ComfyNode):
             display_name="Apply LoRA (to a native MODEL)",
             category=LORA_CATEGORY,
             description="Puts an Identity-GRPO LoRA on ComfyUI's own Wan MODEL, in any format, and follows a run as it improves. Unlike "
-                        "core's loader it refuses a LoRA of which a part does not fit.",
+            "core's loader it refuses a LoRA of which a part does not fit.",
             search_aliases=["lora", "lora loader", "wan lora", "hot swap", "identity"],
-            inputs=[io.Model.Input("model", tooltip="Core's Wan 2.1 model: VACE, or the one that Phantom runs on."), lora_input(), strength_input()],
+            inputs=[
+                io.Model.Input("model", tooltip="Core's Wan 2.1 model: VACE, or the one that Phantom runs on."),
+                lora_input(),
+                strength_input(),
+            ],
             outputs=[io.Model.Output("model", tooltip="The model with the LoRA on it.")],
         )
 
@@ -54,7 +58,9 @@ class ApplyLoRA(io.ComfyNode):
         loaded = comfy.lora.load_lora(tensors, keys, log_missing=False)
         _refuse_misfit(model, loaded, tensors)
         if content.metadata.get("policy") == "phantom" and any("vace_blocks" in key for key in keys):
-            raise UserError("this LoRA was trained for Phantom and this is a VACE model; load the model that Phantom runs on")
+            raise UserError(
+                "this LoRA was trained for Phantom and this is a VACE model; load the model that Phantom runs on"
+            )
         patched = model.clone()
         if strength:
             patched.add_patches(loaded, strength)
@@ -71,26 +77,52 @@ class VACEReferences(io.ComfyNode):
             display_name="VACE References (native, several people)",
             category=CATEGORY,
             description="Conditioning for core's VACE model with several reference people, each in a frame of its own as the model was "
-                        "trained. Sample with KSampler, then trim the latent by trim_latent and decode.",
+            "trained. Sample with KSampler, then trim the latent by trim_latent and decode.",
             search_aliases=["WanVaceToVideo", "vace", "multiple references", "reference image", "subject to video"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
                 references_input("One picture per person; each is fitted whole on white."),
-                io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."),
-                io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."),
+                io.Int.Input(
+                    "width", default=832, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."
+                ),
+                io.Int.Input(
+                    "height",
+                    default=480,
+                    min=16,
+                    max=4096,
+                    step=16,
+                    tooltip="Of the video in pixels, a multiple of 16.",
+                ),
                 io.Int.Input("length", default=81, min=1, max=1025, step=4, tooltip="Number of frames, 4n+1."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1000.0, step=0.01, tooltip="How strongly the references and control act."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="How strongly the references and control act.",
+                ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos drawn at once."),
-                io.Image.Input("control_video", optional=True, tooltip="A clip to edit or follow; resized to the video, grey where it is too short."),
-                io.Mask.Input("control_masks", optional=True, tooltip="White where the video is drawn anew; one mask serves all frames."),
+                io.Image.Input(
+                    "control_video",
+                    optional=True,
+                    tooltip="A clip to edit or follow; resized to the video, grey where it is too short.",
+                ),
+                io.Mask.Input(
+                    "control_masks",
+                    optional=True,
+                    tooltip="White where the video is drawn anew; one mask serves all frames.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="For the sampler."),
                 io.Conditioning.Output("negative", tooltip="For the sampler."),
                 io.Latent.Output("latent", tooltip="Empty latents, with a frame for each reference in front."),
-                io.Int.Output("trim_latent", tooltip="How many latent frames TrimVideoLatent has to cut off before decoding."),
+                io.Int.Output(
+                    "trim_latent", tooltip="How many latent frames TrimVideoLatent has to cut off before decoding."
+                ),
             ],
         )
 
@@ -100,8 +132,18 @@ class VACEReferences(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, positive, negative, vae, references: dict, width: int, height: int, length: int, strength: float, batch_size: int,
-        control_video: Tensor | None = None, control_masks: Tensor | None = None,
+        cls,
+        positive,
+        negative,
+        vae,
+        references: dict,
+        width: int,
+        height: int,
+        length: int,
+        strength: float,
+        batch_size: int,
+        control_video: Tensor | None = None,
+        control_masks: Tensor | None = None,
     ) -> io.NodeOutput:
         size, form = VideoSize(height, width, length), Wan21()
 
@@ -133,8 +175,10 @@ def _refuse_misfit(model, loaded: dict, tensors: dict[str, Tensor]) -> None:
             raise UserError(f"the LoRA changes {name}, which this model does not have; it was made for another model")
         shape = tensors[f"{name}.lora_up.weight"].shape[0], tensors[f"{name}.lora_down.weight"].shape[1]
         if tuple(weight.shape) != shape:
-            raise UserError(f"the LoRA's {name} is {shape[0]}x{shape[1]}, the model's {weight.shape[0]}x{weight.shape[1]}: "
-                            "it was made for a model of another size")
+            raise UserError(
+                f"the LoRA's {name} is {shape[0]}x{shape[1]}, the model's {weight.shape[0]}x{weight.shape[1]}: "
+                "it was made for a model of another size"
+            )
 
 
 NODES = [ApplyLoRA, VACEReferences]

@@ -32,7 +32,9 @@ def to_image(pixels: Tensor | np.ndarray) -> Tensor:
 def references_input(tooltip: str, most: int = 8) -> io.Input:
     """Slots `ref0`, `ref1`, … that grow as they are connected, for pictures of people."""
     person = io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people.")
-    return io.Autogrow.Input("references", template=io.Autogrow.TemplatePrefix(person, prefix="ref", min=1, max=most), tooltip=tooltip)
+    return io.Autogrow.Input(
+        "references", template=io.Autogrow.TemplatePrefix(person, prefix="ref", min=1, max=most), tooltip=tooltip
+    )
 
 
 def to_references(slots: Mapping[str, Tensor | None] | Iterable[Tensor]) -> tuple[np.ndarray, ...]:

@@ -147,7 +147,9 @@ def _summary(lazy: LazyPolicy) -> str:
     """Kind, size, precision and place, for the node's face."""
     count = count_parameters(lazy.config.source)
     size = f"{count / 1e9:.1f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
-    return f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, on {management.get_torch_device()} while in use"
+    return (
+        f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, on {management.get_torch_device()} while in use"
+    )
 
 
 NODES = [LoadModel]

@@ -36,15 +36,25 @@ class PromptSet(io.ComfyNode):
             search_aliases=["csv", "dataset", "prompts", "references", "training data"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=folders.prompt_set_choices(),
+                    "file",
+                    options=folders.prompt_set_choices(),
                     tooltip="A CSV in ComfyUI's input folder with the columns ref_paths (pictures separated by `;`, relative to the file) and "
-                            "prompt, optionally id and negative; or a built-in set.",
+                    "prompt, optionally id and negative; or a built-in set.",
                 ),
-                io.Int.Input("item", default=1, min=1, max=100000, tooltip="Which row is handed out beside the set, 1 is the first."),
+                io.Int.Input(
+                    "item",
+                    default=1,
+                    min=1,
+                    max=100000,
+                    tooltip="Which row is handed out beside the set, 1 is the first.",
+                ),
             ],
             outputs=[
                 PromptSetType.Output("prompt_set", tooltip="All rows, for Train."),
-                io.Image.Output("references", tooltip="The pictures of the chosen row, for a sampler; fitted on white if their sizes differ."),
+                io.Image.Output(
+                    "references",
+                    tooltip="The pictures of the chosen row, for a sampler; fitted on white if their sizes differ.",
+                ),
                 io.String.Output("prompt", tooltip="The prompt of the chosen row."),
                 io.String.Output("negative", tooltip="Its negative prompt."),
                 io.Int.Output("count", tooltip="Number of rows."),
@@ -91,9 +101,17 @@ class PromptItem(io.ComfyNode):
             search_aliases=["add prompt", "dataset row", "prompt list"],
             inputs=[
                 references_input("One picture per person, in the order in which the prompt speaks of them."),
-                io.String.Input("prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."),
-                io.String.Input("negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."),
-                PromptSetType.Input("prompt_set", optional=True, tooltip="The rows before this one; without it a new set begins."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    tooltip="What happens in the video, with a few words on how each person looks.",
+                ),
+                io.String.Input(
+                    "negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."
+                ),
+                PromptSetType.Input(
+                    "prompt_set", optional=True, tooltip="The rows before this one; without it a new set begins."
+                ),
             ],
             outputs=[PromptSetType.Output("prompt_set", tooltip="The set with this row at its end.")],
             is_output_node=True,
@@ -136,7 +154,9 @@ def _one_size(references) -> torch.Tensor:
     pictures = [load_picture(reference) for reference in references]
     height, width = pictures[0].shape[:2]
     fitted = [
-        torch.from_numpy(p).float() / 255 if p.shape[:2] == (height, width) else (fit_on_white(p, height, width).permute(1, 2, 0) + 1) / 2
+        torch.from_numpy(p).float() / 255
+        if p.shape[:2] == (height, width)
+        else (fit_on_white(p, height, width).permute(1, 2, 0) + 1) / 2
         for p in pictures
     ]
     return torch.stack(fitted)

@@ -28,9 +28,13 @@ WORKING_BYTES = 2 * 2**30  # of the released 3-billion model on one clip; TinyWo
 
 def fps_input() -> io.Input:
     return io.Float.Input(
-        "fps", default=10.0, min=0.1, max=240.0, step=0.5,
+        "fps",
+        default=10.0,
+        min=0.1,
+        max=240.0,
+        step=0.5,
         tooltip="Frames per second told to the reward. It is part of the score: keep it the same for videos that you compare. 10 is what "
-                "the published reward was used with.",
+        "the published reward was used with.",
     )
 
 
@@ -44,21 +48,33 @@ class LoadReward(io.ComfyNode):
             display_name="Load Reward",
             category=CATEGORY,
             description="A learned judge of identity: how well the people of a video match their reference images. It is loaded when Score or "
-                        "Compare first needs it; Train loads it in its own process only.",
+            "Compare first needs it; Train loads it in its own process only.",
             search_aliases=["identity reward", "qwen", "reward model", "score model"],
             inputs=[
                 io.Combo.Input(
-                    "checkpoint", options=folders.reward_choices(),
+                    "checkpoint",
+                    options=folders.reward_choices(),
                     tooltip=f"The built-in reward for TinyWorld, or a folder of models/{folders.REWARDS} as alibaba/identity-grpo publishes it.",
                 ),
                 io.Combo.Input(
-                    "base_model", options=folders.base_choices(),
+                    "base_model",
+                    options=folders.base_choices(),
                     tooltip=f"The Qwen2.5-VL folder that the checkpoint was trained on, in models/{folders.REWARDS}.",
                 ),
-                io.Combo.Input("dtype", options=DTYPES, default=AUTO, advanced=True,
-                               tooltip="Precision. auto: bfloat16 on a GPU that knows it, float32 elsewhere; the head is float32 always."),
-                io.Combo.Input("device", options=[AUTO, CPU], default=AUTO, advanced=True,
-                               tooltip="Where it computes. auto: ComfyUI's device, from which it moves away when the memory is needed."),
+                io.Combo.Input(
+                    "dtype",
+                    options=DTYPES,
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Precision. auto: bfloat16 on a GPU that knows it, float32 elsewhere; the head is float32 always.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=[AUTO, CPU],
+                    default=AUTO,
+                    advanced=True,
+                    tooltip="Where it computes. auto: ComfyUI's device, from which it moves away when the memory is needed.",
+                ),
             ],
             outputs=[Reward.Output("reward", tooltip="The judge, for Score, Compare and Train.")],
         )
@@ -77,8 +93,12 @@ class LoadReward(io.ComfyNode):
     def execute(cls, checkpoint: str, base_model: str, dtype: str, device: str) -> io.NodeOutput:
         on_cpu = device == CPU or management.get_torch_device().type == "cpu"
         name = dtype if dtype != AUTO else "float32" if on_cpu or not management.should_use_bf16() else "bfloat16"
-        config = RewardConfig(source=folders.reward_source(checkpoint), base_model=folders.base_source(base_model), dtype=name)
-        return io.NodeOutput(LazyReward(config, OnUse(lambda: _load(config, on_cpu))), ui=ui.PreviewText(f"{checkpoint}, {name}"))
+        config = RewardConfig(
+            source=folders.reward_source(checkpoint), base_model=folders.base_source(base_model), dtype=name
+        )
+        return io.NodeOutput(
+            LazyReward(config, OnUse(lambda: _load(config, on_cpu))), ui=ui.PreviewText(f"{checkpoint}, {name}")
+        )
 
 
 def _load(config: RewardConfig, on_cpu: bool) -> tuple[IdentityReward, Managed]:
@@ -102,11 +122,15 @@ class Score(io.ComfyNode):
                 Reward.Input("reward", tooltip="The judge, from Load Reward."),
                 io.Image.Input("images", tooltip="The frames of the video, in order."),
                 references_input(KEPT),
-                io.String.Input("prompt", default="", multiline=True, tooltip="Written on the picture; the reward does not see it."),
+                io.String.Input(
+                    "prompt", default="", multiline=True, tooltip="Written on the picture; the reward does not see it."
+                ),
                 fps_input(),
             ],
             outputs=[
-                io.Float.Output("score", tooltip="Higher is better; comparable only for the same people and frame rate."),
+                io.Float.Output(
+                    "score", tooltip="Higher is better; comparable only for the same people and frame rate."
+                ),
                 io.Image.Output("picture", tooltip="The frames that the reward looked at, the people, and the score."),
             ],
             is_output_node=True,
@@ -148,7 +172,9 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, reward: LazyReward, video_a: Tensor, video_b: Tensor, references: dict, fps: float) -> io.NodeOutput:
+    def execute(
+        cls, reward: LazyReward, video_a: Tensor, video_b: Tensor, references: dict, fps: float
+    ) -> io.NodeOutput:
         people, clips = to_references(references), (_clip(video_a, "video_a"), _clip(video_b, "video_b"))
         scores = _scores(reward, clips, people, fps)
         chances = tuple(float(p) for p in preference_probabilities(*scores))

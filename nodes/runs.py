@@ -42,45 +42,108 @@ class Train(io.ComfyNode):
             display_name="Train (in the background)",
             category=CATEGORY,
             description="Teaches a model to keep people's identity, by Identity-GRPO, in a process of its own: neither Cancel nor "
-                        "closing the browser or ComfyUI ends it. Queued again with the same settings it shows the run that there is.",
+            "closing the browser or ComfyUI ends it. Queued again with the same settings it shows the run that there is.",
             search_aliases=["grpo", "train lora", "reinforcement learning", "fine-tune", "identity", "rl"],
             inputs=[
-                WanPolicy.Input("policy", tooltip="The model to teach, from Load Model; its LoRA, if any, is not used (see start_lora)."),
+                WanPolicy.Input(
+                    "policy",
+                    tooltip="The model to teach, from Load Model; its LoRA, if any, is not used (see start_lora).",
+                ),
                 Reward.Input("reward", tooltip="What judges the videos, from Load Reward."),
-                PromptSet.Input("prompt_set", tooltip="What is trained on: at least 16 different rows, better a hundred."),
                 PromptSet.Input(
-                    "evaluation_set", optional=True,
+                    "prompt_set", tooltip="What is trained on: at least 16 different rows, better a hundred."
+                ),
+                PromptSet.Input(
+                    "evaluation_set",
+                    optional=True,
                     tooltip="What progress is measured on; none of it may be in prompt_set. Without it the last tenth of prompt_set "
-                            f"(at most {HELD_OUT} rows) is held out; TinyWorld brings its own.",
+                    f"(at most {HELD_OUT} rows) is held out; TinyWorld brings its own.",
                 ),
                 io.Combo.Input(
-                    "preset", options=[AUTO, *RECIPES], default=AUTO,
+                    "preset",
+                    options=[AUTO, *RECIPES],
+                    default=AUTO,
                     tooltip="The recipe, for the kind of model that is connected. paper: as published; fast: a short window of trained "
-                            "steps, many times quicker; tiny: for TinyWorld. auto: tiny for TinyWorld's models, else fast.",
+                    "steps, many times quicker; tiny: for TinyWorld. auto: tiny for TinyWorld's models, else fast.",
                 ),
-                io.String.Input("name", default="", tooltip="What the run is called, in its id and its LoRA's. Empty: the preset's name."),
-                io.Int.Input("iterations", default=0, min=0, max=100000, tooltip="Rounds of drawing, judging and learning. 0: the preset's."),
-                io.Float.Input(
-                    "learning_rate", default=0.0, min=0.0, max=1.0, step=1e-6, round=1e-7, tooltip="Size of a learning step. 0: the preset's."
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="What the run is called, in its id and its LoRA's. Empty: the preset's name.",
                 ),
                 io.Int.Input(
-                    "groups_per_update", default=0, min=0, max=1024,
+                    "iterations",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="Rounds of drawing, judging and learning. 0: the preset's.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=1e-7,
+                    tooltip="Size of a learning step. 0: the preset's.",
+                ),
+                io.Int.Input(
+                    "groups_per_update",
+                    default=0,
+                    min=0,
+                    max=1024,
                     tooltip="Rows of the prompt set that one learning step looks at; below 16 the method hardly moves. 0: the preset's.",
                 ),
-                io.Int.Input("width", default=0, min=0, max=MOST["width"], step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
-                io.Int.Input("height", default=0, min=0, max=MOST["height"], step=16, tooltip="Of the training videos in pixels. 0: the preset's."),
-                io.Int.Input("frames", default=0, min=0, max=MOST["frames"], tooltip="Of the training videos, 4n+1. 0: the preset's."),
                 io.Int.Input(
-                    "evaluate_every", default=0, min=0, max=100000, tooltip="Iterations between two measurements on held-out rows. 0: the preset's."
+                    "width",
+                    default=0,
+                    min=0,
+                    max=MOST["width"],
+                    step=16,
+                    tooltip="Of the training videos in pixels. 0: the preset's.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False, tooltip="Of everything that is random. Another seed is another run."),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=MOST["height"],
+                    step=16,
+                    tooltip="Of the training videos in pixels. 0: the preset's.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=MOST["frames"],
+                    tooltip="Of the training videos, 4n+1. 0: the preset's.",
+                ),
+                io.Int.Input(
+                    "evaluate_every",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="Iterations between two measurements on held-out rows. 0: the preset's.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    control_after_generate=False,
+                    tooltip="Of everything that is random. Another seed is another run.",
+                ),
                 io.Combo.Input(
-                    "devices", options=device_choices(), default=AUTO,
+                    "devices",
+                    options=device_choices(),
+                    default=AUTO,
                     tooltip="Where it trains. auto: every GPU but ComfyUI's; the only GPU, after ComfyUI has left it, when there is one; "
-                            "the CPU when there is none. One run at a time uses a device.",
+                    "the CPU when there is none. One run at a time uses a device.",
                 ),
                 io.Combo.Input(
-                    "start_lora", options=[NO_LORA, *folders.lora_choices(of_newest_run=False)], default=NO_LORA, advanced=True,
+                    "start_lora",
+                    options=[NO_LORA, *folders.lora_choices(of_newest_run=False)],
+                    default=NO_LORA,
+                    advanced=True,
                     tooltip="A LoRA to go on from, of the same rank; that of a run only when it has ended.",
                 ),
             ],
@@ -89,7 +152,9 @@ class Train(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, frames=None, width=None, height=None, preset=None, devices=None, start_lora=None) -> bool | str:
+    def validate_inputs(
+        cls, frames=None, width=None, height=None, preset=None, devices=None, start_lora=None
+    ) -> bool | str:
         for name, value, options in (("preset", preset, [AUTO, *RECIPES]), ("devices", devices, device_choices())):
             if value is not None and value not in options:
                 return f"{name} `{value}` is not offered here; choose one of {', '.join(options)}"
@@ -113,9 +178,23 @@ class Train(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, policy: LazyPolicy, reward: LazyReward, prompt_set: Prompts, preset: str, name: str, iterations: int,
-        learning_rate: float, groups_per_update: int, width: int, height: int, frames: int, evaluate_every: int, seed: int,
-        devices: str, start_lora: str, evaluation_set: Prompts | None = None,
+        cls,
+        policy: LazyPolicy,
+        reward: LazyReward,
+        prompt_set: Prompts,
+        preset: str,
+        name: str,
+        iterations: int,
+        learning_rate: float,
+        groups_per_update: int,
+        width: int,
+        height: int,
+        frames: int,
+        evaluate_every: int,
+        seed: int,
+        devices: str,
+        start_lora: str,
+        evaluation_set: Prompts | None = None,
     ) -> io.NodeOutput:
         gpus = chosen_gpus(devices)
         changes = {
@@ -124,7 +203,8 @@ class Train(io.ComfyNode):
             "start_lora": _start(start_lora),
             "publish": str(folders.published_root()),
             "policy": {**policy.config.model_dump(), "dtype": _dtype(policy.config.dtype, gpus)},
-            "reward": {n: getattr(reward.config, n) for n in ("source", "base_model", "fps")} | {"dtype": _dtype(reward.config.dtype, gpus)},
+            "reward": {n: getattr(reward.config, n) for n in ("source", "base_model", "fps")}
+            | {"dtype": _dtype(reward.config.dtype, gpus)},
             "video": {"width": width, "height": height, "frames": frames},
             "rollout": {"groups_per_update": groups_per_update},
             "optim": {"learning_rate": learning_rate},
@@ -153,15 +233,21 @@ class Run(io.ComfyNode):
             description="Shows a training run, current or old, and hands its newest or best LoRA on. Queue again to see how it goes on.",
             search_aliases=["training progress", "grpo", "curve", "checkpoint", "training run"],
             inputs=[
-                io.Combo.Input("run", options=folders.run_choices(), tooltip="Which run; a connected training_run goes before it."),
+                io.Combo.Input(
+                    "run", options=folders.run_choices(), tooltip="Which run; a connected training_run goes before it."
+                ),
                 TrainingRun.Input("training_run", optional=True, tooltip="The run that a Train node started or found."),
                 io.Combo.Input(
-                    "wait", options=[NOT, FIRST_LORA, END], default=NOT,
+                    "wait",
+                    options=[NOT, FIRST_LORA, END],
+                    default=NOT,
                     tooltip="Whether the graph waits here. Cancel ends the waiting, not the training.",
                 ),
             ],
             outputs=[
-                io.Combo.Output("latest", display_name="latest", tooltip="Its newest LoRA, for Load LoRA or Apply LoRA."),
+                io.Combo.Output(
+                    "latest", display_name="latest", tooltip="Its newest LoRA, for Load LoRA or Apply LoRA."
+                ),
                 io.Combo.Output("best", display_name="best", tooltip="The LoRA that was best on the held-out rows."),
                 io.Image.Output("curve", tooltip="What was measured on the way."),
                 io.Image.Output("clips", tooltip="The first held-out videos as last drawn, side by side."),
@@ -227,7 +313,9 @@ def _start(choice: str | None) -> str | None:
         return None
     run = folders.followed(choice)
     if run is not None and is_alive(run):
-        raise UserError(f"start_lora `{choice}` still changes; wait for the run's end, stop it, or choose one of its files (identity_grpo/…)")
+        raise UserError(
+            f"start_lora `{choice}` still changes; wait for the run's end, stop it, or choose one of its files (identity_grpo/…)"
+        )
     return str(folders.find_lora(choice).path)
 
 
@@ -238,7 +326,10 @@ def _dtype(dtype: str, gpus: list[int]) -> str:
 
 def _prompts(train: Prompts, held_out: Prompts | None) -> dict:
     """The configuration's names of both sets. Raises UserError when TinyWorld's are swapped."""
-    for name, given, wrong, right in (("prompt_set", train, "held-out", "training"), ("evaluation_set", held_out, "train-", "held out")):
+    for name, given, wrong, right in (
+        ("prompt_set", train, "held-out", "training"),
+        ("evaluation_set", held_out, "train-", "held out"),
+    ):
         if given is not None and given.source == "tinyworld" and given[0].id.startswith(f"tiny-{wrong}"):
             raise UserError(f"`{name}` is TinyWorld's other set; choose `TinyWorld: {right} (built in)`")
     root = folders.runs_root() / "prompt_sets"

@@ -20,7 +20,9 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
     """What every sampler asks for, with the model's own `guidance` scales and `shift`."""
     return [
         WanPolicy.Input("policy", tooltip="The video model, from Load Model or Load LoRA."),
-        references_input("One picture per person, in the order in which the prompt speaks of them.", most=most_references),
+        references_input(
+            "One picture per person, in the order in which the prompt speaks of them.", most=most_references
+        ),
         io.String.Input(
             "prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."
         ),
@@ -154,11 +156,15 @@ class VACESampler(io.ComfyNode):
         check_kind(policy, "vace")
         size = VideoSize(height, width, frames)
         item = PromptItem("sample", prompt, to_references(references), negative)
-        return io.NodeOutput(*draw(
-            policy, Sampling(size, steps, shift, Guidance(cfg), seed, solver), item,
-            control_video=None if control_video is None else to_control_clip(control_video, size),
-            control_mask=None if control_mask is None else to_control_mask(control_mask, size),
-        ))
+        return io.NodeOutput(
+            *draw(
+                policy,
+                Sampling(size, steps, shift, Guidance(cfg), seed, solver),
+                item,
+                control_video=None if control_video is None else to_control_clip(control_video, size),
+                control_mask=None if control_mask is None else to_control_mask(control_mask, size),
+            )
+        )
 
 
 class PhantomSampler(io.ComfyNode):

@@ -40,7 +40,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
     reports = terminalreporter.stats
-    config.stash[SKIPPED] = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports.get("skipped", []))
+    config.stash[SKIPPED] = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in reports.get("skipped", [])
+    )
     for report in reports.get("passed", []):
         config.stash[SKIPPED].update(value for name, value in report.user_properties if name == "skipped")
 
@@ -110,5 +112,6 @@ def small_models(tmp_path_factory) -> dict:
     return {
         "policy": {"source": str(folder / "policy")},
         "reward": {"source": str(kit / "identity_reward"), "base_model": str(kit / "base_model")},
-        "prompts": str(folder / "prompts.csv"), "held_out": 2,
+        "prompts": str(folder / "prompts.csv"),
+        "held_out": 2,
     }

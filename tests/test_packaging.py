@@ -45,7 +45,9 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def test_the_door_imports_nothing_and_needs_no_comfyui(repository):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, repository / "__init__.py"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, repository / "__init__.py"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
@@ -57,14 +59,18 @@ def test_trainers_import_each_other_relatively_and_never_comfyui(repository):
 
 
 def test_every_import_is_declared(project, repository):
-    lines = project["project"]["dependencies"] + [d for e in project["project"]["optional-dependencies"].values() for d in e]
+    lines = project["project"]["dependencies"] + [
+        d for e in project["project"]["optional-dependencies"].values() for d in e
+    ]
     declared = {re.split(r"[<>=\[ ]", line)[0].lower() for line in lines}
     # transformers and diffusers bring these themselves, and a build without them would not run them.
     declared |= {"tokenizers", "huggingface-hub"}
     used = set().union(*(imported(tree) for _, tree in sources(repository / "trainers"))) - set(sys.stdlib_module_names)
     distributions = packages_distributions()
     optional = {"av", "ftfy", "flash_attn"}
-    missing = {m for m in used - optional if not {d.lower().replace("_", "-") for d in distributions.get(m, [m])} & declared}
+    missing = {
+        m for m in used - optional if not {d.lower().replace("_", "-") for d in distributions.get(m, [m])} & declared
+    }
     assert missing == set()
 
 
@@ -77,7 +83,7 @@ def test_nothing_dangerous_is_called(repository):
             name, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
             if name in ("eval", "exec", "os.system", "pickle.load", "pickle.loads") or name.endswith(".cuda"):
                 wrong.append((path.name, name))
-            if name == "torch.load" and keywords.get("weights_only") != "True" or keywords.get("shell") == "True":
+            if (name == "torch.load" and keywords.get("weights_only") != "True") or keywords.get("shell") == "True":
                 wrong.append((path.name, name))
     assert wrong == []
 
@@ -99,7 +105,10 @@ def test_requirements_are_the_project_s_own(project, repository):
 def test_the_registry_finds_what_it_asks_for(project):
     comfy = project["tool"]["comfy"]
     assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.11.0"
-    assert re.fullmatch(r"[a-z][a-z0-9-]{0,99}", project["project"]["name"]) and "comfyui" not in project["project"]["name"]
+    assert (
+        re.fullmatch(r"[a-z][a-z0-9-]{0,99}", project["project"]["name"])
+        and "comfyui" not in project["project"]["name"]
+    )
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
     assert any(d.startswith("comfyui-frontend-package>=") for d in project["project"]["dependencies"])
 
@@ -117,7 +126,11 @@ def python_files(repository: Path) -> list[Path]:
 
 
 def test_the_registrys_static_checks_pass(repository):
-    lines = [(p.name, n, line) for p in python_files(repository) for n, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1)]
+    lines = [
+        (p.name, n, line)
+        for p in python_files(repository)
+        for n, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1)
+    ]
     assert [found for found in lines if REFUSED.search(found[2])] == []
 
 
@@ -129,6 +142,8 @@ def test_a_console_of_windows_can_show_every_source(repository):
 
 
 def test_comfy_test_is_given_a_workflow_that_users_get_but_for_its_notes(repository):
-    given, shared = (json.loads((repository / "workflows" / name).read_text(encoding="utf-8"))
-                     for name in ("tests/two_people_without_notes.json", "2_vace_two_people.json"))
+    given, shared = (
+        json.loads((repository / "workflows" / name).read_text(encoding="utf-8"))
+        for name in ("tests/two_people_without_notes.json", "2_vace_two_people.json")
+    )
     assert given == shared | {"nodes": [node for node in shared["nodes"] if node["type"] != "MarkdownNote"]}

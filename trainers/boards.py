@@ -41,13 +41,19 @@ def score_board(
 
 
 def compare_board(
-    clips: tuple[np.ndarray, np.ndarray], seen: tuple[Sequence[int], Sequence[int]], references: Sequence[np.ndarray],
-    scores: tuple[float, float], chances: tuple[float, float, float], names: tuple[str, str] = ("A", "B"),
+    clips: tuple[np.ndarray, np.ndarray],
+    seen: tuple[Sequence[int], Sequence[int]],
+    references: Sequence[np.ndarray],
+    scores: tuple[float, float],
+    chances: tuple[float, float, float],
+    names: tuple[str, str] = ("A", "B"),
 ) -> np.ndarray:
     """Both clips one above the other beside the people, with a verdict. chances: that A wins, that they tie, that B wins."""
     strips = [
         drawing.labelled(_frames([_frame(clip[i]) for i in places]), name, f"score {score:.3f}", colour)
-        for clip, places, name, score, colour in zip(clips, seen, names, scores, (drawing.BLUE, drawing.ORANGE), strict=True)
+        for clip, places, name, score, colour in zip(
+            clips, seen, names, scores, (drawing.BLUE, drawing.ORANGE), strict=True
+        )
     ]
     both = drawing.stack(strips, 6, 0)
     people = _people(references, both.height)

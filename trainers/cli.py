@@ -42,7 +42,9 @@ def program() -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(program(), description="Teach video models to keep several people's faces, by GRPO.")
+    parser = argparse.ArgumentParser(
+        program(), description="Teach video models to keep several people's faces, by GRPO."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, call, text: str) -> argparse.ArgumentParser:
@@ -61,35 +63,60 @@ def make_parser() -> argparse.ArgumentParser:
     _root(train)
 
     resume = command("resume", _resume, "go on with a run from its newest checkpoint")
-    resume.add_argument("run", nargs="?", default="latest", help="id, beginning of an id, folder, or `latest` (default)")
+    resume.add_argument(
+        "run", nargs="?", default="latest", help="id, beginning of an id, folder, or `latest` (default)"
+    )
     _processes(resume)
     _root(resume)
 
     evaluate = command("evaluate", _evaluate, "measure a run's LoRA on the held-out items against the untouched policy")
-    evaluate.add_argument("run", nargs="?", default="latest", help="id, beginning of an id, folder, or `latest` (default)")
+    evaluate.add_argument(
+        "run", nargs="?", default="latest", help="id, beginning of an id, folder, or `latest` (default)"
+    )
     evaluate.add_argument("--lora", type=Path, help="another LoRA than the run's newest export")
     _root(evaluate)
 
     sample = command("sample", _sample, "draw a video of some people")
     _settings(sample, training=False)
-    sample.add_argument("--reference", nargs="+", type=Path, default=[], metavar="IMAGE",
-                        help="one picture per person, in the order of the prompt (TinyWorld can do without: it draws its own)")
+    sample.add_argument(
+        "--reference",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="IMAGE",
+        help="one picture per person, in the order of the prompt (TinyWorld can do without: it draws its own)",
+    )
     sample.add_argument("--prompt", help="what the video shows")
     sample.add_argument("--negative", default="", help="what it should not show")
     sample.add_argument("--lora", type=Path, help="a LoRA file or PEFT folder")
     sample.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default: 1)")
     sample.add_argument("--seed", type=int, default=0)
-    for name, kind in (("height", int), ("width", int), ("frames", int), ("steps", int), ("guidance", float),
-                       ("image-guidance", float), ("shift", float)):
+    for name, kind in (
+        ("height", int),
+        ("width", int),
+        ("frames", int),
+        ("steps", int),
+        ("guidance", float),
+        ("image-guidance", float),
+        ("shift", float),
+    ):
         only = "Phantom's scale of the references; " if name == "image-guidance" else ""
         sample.add_argument(f"--{name}", type=kind, help=f"{only}default: the preset's, as in evaluation")
-    sample.add_argument("--solver", choices=["euler", "unipc"], default="euler",
-                        help="euler (default) as in evaluation; unipc may need half the steps, but not at strong guidance")
-    sample.add_argument("--out", type=Path, default=Path("sample.webp"), help="animation, .webp or .gif; frames go to a .png beside it")
+    sample.add_argument(
+        "--solver",
+        choices=["euler", "unipc"],
+        default="euler",
+        help="euler (default) as in evaluation; unipc may need half the steps, but not at strong guidance",
+    )
+    sample.add_argument(
+        "--out", type=Path, default=Path("sample.webp"), help="animation, .webp or .gif; frames go to a .png beside it"
+    )
 
     score = command("score", _score, "score clips by the identity reward; a score has no zero, compare it with another")
     score.add_argument("clip", nargs="+", type=Path, help="animation (GIF, WebP), folder of frames, or video file")
-    score.add_argument("--reference", nargs="+", type=Path, required=True, metavar="IMAGE", help="one picture per person")
+    score.add_argument(
+        "--reference", nargs="+", type=Path, required=True, metavar="IMAGE", help="one picture per person"
+    )
     score.add_argument("--reward", default="tinyworld", help="a reward checkpoint's folder, or `tinyworld` (default)")
     score.add_argument("--base-model", help="the Qwen2.5-VL folder, if the checkpoint does not name it")
     score.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -97,11 +124,17 @@ def make_parser() -> argparse.ArgumentParser:
 
     runs = command("runs", _runs, "list runs, show one, or stop one")
     runs.add_argument("action", nargs="?", choices=["list", "show", "stop"], default="list")
-    runs.add_argument("run", nargs="?", default="latest", help="for show and stop: id, beginning of an id, folder, or `latest`")
-    runs.add_argument("--wait", type=float, default=60, help="stop: seconds before it is interrupted, then ended (default: 60)")
+    runs.add_argument(
+        "run", nargs="?", default="latest", help="for show and stop: id, beginning of an id, folder, or `latest`"
+    )
+    runs.add_argument(
+        "--wait", type=float, default=60, help="stop: seconds before it is interrupted, then ended (default: 60)"
+    )
     _root(runs)
 
-    proof = command("proof", _proof, "repeat the learning claim: several seeds and a control with shuffled rewards, as one table")
+    proof = command(
+        "proof", _proof, "repeat the learning claim: several seeds and a control with shuffled rewards, as one table"
+    )
     proof.add_argument("--seeds", type=int, default=5, help="tuned runs (default: 5)")
     proof.add_argument("--controls", type=int, default=5, help="runs with shuffled rewards (default: 5)")
     proof.add_argument("--jobs", type=int, default=3, help="runs at a time on the device (default: 3)")
@@ -112,7 +145,9 @@ def make_parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "recompute golden kits and print each quantity's error; exit 1 if one is out")
     verify.add_argument("path", nargs="+", type=Path, help="a kit, or a folder of kits")
 
-    comfyui = command("comfyui", _comfyui, "start ComfyUI with this pack in it; finds it, or installs it through comfy-cli")
+    comfyui = command(
+        "comfyui", _comfyui, "start ComfyUI with this pack in it; finds it, or installs it through comfy-cli"
+    )
     comfyui.add_argument("--port", type=int, default=8188, help="default: 8188")
 
     # Not for people, so not in the list: the process of a run that `train`, `resume` or ComfyUI started.
@@ -125,27 +160,43 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _built_in(parser) -> None:
-    parser.add_argument("--policy", choices=("vace", "phantom"), default="vace", help="which of TinyWorld's policies (default: vace)")
+    parser.add_argument(
+        "--policy", choices=("vace", "phantom"), default="vace", help="which of TinyWorld's policies (default: vace)"
+    )
 
 
 def _root(parser: argparse.ArgumentParser, default: str = "runs") -> None:
-    parser.add_argument("--runs", type=Path, default=Path(default), metavar="FOLDER", help=f"where runs are kept (default: {default})")
+    parser.add_argument(
+        "--runs", type=Path, default=Path(default), metavar="FOLDER", help=f"where runs are kept (default: {default})"
+    )
 
 
 def _processes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=int, default=1, help="one per GPU; any number gives the same run (default: 1)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="one per GPU; any number gives the same run (default: 1)"
+    )
 
 
 def _set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="any setting, e.g. rollout.steps=8; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, e.g. rollout.steps=8; may be repeated",
+    )
 
 
 def _settings(parser: argparse.ArgumentParser, training: bool = True) -> None:
-    parser.add_argument("--preset", choices=["paper", "fast", "tiny", "paper-phantom", "fast-phantom", "tiny-phantom"],
-                        help="default: that of the policy, tiny for TinyWorld, else paper")
-    parser.add_argument("--policy", help="a diffusers folder or .safetensors file of VACE or Phantom, `tinyworld` (default) or "
-                                         "`tinyworld-phantom`")
+    parser.add_argument(
+        "--preset",
+        choices=["paper", "fast", "tiny", "paper-phantom", "fast-phantom", "tiny-phantom"],
+        help="default: that of the policy, tiny for TinyWorld, else paper",
+    )
+    parser.add_argument(
+        "--policy",
+        help="a diffusers folder or .safetensors file of VACE or Phantom, `tinyworld` (default) or `tinyworld-phantom`",
+    )
     _set(parser)
     if training:
         parser.add_argument("--reward", help="a reward checkpoint's folder, or `tinyworld` (default)")
@@ -195,8 +246,17 @@ def _sample(options) -> int:
     from .commands import sample
     from .commands.settings import config_from
 
-    return sample.main(config_from(options), options.reference, options.prompt, options.negative, options.lora, options.strength,
-                       options.seed, options.out, options.solver)
+    return sample.main(
+        config_from(options),
+        options.reference,
+        options.prompt,
+        options.negative,
+        options.lora,
+        options.strength,
+        options.seed,
+        options.out,
+        options.solver,
+    )
 
 
 def _score(options) -> int:
@@ -217,7 +277,9 @@ def _proof(options) -> int:
     from .commands import proof
     from .commands.settings import parse_settings
 
-    return proof.main(options.runs, options.seeds, options.controls, options.jobs, parse_settings(options.set), options.policy)
+    return proof.main(
+        options.runs, options.seeds, options.controls, options.jobs, parse_settings(options.set), options.policy
+    )
 
 
 def _verify(options) -> int:

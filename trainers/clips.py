@@ -89,7 +89,9 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float | None]:
                 frames.append(np.asarray(opened.convert("RGB")))
                 milliseconds.append(opened.info.get("duration", 0))
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as an animation ({error}); give a GIF, WebP, folder of frames or video") from error
+        raise UserError(
+            f"{path} cannot be read as an animation ({error}); give a GIF, WebP, folder of frames or video"
+        ) from error
     shortest, ours = min(milliseconds), NOTE.fullmatch(note)
     if ours:
         rate = float(ours[2])
@@ -108,7 +110,9 @@ def _read_video(path: Path) -> tuple[np.ndarray, float | None]:
     try:
         import av
     except ImportError as error:
-        raise UserError(f"reading {path} needs the package `av` (pip install av); or give a GIF, WebP or folder of frames") from error
+        raise UserError(
+            f"reading {path} needs the package `av` (pip install av); or give a GIF, WebP or folder of frames"
+        ) from error
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]

@@ -27,8 +27,11 @@ class Section(BaseModel):
 class PolicyConfig(Section):
     """The video model being trained."""
 
-    source: str = Field("tinyworld", description="a diffusers folder, a transformer's .safetensors file, or `tinyworld` or "
-                                                 "`tinyworld-phantom` for a built-in model")
+    source: str = Field(
+        "tinyworld",
+        description="a diffusers folder, a transformer's .safetensors file, or `tinyworld` or "
+        "`tinyworld-phantom` for a built-in model",
+    )
     text_encoder: str | None = Field(None, description="folder or .safetensors file, if it does not lie with the model")
     vae: str | None = Field(None, description="folder or .safetensors file, if it does not lie with the model")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base; the LoRA stays float32")
@@ -57,9 +60,13 @@ class VideoConfig(Section):
         for name in ("height", "width"):
             value = getattr(self, name)
             if value % 16:
-                raise ValueError(f"{name} {value} is not a multiple of 16; use {value // 16 * 16} or {value // 16 * 16 + 16}")
+                raise ValueError(
+                    f"{name} {value} is not a multiple of 16; use {value // 16 * 16} or {value // 16 * 16 + 16}"
+                )
         if self.frames % 4 != 1:
-            raise ValueError(f"frames {self.frames} must be 4n+1 (Wan's VAE); use {max(1, (self.frames - 1) // 4 * 4 + 1)}")
+            raise ValueError(
+                f"frames {self.frames} must be 4n+1 (Wan's VAE); use {max(1, (self.frames - 1) // 4 * 4 + 1)}"
+            )
         return self
 
 
@@ -77,9 +84,12 @@ class RolloutConfig(Section):
 
     steps: int = Field(25, ge=2)
     shift: float = Field(3.0, gt=0, description="flow shift of the noise schedule")
-    guidance: float = Field(4.5, ge=1, description="scale of the text; 1 samples and trains without the unconditional branch")
-    image_guidance: float | None = Field(None, ge=1, description="Phantom's scale of the references (None: that of the text); "
-                                                                 "VACE has none")
+    guidance: float = Field(
+        4.5, ge=1, description="scale of the text; 1 samples and trains without the unconditional branch"
+    )
+    image_guidance: float | None = Field(
+        None, ge=1, description="Phantom's scale of the references (None: that of the text); VACE has none"
+    )
     group_size: int = Field(8, ge=2, description="rollouts of one prompt item (G)")
     groups_per_update: int = Field(16, ge=1, description="below 16 the method hardly moves")
     updates_per_iteration: int = Field(2, ge=1, description="optimiser steps taken from one iteration's rollouts")
@@ -102,10 +112,14 @@ class RolloutConfig(Section):
             if last > self.steps:
                 raise ValueError(f"window.last {last} is beyond the {self.steps} steps; use at most {self.steps}")
             if window.size > last:
-                raise ValueError(f"window.size {window.size} does not fit before step {last}; lower size or raise window.last")
+                raise ValueError(
+                    f"window.size {window.size} does not fit before step {last}; lower size or raise window.last"
+                )
         if self.dynamics == "cps" and (window.size if window.kind == "all" else last) == self.steps:
-            raise ValueError(f"dynamics `cps` adds no noise in the last step, so it cannot be trained: keep the window within the first "
-                             f"{self.steps - 1} steps (window.{'size' if window.kind == 'all' else 'last'}), or use `flow_sde`")
+            raise ValueError(
+                f"dynamics `cps` adds no noise in the last step, so it cannot be trained: keep the window within the first "
+                f"{self.steps - 1} steps (window.{'size' if window.kind == 'all' else 'last'}), or use `flow_sde`"
+            )
         return self
 
 
@@ -120,10 +134,14 @@ class OptimConfig(Section):
     clip_range: float = Field(1e-3, gt=0, description="the ratio is clipped to 1 +- this")
     advantage_clip: float = Field(5.0, gt=0)
     kl: float = Field(0.004, ge=0, description="weight of the KL to the reference policy; 0 saves its forward pass")
-    ratio: Literal["plain", "guard"] = Field("plain", description="`guard`: GRPO-Guard's normalised log-ratio and gradient")
+    ratio: Literal["plain", "guard"] = Field(
+        "plain", description="`guard`: GRPO-Guard's normalised log-ratio and gradient"
+    )
     global_std: bool = Field(False, description="advantages over the spread of all groups instead of their own")
     micro_batch: int = Field(4, ge=1, description="videos in one backward pass on one device")
-    gradient_checkpointing: bool = Field(False, description="compute the forward pass twice and keep a tenth of it in memory")
+    gradient_checkpointing: bool = Field(
+        False, description="compute the forward pass twice and keep a tenth of it in memory"
+    )
 
 
 class LoraConfig(Section):
@@ -162,11 +180,17 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     iterations: int = Field(120, ge=1)
     prompts: str = Field("tinyworld", description="CSV file of training items, or `tinyworld`")
-    evaluation_prompts: str | None = Field(None, description="CSV file of held-out items; None: TinyWorld's own, "
-                                                             "or for a CSV its last rows (`held_out` of them)")
+    evaluation_prompts: str | None = Field(
+        None,
+        description="CSV file of held-out items; None: TinyWorld's own, "
+        "or for a CSV its last rows (`held_out` of them)",
+    )
     held_out: int = Field(0, ge=0, description="rows taken off the end of `prompts` for evaluation")
-    publish: str | None = Field(None, description="folder that also gets every exported LoRA, in one named as the run, e.g. "
-                                                  "below ComfyUI's models/loras")
+    publish: str | None = Field(
+        None,
+        description="folder that also gets every exported LoRA, in one named as the run, e.g. "
+        "below ComfyUI's models/loras",
+    )
     start_lora: str | None = Field(None, description="a LoRA to start from; the reference policy stays the base model")
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
@@ -181,21 +205,29 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         if self.optim.ratio == "guard" and self.rollout.dynamics != "flow_sde":
-            raise ValueError("optim.ratio `guard` is defined for rollout.dynamics `flow_sde` only; choose one of the two")
+            raise ValueError(
+                "optim.ratio `guard` is defined for rollout.dynamics `flow_sde` only; choose one of the two"
+            )
         return self
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same run started from any folder: paths are made absolute, `~` is expanded, built-in names stay."""
+
         def absolute(value: str | None) -> str | None:
             return value if value in (None, *BUILT_IN) else str(Path(value).expanduser().absolute())
 
-        own = {name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora", "publish")}
+        own = {
+            name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora", "publish")
+        }
         policy = {name: absolute(getattr(self.policy, name)) for name in ("source", "text_encoder", "vae")}
         reward = {name: absolute(getattr(self.reward, name)) for name in ("source", "base_model")}
-        return self.model_copy(update=own | {
-            "policy": self.policy.model_copy(update=policy),
-            "reward": self.reward.model_copy(update=reward),
-        })
+        return self.model_copy(
+            update=own
+            | {
+                "policy": self.policy.model_copy(update=policy),
+                "reward": self.reward.model_copy(update=reward),
+            }
+        )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -203,30 +235,49 @@ class TrainConfig(Section):
 
 TINY_VIDEO = {"height": 48, "width": 80, "frames": 9}
 
+
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
-        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        merged[key] = (
+            _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        )
     return merged
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The published recipe, 24 of 25 steps trained.
-    "paper": {"policy": {"dtype": "bfloat16"}, "reward": {"dtype": "bfloat16"}, "optim": {"gradient_checkpointing": True},
-              "evaluation": {"video": {"height": 480, "width": 832, "frames": 81}}},
+    "paper": {
+        "policy": {"dtype": "bfloat16"},
+        "reward": {"dtype": "bfloat16"},
+        "optim": {"gradient_checkpointing": True},
+        "evaluation": {"video": {"height": 480, "width": 832, "frames": 81}},
+    },
     # A short random window in the noisier half, ratios normalised (GRPO-Guard). Measured at the training size: a held-out
     # video of the published size costs as much as forty of training.
-    "fast": {"policy": {"dtype": "bfloat16"}, "reward": {"dtype": "bfloat16"},
-             "rollout": {"window": {"kind": "random", "size": 3}, "steps": 16},
-             "optim": {"ratio": "guard", "clip_range": 2e-6, "kl": 0.0, "gradient_checkpointing": True},
-             "evaluation": {"steps": 30}},
+    "fast": {
+        "policy": {"dtype": "bfloat16"},
+        "reward": {"dtype": "bfloat16"},
+        "rollout": {"window": {"kind": "random", "size": 3}, "steps": 16},
+        "optim": {"ratio": "guard", "clip_range": 2e-6, "kl": 0.0, "gradient_checkpointing": True},
+        "evaluation": {"steps": 30},
+    },
     # TinyWorld on two CPU cores.
-    "tiny": {"iterations": 24, "video": TINY_VIDEO,
-             "rollout": {"steps": 8, "guidance": 1.0, "micro_batch": 32, "groups_per_update": 16, "updates_per_iteration": 1,
-                         "window": {"kind": "random", "size": 3, "last": 6}},
-             "optim": {"learning_rate": 2e-3, "clip_range": 1e-5, "micro_batch": 32},
-             "ema": {"every": 1},
-             "evaluation": {"steps": 8, "items": 48}},
+    "tiny": {
+        "iterations": 24,
+        "video": TINY_VIDEO,
+        "rollout": {
+            "steps": 8,
+            "guidance": 1.0,
+            "micro_batch": 32,
+            "groups_per_update": 16,
+            "updates_per_iteration": 1,
+            "window": {"kind": "random", "size": 3, "last": 6},
+        },
+        "optim": {"learning_rate": 2e-3, "clip_range": 1e-5, "micro_batch": 32},
+        "ema": {"every": 1},
+        "evaluation": {"steps": 8, "items": 48},
+    },
 }
 
 # The paper names no sampling settings for Phantom. Decided here: shift 5 and the scales 5 (references) and 7.5 (text) of
@@ -234,9 +285,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What is trained is then what is used, at three branches a step.
 PRESETS["paper-phantom"] = _merge(PRESETS["paper"], {"rollout": {"shift": 5.0, "guidance": 7.5, "image_guidance": 5.0}})
 # Training without guidance needs one branch of three; the release's scales are kept for evaluation.
-PRESETS["fast-phantom"] = _merge(PRESETS["fast"], {
-    "rollout": {"shift": 5.0, "guidance": 1.0, "image_guidance": 1.0},
-    "evaluation": {"guidance": 7.5, "image_guidance": 5.0}})
+PRESETS["fast-phantom"] = _merge(
+    PRESETS["fast"],
+    {
+        "rollout": {"shift": 5.0, "guidance": 1.0, "image_guidance": 1.0},
+        "evaluation": {"guidance": 7.5, "image_guidance": 5.0},
+    },
+)
 PRESETS["tiny-phantom"] = _merge(PRESETS["tiny"], {"policy": {"source": "tinyworld-phantom"}})
 
 
@@ -271,5 +326,8 @@ def _validated(values: dict[str, Any]) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
         raise UserError("this configuration cannot run:\n  " + "\n  ".join(lines)) from error

@@ -15,8 +15,18 @@ PAPER, INK, FAINT = "#ffffff", "#22252b", "#8a919c"
 GAP, LABEL = 12, 26
 BLUE, ORANGE, GREEN, PURPLE = "#2563eb", "#ea580c", "#15803d", "#7c3aed"
 WIDE_FONTS = (  # of Linux, Windows and macOS, for letters that the drawing library's own font lacks
-    "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "PingFang.ttc",
-    "Hiragino Sans GB.ttc", "STHeiti Medium.ttc", "DejaVuSans.ttf", "arial.ttf", "Arial Unicode.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "msyh.ttc",
+    "YuGothM.ttc",
+    "malgun.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "STHeiti Medium.ttc",
+    "DejaVuSans.ttf",
+    "arial.ttf",
+    "Arial Unicode.ttf",
 )
 
 
@@ -52,7 +62,9 @@ def column(pictures: Sequence[Image.Image], height: int) -> Image.Image:
     """Pictures one above the other, as wide as needed to fill `height`, 1 pixel frames."""
     gap = 6
     each = (height - gap * (len(pictures) - 1)) // max(1, len(pictures))
-    fitted = [p.resize((max(1, round(p.width * each / p.height)), each), smooth_filter(p.height, each)) for p in pictures]
+    fitted = [
+        p.resize((max(1, round(p.width * each / p.height)), each), smooth_filter(p.height, each)) for p in pictures
+    ]
     column = Image.new("RGB", (max((p.width for p in fitted), default=1), height), PAPER)
     for index, picture in enumerate(fitted):
         column.paste(picture, (0, index * (each + gap)))

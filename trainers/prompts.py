@@ -91,10 +91,14 @@ def load_prompt_set(path: str | Path, refusal: Callable[[Path], str | None] = la
     header = [name.strip() for name in rows[0][1]]
     missing = [name for name in COLUMNS if name not in header]
     if missing:
-        raise UserError(f"{path}, row 1: column `{'` and `'.join(missing)}` is missing (found: {', '.join(header) or 'nothing'}); "
-                        "the header must name ref_paths and prompt, and may name id and negative")
+        raise UserError(
+            f"{path}, row 1: column `{'` and `'.join(missing)}` is missing (found: {', '.join(header) or 'nothing'}); "
+            "the header must name ref_paths and prompt, and may name id and negative"
+        )
     if len(rows) == 1:
-        raise UserError(f"{path} has a header but no rows; add one row per video: its reference pictures and its prompt")
+        raise UserError(
+            f"{path} has a header but no rows; add one row per video: its reference pictures and its prompt"
+        )
     problems: list[str] = []
     items: list[PromptItem] = []
     pictures: dict[Path, str | None] = {}
@@ -135,7 +139,9 @@ def save_prompt_set(items: Sequence[PromptItem], path: str | Path) -> Path:
             else:
                 names.append(_relative(reference, path.parent))
         if any(";" in name for name in names):
-            raise UserError(f"item `{item.id}`: a reference path contains `;`, which separates paths in a prompt set; rename the file")
+            raise UserError(
+                f"item `{item.id}`: a reference path contains `;`, which separates paths in a prompt set; rename the file"
+            )
         writer.writerow([item.id, ";".join(names), item.prompt, item.negative])
     path.write_text(text.getvalue(), encoding="utf-8", newline="")
     return path
@@ -149,30 +155,40 @@ def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
     """
     if config.prompts == "tinyworld":
         if config.held_out:
-            raise UserError("held_out takes rows off a CSV; TinyWorld brings its own held-out items: leave held_out at 0")
+            raise UserError(
+                "held_out takes rows off a CSV; TinyWorld brings its own held-out items: leave held_out at 0"
+            )
         train = _tinyworld("train", _tinyworld_items(config.rollout.groups * config.iterations))
     else:
         train = load_prompt_set(config.prompts)
     if config.evaluation_prompts and config.held_out:
         raise UserError("evaluation_prompts and held_out both name the held-out items; set only one of them")
-    if config.evaluation_prompts in (None, "tinyworld") and config.prompts == "tinyworld" or config.evaluation_prompts == "tinyworld":
+    if (
+        config.evaluation_prompts in (None, "tinyworld") and config.prompts == "tinyworld"
+    ) or config.evaluation_prompts == "tinyworld":
         held_out = _tinyworld("held_out", config.evaluation.items)
     elif config.evaluation_prompts:
         held_out = load_prompt_set(config.evaluation_prompts)
     elif config.held_out:
         if config.held_out >= len(train):
-            raise UserError(f"held_out {config.held_out} leaves nothing to train on: {train.source} has {len(train)} rows")
+            raise UserError(
+                f"held_out {config.held_out} leaves nothing to train on: {train.source} has {len(train)} rows"
+            )
         kept = len(train) - config.held_out
         train, held_out = (PromptSet(part, train.source) for part in (train.items[:kept], train.items[kept:]))
     else:
-        raise UserError("nothing is held out to measure progress on; set evaluation_prompts to a second CSV, or held_out to a "
-                        f"number of rows taken off the end of {train.source}")
+        raise UserError(
+            "nothing is held out to measure progress on; set evaluation_prompts to a second CSV, or held_out to a "
+            f"number of rows taken off the end of {train.source}"
+        )
     _refuse_overlap(train, held_out)
     needed = config.rollout.groups_per_update
     if len(train) < needed:
-        raise UserError(f"{train.source} has {len(train)} rows to train on but an update needs {needed} groups, each of another row; "
-                        f"add {needed - len(train)} rows, or set rollout.groups_per_update to {len(train)} or less "
-                        "(below 16 the method hardly moves)")
+        raise UserError(
+            f"{train.source} has {len(train)} rows to train on but an update needs {needed} groups, each of another row; "
+            f"add {needed - len(train)} rows, or set rollout.groups_per_update to {len(train)} or less "
+            "(below 16 the method hardly moves)"
+        )
     return train, held_out
 
 
@@ -181,8 +197,10 @@ def _refuse_overlap(train: PromptSet, held_out: PromptSet) -> None:
     for item in held_out:
         trained = known.get(item.content())
         if trained is not None:
-            raise UserError(f"held-out item `{item.id}` of {held_out.source} is also trained on (`{trained}` of {train.source}), "
-                            "so it would measure memory; take it out of one of the two")
+            raise UserError(
+                f"held-out item `{item.id}` of {held_out.source} is also trained on (`{trained}` of {train.source}), "
+                "so it would measure memory; take it out of one of the two"
+            )
 
 
 def _tinyworld_items(draws: int) -> int:
@@ -211,8 +229,10 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
         for row in reader:
             rows.append((len(rows) + 1, row))
     except csv.Error as error:
-        raise UserError(f"{path}, row {len(rows) + 1}: {error}; check the quotes: a text with commas stands in \"…\", "
-                        "a quote inside it is doubled") from error
+        raise UserError(
+            f'{path}, row {len(rows) + 1}: {error}; check the quotes: a text with commas stands in "…", '
+            "a quote inside it is doubled"
+        ) from error
     while rows and not any(cell.strip() for cell in rows[-1][1]):
         rows.pop()
     if not rows:
@@ -221,13 +241,20 @@ def _rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _item(
-    number: int, header: list[str], row: list[str], folder: Path, pictures: dict[Path, str | None], refusal: Callable[[Path], str | None]
+    number: int,
+    header: list[str],
+    row: list[str],
+    folder: Path,
+    pictures: dict[Path, str | None],
+    refusal: Callable[[Path], str | None],
 ) -> tuple[PromptItem | None, list[str]]:
     """The item of one row, and what is wrong with it."""
     if not any(cell.strip() for cell in row):
         return None, ["is empty; delete it"]
     if len(row) != len(header):
-        return None, [f"has {len(row)} fields where the header has {len(header)}; put quotes around a text that contains commas"]
+        return None, [
+            f"has {len(row)} fields where the header has {len(header)}; put quotes around a text that contains commas"
+        ]
     cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
     wrong = [] if cells["prompt"] else ["the prompt is empty; describe the video"]
     names = [name.strip() for name in cells["ref_paths"].split(";") if name.strip()]
@@ -239,7 +266,9 @@ def _item(
             pictures[reference] = refusal(reference) or _picture_problem(reference)
         if pictures[reference]:
             wrong.append(pictures[reference])
-    return PromptItem(cells.get("id") or f"row-{number}", cells["prompt"], tuple(references), cells.get("negative", "")), wrong
+    return PromptItem(
+        cells.get("id") or f"row-{number}", cells["prompt"], tuple(references), cells.get("negative", "")
+    ), wrong
 
 
 def _picture_problem(path: Path) -> str | None:

@@ -30,7 +30,9 @@ class Result:
 
     @property
     def error(self) -> str:
-        return next((data["exception_message"].strip() for name, data in self.messages if name == "execution_error"), "")
+        return next(
+            (data["exception_message"].strip() for name, data in self.messages if name == "execution_error"), ""
+        )
 
     @property
     def failed_node(self) -> str | None:
@@ -87,9 +89,13 @@ class Client:
             if found:
                 messages = found["status"]["messages"]
                 cached = {n for name, data in messages if name == "execution_cached" for n in data["nodes"]}
-                return Result(found["status"]["status_str"], found["outputs"], messages, set(found["prompt"][2]) - cached)
+                return Result(
+                    found["status"]["status_str"], found["outputs"], messages, set(found["prompt"][2]) - cached
+                )
             time.sleep(0.05)
-        raise AssertionError(f"prompt {prompt_id} has not ended after {seconds} s; the log ends with\n{self.log[-3000:]}")
+        raise AssertionError(
+            f"prompt {prompt_id} has not ended after {seconds} s; the log ends with\n{self.log[-3000:]}"
+        )
 
     def settle(self, seconds: float = 60) -> None:
         """Wait until nothing runs and nothing waits."""

@@ -68,13 +68,35 @@ def sampling(kind: str, prompt: str, **changes) -> dict:
     """Load, draw with the two people of `item`, show."""
     scales = {"cfg": 2.0} if kind == "VACE" else {"text_cfg": 3.0, "image_cfg": 2.0}
     return {
-        LOAD: node("IdentityGRPOLoadModel", model=f"TinyWorld {kind} (built in)", text_encoder="beside the model", vae="beside the model",
-                   dtype="auto", attention="sdpa", offload="when memory is needed"),
+        LOAD: node(
+            "IdentityGRPOLoadModel",
+            model=f"TinyWorld {kind} (built in)",
+            text_encoder="beside the model",
+            vae="beside the model",
+            dtype="auto",
+            attention="sdpa",
+            offload="when memory is needed",
+        ),
         "2": node("LoadImage", image="person0.png"),
         "3": node("LoadImage", image="person1.png"),
-        SAMPLE: node(f"IdentityGRPO{kind}Sampler", **{
-            "policy": [LOAD, 0], "references.ref0": ["2", 0], "references.ref1": ["3", 0], "prompt": prompt, "negative": "", "width": 80,
-            "height": 48, "frames": 9, "steps": 3, "shift": 3.0, "seed": 1, **scales, **changes}),
+        SAMPLE: node(
+            f"IdentityGRPO{kind}Sampler",
+            **{
+                "policy": [LOAD, 0],
+                "references.ref0": ["2", 0],
+                "references.ref1": ["3", 0],
+                "prompt": prompt,
+                "negative": "",
+                "width": 80,
+                "height": 48,
+                "frames": 9,
+                "steps": 3,
+                "shift": 3.0,
+                "seed": 1,
+                **scales,
+                **changes,
+            },
+        ),
         SHOW: node("PreviewImage", images=[SAMPLE, 0]),
     }
 
@@ -83,14 +105,49 @@ def training(item, wait: str = "no", **changes) -> dict:
     """Two rows to train on, one to measure on; as little of it as makes a run."""
     return {
         **{name: sampling("VACE", item.prompt)[name] for name in (LOAD, "2", "3")},
-        REWARD: node("IdentityGRPOLoadReward", checkpoint="TinyWorld (built in)", base_model="as the checkpoint says", dtype="auto",
-                     device="auto"),
-        "21": node("IdentityGRPOPromptItem", **{"references.ref0": ["2", 0], "references.ref1": ["3", 0]}, prompt=item.prompt, negative=""),
-        "22": node("IdentityGRPOPromptItem", **{"references.ref0": ["3", 0]}, prompt=item.prompt, negative="", prompt_set=["21", 0]),
+        REWARD: node(
+            "IdentityGRPOLoadReward",
+            checkpoint="TinyWorld (built in)",
+            base_model="as the checkpoint says",
+            dtype="auto",
+            device="auto",
+        ),
+        "21": node(
+            "IdentityGRPOPromptItem",
+            **{"references.ref0": ["2", 0], "references.ref1": ["3", 0]},
+            prompt=item.prompt,
+            negative="",
+        ),
+        "22": node(
+            "IdentityGRPOPromptItem",
+            **{"references.ref0": ["3", 0]},
+            prompt=item.prompt,
+            negative="",
+            prompt_set=["21", 0],
+        ),
         "23": node("IdentityGRPOPromptItem", **{"references.ref0": ["2", 0]}, prompt=item.prompt, negative=""),
-        TRAIN: node("IdentityGRPOTrain", policy=[LOAD, 0], reward=[REWARD, 0], prompt_set=["22", 0], evaluation_set=["23", 0],
-                    **{"preset": "auto", "name": "from the graph", "iterations": 2, "learning_rate": 0.05, "groups_per_update": 2, "width": 0,
-                       "height": 0, "frames": 0, "evaluate_every": 0, "seed": 3, "devices": "auto", "start_lora": "none"} | changes),
+        TRAIN: node(
+            "IdentityGRPOTrain",
+            policy=[LOAD, 0],
+            reward=[REWARD, 0],
+            prompt_set=["22", 0],
+            evaluation_set=["23", 0],
+            **{
+                "preset": "auto",
+                "name": "from the graph",
+                "iterations": 2,
+                "learning_rate": 0.05,
+                "groups_per_update": 2,
+                "width": 0,
+                "height": 0,
+                "frames": 0,
+                "evaluate_every": 0,
+                "seed": 3,
+                "devices": "auto",
+                "start_lora": "none",
+            }
+            | changes,
+        ),
         RUN: node("IdentityGRPORun", run="newest run", training_run=[TRAIN, 0], wait=wait),
     }
 

@@ -37,8 +37,21 @@ def serving(folder: Path, python: Path, base: Path, *options: str) -> Iterator[C
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = base / "server.log"
-    command = [python, folder / "main.py", *options, "--disable-api-nodes", "--disable-auto-launch", "--base-directory", base,
-               "--port", str(port), "--preview-method", "latent2rgb", "--database-url", f"sqlite:///{base}/comfyui.db"]
+    command = [
+        python,
+        folder / "main.py",
+        *options,
+        "--disable-api-nodes",
+        "--disable-auto-launch",
+        "--base-directory",
+        base,
+        "--port",
+        str(port),
+        "--preview-method",
+        "latent2rgb",
+        "--database-url",
+        f"sqlite:///{base}/comfyui.db",
+    ]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=base, stdout=out, stderr=subprocess.STDOUT, env=environment)

@@ -38,7 +38,12 @@ def node_ids() -> list[str]:
     found = []
     for path in (REPOSITORY / "nodes").glob("*.py"):
         calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
-        found += [k.value.value for call in calls for k in call.keywords if k.arg == "node_id" and isinstance(k.value, ast.Constant)]
+        found += [
+            k.value.value
+            for call in calls
+            for k in call.keywords
+            if k.arg == "node_id" and isinstance(k.value, ast.Constant)
+        ]
     return sorted(found)
 
 

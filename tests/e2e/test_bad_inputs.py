@@ -34,33 +34,39 @@ def files(comfyui):
     (models / "tokenizer" / "tokenizer_config.json").write_text("{}")
 
 
-@pytest.mark.parametrize(("inputs", "words"), [
-    ({"model": "diffusers/nothing"}, "models/diffusion_models"),
-    ({"model": "../../../etc/passwd"}, "models/diffusion_models"),
-    ({"model": "diffusion_models/broken.safetensors"}, "broken.safetensors"),
-    ({"vae": "/etc/passwd"}, "models/vae"),
-    ({"text_encoder": "nothing.safetensors"}, "models/text_encoders"),
-    ({"dtype": "int8"}, "dtype"),
-    ({"attention": "magic"}, "attention"),
-    ({"offload": "never"}, "offload"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"model": "diffusers/nothing"}, "models/diffusion_models"),
+        ({"model": "../../../etc/passwd"}, "models/diffusion_models"),
+        ({"model": "diffusion_models/broken.safetensors"}, "broken.safetensors"),
+        ({"vae": "/etc/passwd"}, "models/vae"),
+        ({"text_encoder": "nothing.safetensors"}, "models/text_encoders"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"attention": "magic"}, "attention"),
+        ({"offload": "never"}, "offload"),
+    ],
+)
 def test_a_wrong_model_is_refused(comfyui, item, files, inputs, words):
     graph = sampling("VACE", item.prompt)
     graph[LOAD]["inputs"] |= inputs
     assert words in problem(comfyui, graph, LOAD)
 
 
-@pytest.mark.parametrize(("inputs", "words"), [
-    ({"width": 90}, "use 96"),
-    ({"height": 1}, "use 16"),
-    ({"frames": 80}, "use 81"),
-    ({"steps": 0}, "smaller than min"),
-    ({"cfg": 1e9}, "bigger than max"),
-    ({"seed": -1}, "smaller than min"),
-    ({"seed": "abc"}, "Failed to convert"),
-    ({"references.ref0": None}, "missing: ref0"),
-    ({"policy": ["2", 0]}, "type mismatch"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"width": 90}, "use 96"),
+        ({"height": 1}, "use 16"),
+        ({"frames": 80}, "use 81"),
+        ({"steps": 0}, "smaller than min"),
+        ({"cfg": 1e9}, "bigger than max"),
+        ({"seed": -1}, "smaller than min"),
+        ({"seed": "abc"}, "Failed to convert"),
+        ({"references.ref0": None}, "missing: ref0"),
+        ({"policy": ["2", 0]}, "type mismatch"),
+    ],
+)
 def test_wrong_settings_are_refused(comfyui, item, inputs, words):
     graph = sampling("VACE", item.prompt)
     given = graph[SAMPLE]["inputs"] | inputs
@@ -68,12 +74,15 @@ def test_wrong_settings_are_refused(comfyui, item, inputs, words):
     assert words in problem(comfyui, graph, SAMPLE)
 
 
-@pytest.mark.parametrize(("lora", "words"), [
-    ("broken.safetensors", "broken.safetensors"),
-    ("foreign.safetensors", "foreign.safetensors"),
-    ("../../../etc/passwd", "models/loras"),
-    ("no-such-run: latest", "run"),
-])
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ("broken.safetensors", "broken.safetensors"),
+        ("foreign.safetensors", "foreign.safetensors"),
+        ("../../../etc/passwd", "models/loras"),
+        ("no-such-run: latest", "run"),
+    ],
+)
 def test_a_wrong_lora_is_refused(comfyui, item, files, lora, words):
     graph = sampling("VACE", item.prompt, policy=[LORA, 0])
     graph[LORA] = {"class_type": "IdentityGRPOLoadLoRA", "inputs": {"policy": [LOAD, 0], "lora": lora, "strength": 1.0}}
@@ -90,29 +99,42 @@ def sheets(comfyui, item):
     (folder / "columns.csv").write_text("pictures,words\nperson0.png,one person\n")
 
 
-@pytest.mark.parametrize(("kind", "inputs", "words"), [
-    ("LoadReward", {"checkpoint": "nothing"}, ["models/identity_reward"]),
-    ("LoadReward", {"dtype": "int8"}, ["not in list"]),
-    ("PromptSet", {"file": "rows.csv"}, ["row 3", "nobody.png", "row 4"]),
-    ("PromptSet", {"file": "columns.csv"}, ["ref_paths"]),
-    ("PromptSet", {"file": "outside.csv"}, ["outside of ComfyUI's input and output folders"]),
-    ("PromptSet", {"file": "../outside.csv"}, ["input folder"]),
-    ("PromptSet", {"item": 0}, ["smaller than min"]),
-    ("PromptItem", {"prompt": "  "}, ["prompt is empty"]),
-    ("Train", {"preset": "none"}, ["preset"]),
-    ("Train", {"frames": 80}, ["4n+1"]),
-    ("Train", {"width": 80}, ["both width and height"]),
-    ("Train", {"devices": "GPU 99"}, ["GPU 99"]),
-    ("Train", {"start_lora": "nothing.safetensors"}, ["models/loras"]),
-    ("Train", {"iterations": -1}, ["smaller than min"]),
-    ("Run", {"run": "../../nothing"}, ["nothing"]),
-    ("Run", {"wait": "for ever"}, ["not in list"]),
-    ("SaveLoRA", {"lora": "broken.safetensors"}, ["broken.safetensors"]),
-])
-def test_what_cannot_be_trained_judged_or_saved_is_refused(comfyui, object_info, item, files, sheets, kind, inputs, words):
+@pytest.mark.parametrize(
+    ("kind", "inputs", "words"),
+    [
+        ("LoadReward", {"checkpoint": "nothing"}, ["models/identity_reward"]),
+        ("LoadReward", {"dtype": "int8"}, ["not in list"]),
+        ("PromptSet", {"file": "rows.csv"}, ["row 3", "nobody.png", "row 4"]),
+        ("PromptSet", {"file": "columns.csv"}, ["ref_paths"]),
+        ("PromptSet", {"file": "outside.csv"}, ["outside of ComfyUI's input and output folders"]),
+        ("PromptSet", {"file": "../outside.csv"}, ["input folder"]),
+        ("PromptSet", {"item": 0}, ["smaller than min"]),
+        ("PromptItem", {"prompt": "  "}, ["prompt is empty"]),
+        ("Train", {"preset": "none"}, ["preset"]),
+        ("Train", {"frames": 80}, ["4n+1"]),
+        ("Train", {"width": 80}, ["both width and height"]),
+        ("Train", {"devices": "GPU 99"}, ["GPU 99"]),
+        ("Train", {"start_lora": "nothing.safetensors"}, ["models/loras"]),
+        ("Train", {"iterations": -1}, ["smaller than min"]),
+        ("Run", {"run": "../../nothing"}, ["nothing"]),
+        ("Run", {"wait": "for ever"}, ["not in list"]),
+        ("SaveLoRA", {"lora": "broken.safetensors"}, ["broken.safetensors"]),
+    ],
+)
+def test_what_cannot_be_trained_judged_or_saved_is_refused(
+    comfyui, object_info, item, files, sheets, kind, inputs, words
+):
     graph = {name: sampling("VACE", item.prompt)[name] for name in (LOAD, "2")} | {
-        "20": node("IdentityGRPOLoadReward"), "21": node("IdentityGRPOPromptSet"),
-        "30": node(f"IdentityGRPO{kind}", policy=[LOAD, 0], reward=["20", 0], prompt_set=["21", 0], **{"references.ref0": ["2", 0]})}
+        "20": node("IdentityGRPOLoadReward"),
+        "21": node("IdentityGRPOPromptSet"),
+        "30": node(
+            f"IdentityGRPO{kind}",
+            policy=[LOAD, 0],
+            reward=["20", 0],
+            prompt_set=["21", 0],
+            **{"references.ref0": ["2", 0]},
+        ),
+    }
     if not object_info[graph["30"]["class_type"]]["output_node"]:
         graph["31"] = node("PreviewAny", source=["30", 0])
     for name in ("20", "21", "30"):
@@ -130,10 +152,16 @@ def as_in_the_editor(info: dict, linked: dict) -> dict:
 
 
 def test_nothing_is_written_outside_of_the_output_folder(comfyui, item):
-    save_file({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.zeros(2, 4),
-               "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.zeros(4, 2)},
-              comfyui.base / "models" / "loras" / "good.safetensors")
-    save = node("IdentityGRPOSaveLoRA", lora="good.safetensors", format="ComfyUI (one file)", filename_prefix="../../../escaped")
+    save_file(
+        {
+            "diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.zeros(2, 4),
+            "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.zeros(4, 2),
+        },
+        comfyui.base / "models" / "loras" / "good.safetensors",
+    )
+    save = node(
+        "IdentityGRPOSaveLoRA", lora="good.safetensors", format="ComfyUI (one file)", filename_prefix="../../../escaped"
+    )
     result = comfyui.run({"1": save})
     assert result.failed_node == "1" and "output" in result.error
     assert not list(comfyui.base.parent.rglob("escaped*"))

@@ -27,7 +27,9 @@ def browse(comfyui):
     if not node or not browser:
         pytest.skip(f"the editor was not tried: no {'Node.js' if not node else 'Chromium'} on this machine")
     if subprocess.run([node, "-e", "require.resolve('playwright-core')"], capture_output=True, check=False).returncode:
-        pytest.skip("the editor was not tried: no playwright-core (npm install playwright-core, NODE_PATH names its node_modules)")
+        pytest.skip(
+            "the editor was not tried: no playwright-core (npm install playwright-core, NODE_PATH names its node_modules)"
+        )
     comfyui.post("/settings", {"Comfy.TutorialCompleted": True})
 
     def run(script: str, address: str, *arguments) -> dict:

@@ -40,7 +40,12 @@ def people(server):
 @contextmanager
 def occupied(python, free_mb: int) -> Iterator[None]:
     """Another process has all of the first GPU but this."""
-    free = subprocess.run([python, "-c", "import torch; print(torch.cuda.mem_get_info()[0] >> 20)"], capture_output=True, text=True, check=True)
+    free = subprocess.run(
+        [python, "-c", "import torch; print(torch.cuda.mem_get_info()[0] >> 20)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     command = [python, "-c", OCCUPY, str(int(free.stdout) - 600 - free_mb)]  # what a process needs for itself
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -78,7 +83,11 @@ def test_out_of_memory_says_what_to_lower_and_the_next_video_is_drawn(server, pe
     server.run(small)
     with occupied(comfyui_python[1], free_mb=2000):
         failed = server.run(sampling("VACE", people.prompt, width=2048, height=2048, frames=33), 300)
-    assert failed.failed_node == SAMPLE and "out of memory at 2048x2048, 33 frames" in failed.error and "lower `frames`" in failed.error
+    assert (
+        failed.failed_node == SAMPLE
+        and "out of memory at 2048x2048, 33 frames" in failed.error
+        and "lower `frames`" in failed.error
+    )
     small[SAMPLE]["inputs"]["seed"] = 78
     assert server.run(small).status == "success"
 

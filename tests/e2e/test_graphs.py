@@ -7,29 +7,49 @@ import pytest
 from comfy_graphs import to_api
 
 INFO = {
-    "Load": {"input": {"required": {"file": [["a.png", "b.png"], {"image_upload": True}]}}, "input_order": {"required": ["file"]}},
+    "Load": {
+        "input": {"required": {"file": [["a.png", "b.png"], {"image_upload": True}]}},
+        "input_order": {"required": ["file"]},
+    },
     "Draw": {
         "input": {
             "required": {
-                "model": ["MODEL", {}], "references": ["COMFY_AUTOGROW_V3", {}], "prompt": ["STRING", {"multiline": True}],
-                "seed": ["INT", {"control_after_generate": True}], "kind": ["COMBO", {"options": ["x", "y"]}],
+                "model": ["MODEL", {}],
+                "references": ["COMFY_AUTOGROW_V3", {}],
+                "prompt": ["STRING", {"multiline": True}],
+                "seed": ["INT", {"control_after_generate": True}],
+                "kind": ["COMBO", {"options": ["x", "y"]}],
                 "text": ["STRING", {"forceInput": True}],
             },
             "optional": {"strength": ["FLOAT", {}]},
         },
-        "input_order": {"required": ["model", "references", "prompt", "seed", "kind", "text"], "optional": ["strength"]},
+        "input_order": {
+            "required": ["model", "references", "prompt", "seed", "kind", "text"],
+            "optional": ["strength"],
+        },
     },
 }
 
 
 def load(node: int) -> dict:
-    return {"id": node, "type": "Load", "mode": 0, "inputs": [{"name": "file", "widget": {"name": "file"}, "link": None}],
-            "widgets_values": ["b.png", "image"]}
+    return {
+        "id": node,
+        "type": "Load",
+        "mode": 0,
+        "inputs": [{"name": "file", "widget": {"name": "file"}, "link": None}],
+        "widgets_values": ["b.png", "image"],
+    }
 
 
 def draw(**slots: int) -> dict:
     inputs = [{"name": name.replace("__", "."), "link": link} for name, link in slots.items()]
-    return {"id": 9, "type": "Draw", "mode": 0, "inputs": inputs, "widgets_values": ["two people", 7, "randomize", "y", 0.5]}
+    return {
+        "id": 9,
+        "type": "Draw",
+        "mode": 0,
+        "inputs": inputs,
+        "widgets_values": ["two people", 7, "randomize", "y", 0.5],
+    }
 
 
 def link(number: int, origin: int, slot: int = 0) -> list:
@@ -48,8 +68,12 @@ def test_a_link_goes_before_a_widget_and_growing_slots_keep_their_names():
 
 
 def test_notes_vanish_and_reroutes_are_followed():
-    nodes = [load(1), {"id": 2, "type": "MarkdownNote", "widgets_values": ["hello"]},
-             {"id": 3, "type": "Reroute", "inputs": [{"name": "", "link": 5}]}, draw(text=6)]
+    nodes = [
+        load(1),
+        {"id": 2, "type": "MarkdownNote", "widgets_values": ["hello"]},
+        {"id": 3, "type": "Reroute", "inputs": [{"name": "", "link": 5}]},
+        draw(text=6),
+    ]
     graph = to_api({"nodes": nodes, "links": [[5, 1, 0, 3, 0, "*"], link(6, 3)]}, INFO)
     assert set(graph) == {"1", "9"} and graph["9"]["inputs"]["text"] == ["1", 0]
 

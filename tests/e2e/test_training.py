@@ -38,7 +38,15 @@ def trained(comfyui, item, runs):
     last = comfyui.run(training(item, "for the end"), SECONDS)
     assert last.status == "success", last.error
     again = comfyui.run(following(item))
-    return {"told": told, "returned": returned, "plain": plain, "early": early, "late": picture(again), "again": again, "last": last}
+    return {
+        "told": told,
+        "returned": returned,
+        "plain": plain,
+        "early": early,
+        "late": picture(again),
+        "again": again,
+        "last": last,
+    }
 
 
 def test_the_graph_goes_on_while_the_run_goes_on(trained):
@@ -79,7 +87,9 @@ def test_core_finds_the_lora_among_its_own(trained, comfyui, runs):
 
 
 def test_the_same_settings_show_the_run_and_others_start_one(trained, comfyui, item, runs):
-    graph = {("9" + name if name == TRAIN else name): content for name, content in training(item).items() if name != RUN}
+    graph = {
+        ("9" + name if name == TRAIN else name): content for name, content in training(item).items() if name != RUN
+    }
     result = comfyui.run(graph)
     assert "have a run already" in result.outputs["9" + TRAIN]["text"][0]
     assert len(runs()) == 1
@@ -92,7 +102,9 @@ def test_a_linked_run_goes_before_one_that_is_gone(trained, comfyui, item, runs)
     assert result.outputs[RUN]["text"][0].startswith(runs()[0].id)
 
 
-def test_a_second_run_on_the_device_is_refused_with_the_name_of_the_first_and_stop_ends_it(trained, comfyui, item, runs):
+def test_a_second_run_on_the_device_is_refused_with_the_name_of_the_first_and_stop_ends_it(
+    trained, comfyui, item, runs
+):
     comfyui.run(training(item, seed=4, iterations=500))
     running = runs()[-1]
     result = comfyui.run(training(item, seed=5))

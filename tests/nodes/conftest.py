@@ -50,7 +50,9 @@ def host() -> Path | None:
     comfyui = None if wanted == "stand-in" else find_comfyui()
     lacking = missing_requirements(comfyui, Path(sys.executable)) if comfyui else []
     if wanted == "real" and (comfyui is None or lacking):
-        raise pytest.UsageError(f"COMFYUI_TESTS=real, but {sys.executable} lacks {', '.join(lacking) or 'a ComfyUI folder'}")
+        raise pytest.UsageError(
+            f"COMFYUI_TESTS=real, but {sys.executable} lacks {', '.join(lacking) or 'a ComfyUI folder'}"
+        )
     return None if lacking else comfyui
 
 
@@ -104,7 +106,11 @@ def pack(comfyui) -> SimpleNamespace:
 
     extension, nodes = asyncio.run(load())
     return SimpleNamespace(
-        module=module, extension=extension, nodes={n.GET_SCHEMA().node_id: n for n in nodes}, Refused=Refused, Linked=Linked
+        module=module,
+        extension=extension,
+        nodes={n.GET_SCHEMA().node_id: n for n in nodes},
+        Refused=Refused,
+        Linked=Linked,
     )
 
 
@@ -145,7 +151,9 @@ def check(node, inputs: dict) -> dict:
     if unknown := set(inputs) - set(declared):
         raise TypeError(f"{node.__name__} has no inputs {sorted(unknown)}")
     inputs = {**{name: i for name in declared if (i := default(declared[name])) is not None}, **inputs}
-    known = {name: value for name, value in inputs.items() if is_widget(declared[name]) and not isinstance(value, Linked)}
+    known = {
+        name: value for name, value in inputs.items() if is_widget(declared[name]) and not isinstance(value, Linked)
+    }
     judged = inspect.getfullargspec(node.validate_inputs).args if "validate_inputs" in overrides(node) else []
     groups = [name for name, given in declared.items() if given.get_io_type().startswith("COMFY_AUTOGROW")]
     for name, given in declared.items():
@@ -189,7 +197,7 @@ def check_widget(given, value, limits: bool) -> None:
         raise Refused(f"Failed to convert an input value to a {kind} value: {given.id}")
     if not limits:
         return
-    if "min" in options and value < options["min"] or "max" in options and value > options["max"]:
+    if ("min" in options and value < options["min"]) or ("max" in options and value > options["max"]):
         raise Refused(f"Value {value} is outside of {options.get('min')}..{options.get('max')}: {given.id}")
     if kind == "COMBO" and value not in options["options"]:
         raise Refused(f"Value not in list: {given.id}: {value!r} not in {options['options']}")

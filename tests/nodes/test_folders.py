@@ -10,8 +10,22 @@ from pathlib import Path
 import pytest
 
 OUTSIDE = [
-    "../../secret.safetensors", "..\\..\\secret.safetensors", "/etc/passwd", "a/../../../secret.safetensors", "../secret: latest",
-    "../adapter/", "", ".", "..", "/", "a", "a\0.safetensors", ["a"], {"a": 1}, 7, None,
+    "../../secret.safetensors",
+    "..\\..\\secret.safetensors",
+    "/etc/passwd",
+    "a/../../../secret.safetensors",
+    "../secret: latest",
+    "../adapter/",
+    "",
+    ".",
+    "..",
+    "/",
+    "a",
+    "a\0.safetensors",
+    ["a"],
+    {"a": 1},
+    7,
+    None,
 ]
 
 
@@ -20,7 +34,7 @@ def folders(pack):
     return import_module("identity_grpo.nodes.folders")
 
 
-@pytest.fixture()
+@pytest.fixture
 def base(folders, tmp_path, monkeypatch):
     """ComfyUI's folders, empty: models/<kind>, input, output and the runs."""
     import folder_paths
@@ -61,7 +75,14 @@ def measured(iteration: int, margin: float | None) -> dict:
 
 
 def test_files_and_adapter_folders_are_offered(folders, base):
-    for name in ("a.safetensors", "deep/er/b.safetensors", "c.ckpt", "notes.txt", "peft/adapter_config.json", "x/y/adapter_config.json"):
+    for name in (
+        "a.safetensors",
+        "deep/er/b.safetensors",
+        "c.ckpt",
+        "notes.txt",
+        "peft/adapter_config.json",
+        "x/y/adapter_config.json",
+    ):
         touch(base / "models" / "loras" / name)
     assert folders.lora_choices() == ["a.safetensors", "deep/er/b.safetensors", "peft/", "x/y/"]
 
@@ -127,7 +148,10 @@ def test_runs_to_follow_come_first_the_newest_ahead(folders, base):
     touch(base / "models" / "loras" / "a.safetensors")
     old, new = make_run(base, "zebra-20260101-000000-aaaa"), make_run(base, "ant-20260102-000000-bbbb")
     names = ["newest run", new, old]
-    assert folders.lora_choices() == [*(f"{n}: {which}" for n in names for which in ("latest", "best")), "a.safetensors"]
+    assert folders.lora_choices() == [
+        *(f"{n}: {which}" for n in names for which in ("latest", "best")),
+        "a.safetensors",
+    ]
     assert folders.run_choices() == names
 
 
@@ -147,13 +171,16 @@ def test_the_newest_run_is_looked_up_at_every_time(folders, base):
     assert folders.find_lora("newest run: latest").label == "other-20260102-000000-abcd: latest"
 
 
-@pytest.mark.parametrize(("rows", "best"), [
-    ([measured(8, 1.0), measured(16, 3.0), measured(24, 2.0)], 16),
-    ([measured(8, 1.0), measured(16, 1.0)], 16),
-    ([measured(12, 9.0), measured(8, 1.0)], 8),
-    ([measured(8, None), measured(16, -1.0), {"kind": "train", "iteration": 24, "margin": 9.0}], 16),
-    ([], 24),
-])
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([measured(8, 1.0), measured(16, 3.0), measured(24, 2.0)], 16),
+        ([measured(8, 1.0), measured(16, 1.0)], 16),
+        ([measured(12, 9.0), measured(8, 1.0)], 8),
+        ([measured(8, None), measured(16, -1.0), {"kind": "train", "iteration": 24, "margin": 9.0}], 16),
+        ([], 24),
+    ],
+)
 def test_best_is_the_export_of_the_best_evaluation(folders, base, rows, best):
     run = make_run(base, "run-20260101-000000-abcd", [8, 16, 24], rows)
     assert folders.find_lora(f"{run}: best").path.name == f"{run}-{best:06d}.safetensors"
@@ -185,11 +212,15 @@ def test_models_are_built_in_folders_or_single_files(folders, base):
     touch(base / "models" / "diffusers" / "not-a-pipeline" / "config.json")
     touch(base / "models" / "diffusion_models" / "sub" / "vace.safetensors")
     choices = folders.policy_choices()
-    assert choices[len(folders.POLICIES):] == ["diffusers/wan", "diffusion_models/sub/vace.safetensors"]
+    assert choices[len(folders.POLICIES) :] == ["diffusers/wan", "diffusion_models/sub/vace.safetensors"]
     sources = [folders.policy_source(choice) for choice in choices]
     models = base / "models"
-    assert sources == ["tinyworld", "tinyworld-phantom", str(models / "diffusers" / "wan"),
-                       str(models / "diffusion_models" / "sub" / "vace.safetensors")]
+    assert sources == [
+        "tinyworld",
+        "tinyworld-phantom",
+        str(models / "diffusers" / "wan"),
+        str(models / "diffusion_models" / "sub" / "vace.safetensors"),
+    ]
 
 
 def test_a_folder_in_two_roots_is_that_of_the_first_which_holds_the_mark(folders, base):
@@ -209,14 +240,24 @@ def test_rewards_and_their_base_models_are_told_apart(folders, base):
     touch(rewards / "qwen" / "config.json")
     assert folders.reward_choices() == [folders.BUILT_IN, "vace"]
     assert folders.base_choices() == [folders.AS_CHECKPOINT, "qwen"]
-    assert folders.reward_source("vace") == str(rewards / "vace") and folders.reward_source(folders.BUILT_IN) == "tinyworld"
+    assert (
+        folders.reward_source("vace") == str(rewards / "vace")
+        and folders.reward_source(folders.BUILT_IN) == "tinyworld"
+    )
     assert folders.base_source("qwen") == str(rewards / "qwen") and folders.base_source(folders.AS_CHECKPOINT) is None
 
 
 @pytest.mark.parametrize("find", ["policy_source", "reward_source", "base_source", "prompt_set_path"])
-@pytest.mark.parametrize("choice", ["../../secret", "diffusers/../../secret", "diffusion_models/../../secret.safetensors", "/etc/passwd", ""])
+@pytest.mark.parametrize(
+    "choice", ["../../secret", "diffusers/../../secret", "diffusion_models/../../secret.safetensors", "/etc/passwd", ""]
+)
 def test_no_other_path_passes(folders, base, find, choice):
-    for name in ("secret/transformer/config.json", "secret/model_config.json", "secret/config.json", "secret.safetensors"):
+    for name in (
+        "secret/transformer/config.json",
+        "secret/model_config.json",
+        "secret/config.json",
+        "secret.safetensors",
+    ):
         touch(base / name)
     with pytest.raises(folders.UserError, match="refresh"):
         getattr(folders, find)(choice)

@@ -58,7 +58,7 @@ def write(policy, loras):
     return to
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(pack, write):
     """A run's id, and a function that gives it another export."""
     folders = ours("nodes.folders")
@@ -117,21 +117,34 @@ def test_what_a_link_brings_is_taken_like_a_widgets_value(node_output, pack, pol
 
 def test_a_renamed_export_still_tells_where_it_comes_from(node_output, policy, write):
     write("mine.safetensors", run="run-x", iteration="40", policy="vace")
-    assert text(node_output(LOAD, policy=policy, lora="mine.safetensors", strength=0.25)) == "run run-x, iteration 40, at strength 0.25"
+    assert (
+        text(node_output(LOAD, policy=policy, lora="mine.safetensors", strength=0.25))
+        == "run run-x, iteration 40, at strength 0.25"
+    )
 
 
 def test_a_file_that_does_not_say_is_told_by_its_name(node_output, policy, write):
     write("epoch-000010.safetensors")
-    assert text(node_output(LOAD, policy=policy, lora="epoch-000010.safetensors")) == "epoch-000010.safetensors, at strength 1"
+    assert (
+        text(node_output(LOAD, policy=policy, lora="epoch-000010.safetensors"))
+        == "epoch-000010.safetensors, at strength 1"
+    )
 
 
 @pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("broken.safetensors", b"half a download", "cannot read"),
-    ("foreign.safetensors", {"double_blocks.0.q.lora_A.weight": (2, 3), "double_blocks.0.q.lora_B.weight": (3, 2)}, "no LoRA for Wan"),
-    ("checkpoint.safetensors", {"blocks.0.self_attn.q.weight": (3, 3)}, "no LoRA for Wan"),
-    ("gone.safetensors", None, "models/loras"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("broken.safetensors", b"half a download", "cannot read"),
+        (
+            "foreign.safetensors",
+            {"double_blocks.0.q.lora_A.weight": (2, 3), "double_blocks.0.q.lora_B.weight": (3, 2)},
+            "no LoRA for Wan",
+        ),
+        ("checkpoint.safetensors", {"blocks.0.self_attn.q.weight": (3, 3)}, "no LoRA for Wan"),
+        ("gone.safetensors", None, "models/loras"),
+    ],
+)
 def test_a_wrong_file_is_refused_before_it_is_queued(pack, run_node, policy, loras, node, name, content, words):
     if isinstance(content, bytes):
         (loras / name).write_bytes(content)
@@ -157,7 +170,7 @@ def test_a_lora_of_the_other_kind_is_refused(run_node, policy, write):
 # --- into files ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(run_node, loras):
     """Saves the golden adapter, given as a PEFT folder, and gives what has appeared in the output folder."""
     import folder_paths

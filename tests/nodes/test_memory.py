@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import Linear
 
 
-@pytest.fixture()
+@pytest.fixture
 def management(pack):
     import comfy.model_management
 
@@ -19,7 +19,7 @@ def management(pack):
     comfy.model_management.unload_all_models()
 
 
-@pytest.fixture()
+@pytest.fixture
 def managed_class(pack):
     return import_module("identity_grpo.nodes.memory").Managed
 

@@ -56,8 +56,11 @@ def velocity(model, x, timestep, **conditions):
 def vace_case():
     given = load_file(GOLDEN / "lora" / "velocity.safetensors")
     return given, {
-        "x": given["noise"][None], "timestep": given["timestep"].float(), "c_crossattn": given["context_padded"][None],
-        "vace_context": given["vace_context"][None, None], "vace_strength": [1.0],
+        "x": given["noise"][None],
+        "timestep": given["timestep"].float(),
+        "c_crossattn": given["context_padded"][None],
+        "vace_context": given["vace_context"][None, None],
+        "vace_strength": [1.0],
     }
 
 
@@ -75,7 +78,9 @@ def test_core_with_apply_lora_gives_the_velocity_of_our_policy(run_node, core_va
     load_lora_into(ours, read_lora(GOLDEN / "lora" / "peft"), strength)
     layers = len(ours.config.vace_layers)
     with torch.no_grad():
-        policy = predict(ours, case["x"], case["timestep"], case["c_crossattn"], case["vace_context"][:, 0], torch.ones(layers))
+        policy = predict(
+            ours, case["x"], case["timestep"], case["c_crossattn"], case["vace_context"][:, 0], torch.ones(layers)
+        )
     assert relative(core, policy) < 1e-3
     assert relative(core[0], given[f"velocity.original_merged.{strength}"]) < 1e-3
 
@@ -112,9 +117,14 @@ class StubVae:
         return Wan21().process_out(latents[None])
 
 
-CASES = pytest.mark.parametrize("case, references, controlled", [
-    ("refs2_no_video", 2, False), ("refs3_no_video", 3, False), ("refs3_video_mask", 3, True),
-])
+CASES = pytest.mark.parametrize(
+    "case, references, controlled",
+    [
+        ("refs2_no_video", 2, False),
+        ("refs3_no_video", 3, False),
+        ("refs3_video_mask", 3, True),
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +132,27 @@ def given():
     return load_file(GOLDEN / "vace" / "conditioning.safetensors")
 
 
-@pytest.fixture()
+@pytest.fixture
 def condition(run_node, given):
     """VACE References for the first people of the golden kit, with or without its control; the rest may be changed."""
     text = [[torch.zeros(1, 24, 32), {}]]
     people = (given["references"][:, :, 0].permute(0, 2, 3, 1) + 1) / 2
-    control = {"control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2, "control_masks": given["source_mask"][0]}
+    control = {
+        "control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2,
+        "control_masks": given["source_mask"][0],
+    }
 
     def run(count: int, controlled: bool = False, **changes):
-        inputs = {"positive": text, "negative": text, "vae": StubVae(given), "width": 64, "height": 48, "length": 9,
-                  "references": {f"ref{i}": people[i : i + 1] for i in range(count)}, **(control if controlled else {})}
+        inputs = {
+            "positive": text,
+            "negative": text,
+            "vae": StubVae(given),
+            "width": 64,
+            "height": 48,
+            "length": 9,
+            "references": {f"ref{i}": people[i : i + 1] for i in range(count)},
+            **(control if controlled else {}),
+        }
         return run_node("IdentityGRPOVACEReferences", **inputs | changes)
 
     return run
@@ -164,10 +185,16 @@ def test_an_earlier_vace_conditioning_is_kept(condition):
     assert first[0][0][1]["vace_strength"] == [0.5]
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"width": 100}, "use 96"), ({"height": 0}, "use 16"), ({"length": 80}, "use 81"), ({"strength": -1.0}, "outside|smaller"),
-    ({"references": {}}, "missing: ref0"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 100}, "use 96"),
+        ({"height": 0}, "use 16"),
+        ({"length": 80}, "use 81"),
+        ({"strength": -1.0}, "outside|smaller"),
+        ({"references": {}}, "missing: ref0"),
+    ],
+)
 def test_wrong_inputs_are_refused_before_anything_is_queued(condition, pack, changes, words):
     with pytest.raises(pack.Refused, match=words):
         condition(2, **changes)
@@ -187,7 +214,9 @@ def test_cores_sampler_sees_them_so(condition, core_vace, given, case, reference
     model = core_vace.clone()
     model.set_model_unet_function_wrapper(watch)
     noise = torch.zeros_like(latent["samples"])
-    comfy.sample.sample(model, noise, 1, 1.0, "euler", "simple", positive, negative, latent["samples"], disable_pbar=True)
+    comfy.sample.sample(
+        model, noise, 1, 1.0, "euler", "simple", positive, negative, latent["samples"], disable_pbar=True
+    )
     assert relative(seen[0][0, 0], given[f"{case}.vace_context"]) < 1e-5
 
 
@@ -199,8 +228,14 @@ def test_one_reference_is_laid_out_as_by_cores_own_node(real_comfyui, condition,
     text = [[torch.zeros(1, 24, 32), {}]]
     # The original rounds a soft mask, core does not.
     mask = (given["source_mask"][0] > 0.5).float()
-    control = {"control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2, "control_masks": mask} if controlled else {}
-    core = WanVaceToVideo.execute(text, text, StubVae(given), 64, 48, 9, 2, 0.7, **control, reference_image=picture).args
+    control = (
+        {"control_video": (given["source_frames"].permute(1, 2, 3, 0) + 1) / 2, "control_masks": mask}
+        if controlled
+        else {}
+    )
+    core = WanVaceToVideo.execute(
+        text, text, StubVae(given), 64, 48, 9, 2, 0.7, **control, reference_image=picture
+    ).args
     ours = condition(1, strength=0.7, batch_size=2, **control)
     assert core[2]["samples"].shape == ours[2]["samples"].shape and core[3] == ours[3]
     for name in ("vace_frames", "vace_mask"):
@@ -236,7 +271,10 @@ def test_a_native_phantom_graph_draws_what_our_sampler_draws(run_node, core_wan,
 
     given = load_file(GOLDEN / "phantom" / "inputs.safetensors")
     noise, references = given["noise"][None, :, :3], given["reference_latents"]
-    texts = [torch.nn.functional.pad(given[f"context_{n}"], (0, 0, 0, 24 - len(given[f"context_{n}"])))[None] for n in ("positive", "negative")]
+    texts = [
+        torch.nn.functional.pad(given[f"context_{n}"], (0, 0, 0, 24 - len(given[f"context_{n}"])))[None]
+        for n in ("positive", "negative")
+    ]
     timesteps = torch.tensor([999, 937, 833, 624])
     sigmas = torch.cat([timesteps / 1000, torch.zeros(1)])
 
@@ -257,7 +295,9 @@ def test_a_native_phantom_graph_draws_what_our_sampler_draws(run_node, core_wan,
     guider.set_conds(*conditions[:3])
     guider.set_cfg(7.5, 5.0)
     # Core multiplies the noise by the first sigma.
-    core = guider.sample(noise / sigmas[0], conditions[3]["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    core = guider.sample(
+        noise / sigmas[0], conditions[3]["samples"], comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True
+    )
 
     world = load_policy("tinyworld-phantom")
     policy = PhantomPolicy(ours, world.vae.model, world.text.encoder, world.text.tokenizer)

@@ -27,7 +27,7 @@ def problem(pack, **changes) -> str:
     return found
 
 
-@pytest.fixture()
+@pytest.fixture
 def models(pack) -> Path:
     import folder_paths
 

@@ -57,10 +57,15 @@ def test_the_two_built_in_sets_share_no_item(run_node):
     assert not {item.content() for item in train} & {item.content() for item in held_out}
 
 
-@pytest.mark.parametrize("row, told", [
-    ("gone.png,a wave", "row 3.*gone.png is missing"), ("ann.png,", "row 3.*prompt is empty"), (",a wave", "row 3.*ref_paths is empty"),
-    ("ann.png,a,b", "row 3 has 3 fields|row 3: has 3 fields"),
-])
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        ("gone.png,a wave", "row 3.*gone.png is missing"),
+        ("ann.png,", "row 3.*prompt is empty"),
+        (",a wave", "row 3.*ref_paths is empty"),
+        ("ann.png,a,b", "row 3 has 3 fields|row 3: has 3 fields"),
+    ],
+)
 def test_a_wrong_row_is_refused_by_its_number_before_anything_runs(run_node, pack, folder, row, told):
     with pytest.raises(pack.Refused, match=told):
         run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave", row))
@@ -114,7 +119,9 @@ def test_the_set_is_shown(node_output, folder):
 def test_rows_made_in_the_graph_are_chained(run_node):
     picture = torch.rand(1, 12, 12, 3)
     (first,) = run_node("IdentityGRPOPromptItem", references={"ref0": picture}, prompt="a wave")
-    (both,) = run_node("IdentityGRPOPromptItem", references={"ref0": picture, "ref1": picture}, prompt="two dance", prompt_set=first)
+    (both,) = run_node(
+        "IdentityGRPOPromptItem", references={"ref0": picture, "ref1": picture}, prompt="two dance", prompt_set=first
+    )
     assert [(item.id, len(item.references)) for item in both] == [("item-1", 1), ("item-2", 2)]
     assert len(first) == 1
 

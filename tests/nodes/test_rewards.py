@@ -34,32 +34,46 @@ def test_the_score_is_the_rewards_own(run_node, reward, case):
 def test_people_in_slots_of_their_own_score_as_a_batch(run_node, reward, case):
     people, clip, _ = case
     slots = {f"ref{i}": person[None] for i, person in enumerate(people)}
-    together, apart = (run_node("IdentityGRPOScore", reward=reward, images=clip, references=r)[0] for r in ({"ref0": people}, slots))
+    together, apart = (
+        run_node("IdentityGRPOScore", reward=reward, images=clip, references=r)[0] for r in ({"ref0": people}, slots)
+    )
     assert together == pytest.approx(apart, abs=1e-6)
 
 
 def test_the_frame_rate_is_part_of_the_score(run_node, reward, case):
     people, clip, _ = case
-    slow, fast = (run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people}, fps=f)[0] for f in (1.0, 30.0))
+    slow, fast = (
+        run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people}, fps=f)[0]
+        for f in (1.0, 30.0)
+    )
     assert slow != fast
 
 
 def test_the_prompt_is_not(run_node, reward, case):
     people, clip, _ = case
-    told, silent = (run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people}, prompt=p)[0] for p in ("a wave", ""))
+    told, silent = (
+        run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people}, prompt=p)[0]
+        for p in ("a wave", "")
+    )
     assert told == silent
 
 
 def test_the_video_of_the_right_people_wins(run_node, reward, case):
     people, right, wrong = case
-    win, tie, _ = run_node("IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people})
+    win, tie, _ = run_node(
+        "IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people}
+    )
     assert win > 0.5 and 0 <= tie <= 1 - win
 
 
 def test_swapping_the_videos_swaps_the_chances(run_node, reward, case):
     people, right, wrong = case
-    win, tie, _ = run_node("IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people})
-    lose, same, _ = run_node("IdentityGRPOCompare", reward=reward, video_a=right, video_b=wrong, references={"ref0": people})
+    win, tie, _ = run_node(
+        "IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people}
+    )
+    lose, same, _ = run_node(
+        "IdentityGRPOCompare", reward=reward, video_a=right, video_b=wrong, references={"ref0": people}
+    )
     assert tie == pytest.approx(same) and win + tie + lose == pytest.approx(1)
 
 
@@ -75,7 +89,9 @@ def test_nothing_connected_as_references_is_refused(run_node, pack, reward, case
 def test_a_video_that_cannot_be_looked_at_is_refused_by_its_name(run_node, reward, case, shape, told):
     people, clip, _ = case
     with pytest.raises(ValueError, match=f"`video_b`.*{told}"):
-        run_node("IdentityGRPOCompare", reward=reward, video_a=clip, video_b=torch.zeros(shape), references={"ref0": people})
+        run_node(
+            "IdentityGRPOCompare", reward=reward, video_a=clip, video_b=torch.zeros(shape), references={"ref0": people}
+        )
 
 
 def test_a_person_too_narrow_to_be_seen_is_told_in_a_line(run_node, reward, case):
@@ -99,7 +115,9 @@ def test_cancel_ends_a_score_wherever_it_computes(run_node, case, device):
 
 def test_the_verdict_and_a_picture_are_shown(node_output, reward, case):
     people, right, wrong = case
-    shown = node_output("IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people}).ui
+    shown = node_output(
+        "IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people}
+    ).ui
     shown = shown if isinstance(shown, dict) else shown.as_dict()
     assert shown["images"] and "B keeps them better" in shown["text"][0]
 

@@ -196,11 +196,14 @@ def test_save_is_asked_of_the_running_process(ask, going):
     assert (status, told["state"]) == (200, "running") and going.take("save")
 
 
-@pytest.mark.parametrize("state, told", [
-    ("finished", "its last LoRA is saved already"),
-    ("stopped", "Resume goes on from there"),
-    ("failed", "Resume goes on from there"),
-])
+@pytest.mark.parametrize(
+    "state, told",
+    [
+        ("finished", "its last LoRA is saved already"),
+        ("stopped", "Resume goes on from there"),
+        ("failed", "Resume goes on from there"),
+    ],
+)
 def test_a_run_at_rest_is_not_asked_to_save(ask, make, state, told):
     run = make(state)
     ((status, answer),) = ask(("POST", f"{ROOT}/{run.id}/save"))

@@ -16,7 +16,8 @@ TINY = {"iterations": 1, "groups_per_update": 2, "evaluate_every": 5, "name": "t
 def parts(run_node) -> dict:
     """What a Train node wants: TinyWorld."""
     return {
-        "policy": run_node("IdentityGRPOLoadModel")[0], "reward": run_node("IdentityGRPOLoadReward")[0],
+        "policy": run_node("IdentityGRPOLoadModel")[0],
+        "reward": run_node("IdentityGRPOLoadReward")[0],
         "prompt_set": run_node("IdentityGRPOPromptSet", file="TinyWorld: training (built in)")[0],
     }
 
@@ -34,7 +35,9 @@ def long_run(run_node, parts, finished):
     """A run that goes on until the tests are through."""
     from trainers.runs.launcher import stop
 
-    (run,) = run_node("IdentityGRPOTrain", **parts, iterations=500, groups_per_update=2, name="long", seed=int(time.time()))
+    (run,) = run_node(
+        "IdentityGRPOTrain", **parts, iterations=500, groups_per_update=2, name="long", seed=int(time.time())
+    )
     yield run
     stop(run, wait=20)
 
@@ -141,11 +144,18 @@ def test_a_failed_run_is_told_with_its_reason(run_node, finished, tmp_path):
         run_node("IdentityGRPORun", training_run=run, wait="for the end")
 
 
-@pytest.mark.parametrize("wrong, told", [
-    ({"frames": 10}, "frames 10 must be 4n"), ({"width": 80}, "both width and height"), ({"width": 100, "height": 48}, "multiple of 16"),
-    ({"width": 100000, "height": 48}, "at most 4096"), ({"devices": "GPU 77"}, "devices `GPU 77` is not offered"),
-    ({"preset": "slow"}, "preset `slow` is not offered"), ({"start_lora": "gone.safetensors"}, "there is no LoRA"),
-])
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"frames": 10}, "frames 10 must be 4n"),
+        ({"width": 80}, "both width and height"),
+        ({"width": 100, "height": 48}, "multiple of 16"),
+        ({"width": 100000, "height": 48}, "at most 4096"),
+        ({"devices": "GPU 77"}, "devices `GPU 77` is not offered"),
+        ({"preset": "slow"}, "preset `slow` is not offered"),
+        ({"start_lora": "gone.safetensors"}, "there is no LoRA"),
+    ],
+)
 def test_impossible_settings_are_refused_before_anything_runs(run_node, pack, parts, wrong, told):
     with pytest.raises(pack.Refused, match=told):
         run_node("IdentityGRPOTrain", **parts, **wrong)
@@ -179,10 +189,19 @@ def test_a_linked_run_goes_before_one_that_is_gone(run_node, pack, finished):
     assert status.startswith(finished.id)
 
 
-@pytest.mark.parametrize("choice, own, count, taken", [
-    ("auto", "cuda:0", 3, [1, 2]), ("auto", "cuda:1", 2, [0]), ("auto", "cuda:0", 1, [0]), ("auto", "cpu", 2, [0, 1]), ("auto", "cpu", 0, []),
-    ("all GPUs", "cuda:0", 2, [0, 1]), ("GPU 1", "cuda:0", 2, [1]), ("CPU", "cuda:0", 2, []),
-])
+@pytest.mark.parametrize(
+    "choice, own, count, taken",
+    [
+        ("auto", "cuda:0", 3, [1, 2]),
+        ("auto", "cuda:1", 2, [0]),
+        ("auto", "cuda:0", 1, [0]),
+        ("auto", "cpu", 2, [0, 1]),
+        ("auto", "cpu", 0, []),
+        ("all GPUs", "cuda:0", 2, [0, 1]),
+        ("GPU 1", "cuda:0", 2, [1]),
+        ("CPU", "cuda:0", 2, []),
+    ],
+)
 def test_auto_is_every_gpu_but_comfyuis_or_the_only_one(pack, monkeypatch, choice, own, count, taken):
     from identity_grpo.nodes import runs
 
@@ -203,7 +222,11 @@ def test_a_phantom_model_gets_the_recipe_of_its_kind(parts, run_node):
     from identity_grpo.nodes.runs import _preset
 
     (phantom,) = run_node("IdentityGRPOLoadModel", model="TinyWorld Phantom (built in)")
-    assert [_preset(choice, phantom) for choice in ("auto", "fast", "paper")] == ["tiny-phantom", "fast-phantom", "paper-phantom"]
+    assert [_preset(choice, phantom) for choice in ("auto", "fast", "paper")] == [
+        "tiny-phantom",
+        "fast-phantom",
+        "paper-phantom",
+    ]
     assert _preset("auto", parts["policy"]) == "tiny"
 
 

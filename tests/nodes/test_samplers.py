@@ -45,7 +45,7 @@ def node(request):
     return request.param
 
 
-@pytest.fixture()
+@pytest.fixture
 def draw(run_node, load, item):
     """The sampler's outputs for a TinyWorld item, with some inputs changed."""
     slots = {f"ref{i}": torch.from_numpy(r)[None].float() / 255 for i, r in enumerate(item.references)}
@@ -74,7 +74,9 @@ def adapter(loaded, tmp_path, scale: float = 1.0):
 def test_unipc_comes_nearer_to_the_exact_video_than_euler_in_as_many_steps(draw, node):
     scales = dict.fromkeys(SCALES[node], 1.0)
     exact = draw(node, **scales, steps=60)[0]
-    missed = {solver: (draw(node, **scales, steps=10, solver=solver)[0] - exact).abs().mean() for solver in ("euler", "unipc")}
+    missed = {
+        solver: (draw(node, **scales, steps=10, solver=solver)[0] - exact).abs().mean() for solver in ("euler", "unipc")
+    }
     assert 0 < missed["unipc"] < 0.8 * missed["euler"]
 
 

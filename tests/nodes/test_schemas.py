@@ -12,8 +12,20 @@ DOCS = Path(__file__).parents[2] / "web" / "docs"
 IDS = [
     f"IdentityGRPO{name}"
     for name in (
-        "LoadModel", "LoadLoRA", "ApplyLoRA", "VACESampler", "PhantomSampler", "VACEReferences", "LoadReward", "Score", "Compare",
-        "PromptSet", "PromptItem", "Train", "Run", "SaveLoRA",
+        "LoadModel",
+        "LoadLoRA",
+        "ApplyLoRA",
+        "VACESampler",
+        "PhantomSampler",
+        "VACEReferences",
+        "LoadReward",
+        "Score",
+        "Compare",
+        "PromptSet",
+        "PromptItem",
+        "Train",
+        "Run",
+        "SaveLoRA",
     )
 ]
 

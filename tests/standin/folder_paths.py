@@ -72,7 +72,9 @@ def _inside(directory: str, target: str) -> bool:
     return os.path.commonpath((directory, os.path.realpath(target))) == directory
 
 
-def get_save_image_path(filename_prefix: str, output_dir: str, image_width=0, image_height=0) -> tuple[str, str, int, str, str]:
+def get_save_image_path(
+    filename_prefix: str, output_dir: str, image_width=0, image_height=0
+) -> tuple[str, str, int, str, str]:
     """Folder, name, next free number, subfolder and prefix of what is to be saved as `<name>_<number>_…`."""
     subfolder, name = os.path.split(os.path.normpath(filename_prefix))
     folder = os.path.join(output_dir, subfolder)

@@ -27,8 +27,18 @@ from trainers.runs.registry import list_runs
 from trainers.runs.table import duration
 
 ROLLOUT = "{steps: 3, group_size: 2, groups_per_update: 2, micro_batch: 4, window: {kind: random, size: 1, last: 2}}"
-SMALL = ["--preset", "tiny", "--iterations", "2", "--set", f"rollout={ROLLOUT}", "--set", "lora={rank: 2, alpha: 2}",
-         "--set", "evaluation={items: 2, steps: 2}"]
+SMALL = [
+    "--preset",
+    "tiny",
+    "--iterations",
+    "2",
+    "--set",
+    f"rollout={ROLLOUT}",
+    "--set",
+    "lora={rank: 2, alpha: 2}",
+    "--set",
+    "evaluation={items: 2, steps: 2}",
+]
 
 
 @pytest.fixture
@@ -39,15 +49,32 @@ def environment(tmp_path) -> dict:
 @pytest.fixture
 def small(small_models) -> list[str]:
     """Words that name the small models."""
-    return [*SMALL, "--policy", small_models["policy"]["source"], "--reward", small_models["reward"]["source"],
-            "--set", f"reward.base_model={small_models['reward']['base_model']}",
-            "--prompts", small_models["prompts"], "--held-out", str(small_models["held_out"])]
+    return [
+        *SMALL,
+        "--policy",
+        small_models["policy"]["source"],
+        "--reward",
+        small_models["reward"]["source"],
+        "--set",
+        f"reward.base_model={small_models['reward']['base_model']}",
+        "--prompts",
+        small_models["prompts"],
+        "--held-out",
+        str(small_models["held_out"]),
+    ]
 
 
 def call(*words: str | Path, cwd: Path, environment: dict) -> subprocess.CompletedProcess:
     environment = environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run([sys.executable, "-m", "trainers", *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True,
-                          timeout=240, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "trainers", *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 def options(*words: str):
@@ -59,8 +86,10 @@ def options(*words: str):
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["runs"]])
 def test_light_answers_need_no_torch(repository, tmp_path, words):
-    program = f"import sys; sys.path.insert(0, {str(repository)!r}); from trainers.cli import main\n" \
-              f"try: main({words!r})\nfinally: assert not {{'torch', 'numpy', 'pydantic'}} & set(sys.modules), 'heavy'"
+    program = (
+        f"import sys; sys.path.insert(0, {str(repository)!r}); from trainers.cli import main\n"
+        f"try: main({words!r})\nfinally: assert not {{'torch', 'numpy', 'pydantic'}} & set(sys.modules), 'heavy'"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -76,7 +105,11 @@ def test_every_command_explains_itself(capsys):
 
 def test_values_of_settings_are_typed():
     assert parse_settings(["rollout.steps=8", "optim.betas=[0.8, 0.9]", "start_lora=null", "reward.shuffle=true"]) == {
-        "rollout": {"steps": 8}, "optim": {"betas": [0.8, 0.9]}, "start_lora": None, "reward": {"shuffle": True}}
+        "rollout": {"steps": 8},
+        "optim": {"betas": [0.8, 0.9]},
+        "start_lora": None,
+        "reward": {"shuffle": True},
+    }
 
 
 @pytest.mark.parametrize("setting", ["rollout.steps", "=8", "rollout..steps=8", "seed=[1"])
@@ -91,17 +124,22 @@ def test_a_section_that_was_given_a_value_is_a_user_error():
 
 
 def test_flags_win_over_settings():
-    config = config_from(options("train", "--preset", "paper", "--set", "seed=1", "--seed", "2", "--policy", "p", "--held-out", "3"))
+    config = config_from(
+        options("train", "--preset", "paper", "--set", "seed=1", "--seed", "2", "--policy", "p", "--held-out", "3")
+    )
     assert (config.preset, config.seed, config.policy.source, config.held_out) == ("paper", 2, "p", 3)
 
 
-@pytest.mark.parametrize("words, preset", [
-    ([], "tiny"),
-    (["--policy", "tinyworld-phantom"], "tiny-phantom"),
-    (["--preset", "tiny-phantom"], "tiny-phantom"),
-    (["--policy", "p"], "paper"),
-    (["--policy", "p", "--preset", "fast"], "fast"),
-])
+@pytest.mark.parametrize(
+    "words, preset",
+    [
+        ([], "tiny"),
+        (["--policy", "tinyworld-phantom"], "tiny-phantom"),
+        (["--preset", "tiny-phantom"], "tiny-phantom"),
+        (["--policy", "p"], "paper"),
+        (["--policy", "p", "--preset", "fast"], "fast"),
+    ],
+)
 def test_the_preset_follows_the_policy(words, preset):
     assert config_from(options("train", *words)).preset == preset
 
@@ -111,16 +149,28 @@ def test_the_preset_follows_what_lies_in_a_folder(small_models, small_phantom):
         assert config_from(options("train", "--policy", section["source"])).preset == preset
 
 
-@pytest.mark.parametrize("policy, preset, mended", [
-    ("tinyworld", "paper-phantom", "paper"), ("tinyworld-phantom", "fast", "fast-phantom"), (None, "tiny", "tiny-phantom")])
+@pytest.mark.parametrize(
+    "policy, preset, mended",
+    [
+        ("tinyworld", "paper-phantom", "paper"),
+        ("tinyworld-phantom", "fast", "fast-phantom"),
+        (None, "tiny", "tiny-phantom"),
+    ],
+)
 def test_a_preset_of_another_policy_is_refused_with_the_right_one(policy, preset, mended, small_phantom):
-    with pytest.raises(UserError, match=rf"preset `{preset}` does not fit .*; use --preset {mended}, or another --policy"):
+    with pytest.raises(
+        UserError, match=rf"preset `{preset}` does not fit .*; use --preset {mended}, or another --policy"
+    ):
         config_from(options("train", "--policy", policy or small_phantom["source"], "--preset", preset))
 
 
 def test_a_sample_s_scales_are_laid_over_the_evaluation_s():
     config = config_from(options("sample", "--preset", "fast-phantom", "--policy", "p", "--image-guidance", "3"))
-    assert (config.evaluation.guidance, config.evaluation.image_guidance, config.rollout.image_guidance) == (7.5, 3.0, 1.0)
+    assert (config.evaluation.guidance, config.evaluation.image_guidance, config.rollout.image_guidance) == (
+        7.5,
+        3.0,
+        1.0,
+    )
 
 
 def test_a_sample_s_size_is_laid_over_the_preset_s():
@@ -180,8 +230,14 @@ def only_run(root: Path) -> RunFolder:
 def in_background(here: Path, environment: dict, words: list[str]) -> subprocess.Popen:
     """`train` in another terminal."""
     environment = environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen([sys.executable, "-m", "trainers", "train", *words], cwd=here, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainers", "train", *words],
+        cwd=here,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_until(ready, child: subprocess.Popen, seconds: float = 120) -> None:
@@ -259,8 +315,21 @@ def test_durations_are_for_people(seconds, text):
 
 def test_sample_writes_an_animation_and_a_strip(here, small_models):
     faces = sorted(map(str, Path(small_models["prompts"]).parent.glob("face*.png")))[:2]
-    words = ["sample", "--preset", "tiny", "--policy", small_models["policy"]["source"], "--reference", *faces, "--prompt", "two people wave",
-             "--steps", "2", "--frames", "5"]
+    words = [
+        "sample",
+        "--preset",
+        "tiny",
+        "--policy",
+        small_models["policy"]["source"],
+        "--reference",
+        *faces,
+        "--prompt",
+        "two people wave",
+        "--steps",
+        "2",
+        "--frames",
+        "5",
+    ]
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert main([*words, "--seed", seed, "--out", f"{name}.webp"]) == 0
     a, b, c = (read_clip(here / f"{name}.webp")[0] for name in "abc")
@@ -270,20 +339,36 @@ def test_sample_writes_an_animation_and_a_strip(here, small_models):
 
 def test_sample_draws_with_the_solver_that_it_is_told(here, small_models):
     face = str(Path(small_models["prompts"]).parent / "face0.png")
-    words = ["sample", "--preset", "tiny", "--policy", small_models["policy"]["source"], "--reference", face, "--prompt", "two people wave",
-             "--steps", "3", "--frames", "5"]
+    words = [
+        "sample",
+        "--preset",
+        "tiny",
+        "--policy",
+        small_models["policy"]["source"],
+        "--reference",
+        face,
+        "--prompt",
+        "two people wave",
+        "--steps",
+        "3",
+        "--frames",
+        "5",
+    ]
     for name, solver in (("default", []), ("euler", ["--solver", "euler"]), ("unipc", ["--solver", "unipc"])):
         assert main([*words, *solver, "--out", f"{name}.webp"]) == 0
     default, euler, unipc = (read_clip(here / f"{name}.webp")[0] for name in ("default", "euler", "unipc"))
     assert np.array_equal(default, euler) and not np.array_equal(euler, unipc)
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--policy", "p"], "needs --reference"),
-    (["--prompt", "x"], "needs --reference"),
-    (["--reference", "none.png", "--prompt", "x"], "none.png is missing"),
-    (["--out", "x.mp4"], "ends in .webp or .gif"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--policy", "p"], "needs --reference"),
+        (["--prompt", "x"], "needs --reference"),
+        (["--reference", "none.png", "--prompt", "x"], "none.png is missing"),
+        (["--out", "x.mp4"], "ends in .webp or .gif"),
+    ],
+)
 def test_sample_says_what_is_missing(here, capsys, words, sentence):
     assert main(["sample", *words]) == 2
     assert sentence in capsys.readouterr().err

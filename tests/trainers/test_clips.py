@@ -62,11 +62,14 @@ def test_frames_of_two_sizes_are_refused(tmp_path):
         read_clip(tmp_path)
 
 
-@pytest.mark.parametrize("name, content, sentence", [
-    ("none.webp", None, "there is no clip"),
-    ("bad.gif", b"GIF89a but not really", "cannot be read"),
-    ("text.webp", b"hello", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("none.webp", None, "there is no clip"),
+        ("bad.gif", b"GIF89a but not really", "cannot be read"),
+        ("text.webp", b"hello", "cannot be read"),
+    ],
+)
 def test_a_clip_that_is_none_is_a_user_error(tmp_path, name, content, sentence):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -93,7 +96,9 @@ def test_transparency_becomes_white_and_grey_becomes_colour(tmp_path):
     assert read_picture(tmp_path / "grey.png").getpixel((0, 0)) == (77, 77, 77)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((2, 4, 4, 3)), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((2, 4, 4, 3)), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)]
+)
 def test_only_bytes_of_several_frames_are_a_clip(wrong):
     with pytest.raises(ValueError, match="uint8"):
         frames_array(wrong)

@@ -15,30 +15,39 @@ def test_presets_are_possible(preset):
     assert make_config(preset).preset == preset
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    ({"video": {"height": 250}}, "height 250 is not a multiple of 16; use 240 or 256"),
-    ({"video": {"width": 100}}, "width 100 is not a multiple of 16; use 96 or 112"),
-    ({"video": {"frames": 34}}, "frames 34 must be 4n\\+1 .*; use 33"),
-    ({"rollout": {"window": {"size": 26}}}, "window.size 26 is more than the 25 steps; lower it or raise steps"),
-    ({"rollout": {"window": {"kind": "random", "size": 3, "last": 30}}}, "window.last 30 is beyond the 25 steps"),
-    ({"rollout": {"window": {"kind": "sliding", "size": 13}}}, "does not fit before step 12; lower size or raise window.last"),
-    ({"optim": {"ratio": "guard"}, "rollout": {"dynamics": "cps"}}, "choose one of the two"),
-    ({"rollout": {"group_size": 1}}, "rollout.group_size: .*greater than or equal to 2"),
-    ({"optim": {"learning_rate": 0}}, "optim.learning_rate: .*greater than 0"),
-    ({"iterations": "many"}, "iterations: .*integer"),
-    ({"rolout": {}}, "rolout: Extra inputs are not permitted"),
-    ({"ema": {"decay": 1.0}}, "ema.decay: .*less than 1"),
-])
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"video": {"height": 250}}, "height 250 is not a multiple of 16; use 240 or 256"),
+        ({"video": {"width": 100}}, "width 100 is not a multiple of 16; use 96 or 112"),
+        ({"video": {"frames": 34}}, "frames 34 must be 4n\\+1 .*; use 33"),
+        ({"rollout": {"window": {"size": 26}}}, "window.size 26 is more than the 25 steps; lower it or raise steps"),
+        ({"rollout": {"window": {"kind": "random", "size": 3, "last": 30}}}, "window.last 30 is beyond the 25 steps"),
+        (
+            {"rollout": {"window": {"kind": "sliding", "size": 13}}},
+            "does not fit before step 12; lower size or raise window.last",
+        ),
+        ({"optim": {"ratio": "guard"}, "rollout": {"dynamics": "cps"}}, "choose one of the two"),
+        ({"rollout": {"group_size": 1}}, "rollout.group_size: .*greater than or equal to 2"),
+        ({"optim": {"learning_rate": 0}}, "optim.learning_rate: .*greater than 0"),
+        ({"iterations": "many"}, "iterations: .*integer"),
+        ({"rolout": {}}, "rolout: Extra inputs are not permitted"),
+        ({"ema": {"decay": 1.0}}, "ema.decay: .*less than 1"),
+    ],
+)
 def test_an_impossible_config_says_how_to_mend_it(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         make_config("paper", changes)
 
 
-@pytest.mark.parametrize("preset, training, evaluation", [
-    ("paper", (4.5, None), (4.5, None)),
-    ("paper-phantom", (7.5, 5.0), (7.5, 5.0)),
-    ("fast-phantom", (1.0, 1.0), (7.5, 5.0)),
-])
+@pytest.mark.parametrize(
+    "preset, training, evaluation",
+    [
+        ("paper", (4.5, None), (4.5, None)),
+        ("paper-phantom", (7.5, 5.0), (7.5, 5.0)),
+        ("fast-phantom", (1.0, 1.0), (7.5, 5.0)),
+    ],
+)
 def test_evaluation_has_training_s_scales_unless_it_has_its_own(preset, training, evaluation):
     from trainers.grpo.evaluate import evaluation_guidance
     from trainers.grpo.rollout import guidance_of
@@ -87,9 +96,19 @@ def test_a_damaged_file_or_one_of_another_version_is_named(tmp_path, text):
 
 def test_paths_are_frozen_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    config = make_config("tiny", {"prompts": "a.csv", "start_lora": "~/x", "publish": "loras", "reward": {"base_model": "b"},
-                                  "policy": {"text_encoder": "t", "vae": "v"}}).with_absolute_paths()
-    assert (config.publish, config.policy.text_encoder, config.policy.vae) == tuple(str(Path.cwd() / n) for n in ("loras", "t", "v"))
+    config = make_config(
+        "tiny",
+        {
+            "prompts": "a.csv",
+            "start_lora": "~/x",
+            "publish": "loras",
+            "reward": {"base_model": "b"},
+            "policy": {"text_encoder": "t", "vae": "v"},
+        },
+    ).with_absolute_paths()
+    assert (config.publish, config.policy.text_encoder, config.policy.vae) == tuple(
+        str(Path.cwd() / n) for n in ("loras", "t", "v")
+    )
     assert make_config("tiny-phantom").with_absolute_paths().policy.source == "tinyworld-phantom"
     assert config.prompts == str(Path.cwd() / "a.csv")
     assert config.start_lora == str(Path.home() / "x")

@@ -77,7 +77,12 @@ from trainers.rewards.load import load_reward
 
 HERE = Path(__file__).parent
 HOLDERS = re.findall(r"(\S+\.py)::(test_\w+)", __doc__)
-IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "flash-attn": "flash_attn", "comfyui-frontend-package": "comfyui_frontend_package"}
+IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "flash-attn": "flash_attn",
+    "comfyui-frontend-package": "comfyui_frontend_package",
+}
 
 
 def test_every_defect_is_in_the_table():
@@ -111,8 +116,12 @@ def test_defect_3_only_the_standard_library_and_declared_dependencies_are_import
     known |= {"tokenizers", "huggingface_hub"}  # transformers cannot be without them
     known |= {"ftfy"}  # used where installed
     known -= {"imp", "distutils", "asynchat", "asyncore", "smtpd", "cgi", "crypt", "pipes", "telnetlib"}
-    undeclared = {(str(path.relative_to(repository)), name) for path, tree in sources.items() for name in imported(tree)
-                  if name not in known}
+    undeclared = {
+        (str(path.relative_to(repository)), name)
+        for path, tree in sources.items()
+        for name in imported(tree)
+        if name not in known
+    }
     assert not undeclared
 
 
@@ -153,6 +162,10 @@ def settings(model: type[BaseModel]) -> Iterator[str]:
 
 
 def test_defect_11_every_setting_is_read(sources):
-    read = {node.attr for path, tree in sources.items() for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    read = {
+        node.attr
+        for path, tree in sources.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
     assert not set(settings(TrainConfig)) - read

@@ -53,19 +53,22 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
     assert [item.prompt for item in load_prompt_set(path)] == ["x"]
 
 
-@pytest.mark.parametrize("rows, sentence", [
-    (["prompt", "x"], "row 1: column `ref_paths` is missing"),
-    (["refs,text", "x,y"], "column `ref_paths` and `prompt` is missing"),
-    (["ref_paths,prompt"], "no rows"),
-    ([""], "is empty"),
-    (["ref_paths,prompt", "a.png,", "b.png,x"], "row 2: the prompt is empty"),
-    (["ref_paths,prompt", "a.png,x", ",x"], "row 3: ref_paths is empty"),
-    (["ref_paths,prompt", "a.png,x", "", "b.png,x"], "row 3: is empty"),
-    (["ref_paths,prompt", "a.png,x", "b.png,one, two"], "row 3: has 3 fields where the header has 2; put quotes"),
-    (["ref_paths,prompt", "a.png;none.png,x"], "row 2: reference image .*none.png is missing"),
-    (["ref_paths,prompt,id", "a.png,x,one", "b.png,y,one"], "row 3: id `one` is already that of row 2"),
-    (["ref_paths,prompt", 'a.png,"x'], "row 2: .*check the quotes"),
-])
+@pytest.mark.parametrize(
+    "rows, sentence",
+    [
+        (["prompt", "x"], "row 1: column `ref_paths` is missing"),
+        (["refs,text", "x,y"], "column `ref_paths` and `prompt` is missing"),
+        (["ref_paths,prompt"], "no rows"),
+        ([""], "is empty"),
+        (["ref_paths,prompt", "a.png,", "b.png,x"], "row 2: the prompt is empty"),
+        (["ref_paths,prompt", "a.png,x", ",x"], "row 3: ref_paths is empty"),
+        (["ref_paths,prompt", "a.png,x", "", "b.png,x"], "row 3: is empty"),
+        (["ref_paths,prompt", "a.png,x", "b.png,one, two"], "row 3: has 3 fields where the header has 2; put quotes"),
+        (["ref_paths,prompt", "a.png;none.png,x"], "row 2: reference image .*none.png is missing"),
+        (["ref_paths,prompt,id", "a.png,x,one", "b.png,y,one"], "row 3: id `one` is already that of row 2"),
+        (["ref_paths,prompt", 'a.png,"x'], "row 2: .*check the quotes"),
+    ],
+)
 def test_a_fault_names_its_row(tmp_path, rows, sentence):
     path = write(tmp_path, *rows)
     with pytest.raises(UserError, match=sentence):
@@ -122,18 +125,28 @@ def test_the_digest_follows_contents_not_names(tmp_path):
 
 def test_the_digest_sees_text_reference_and_order():
     pixels = np.zeros((4, 4, 3), np.uint8)
+
     def digest(*items):
         return PromptSet(tuple(items), "").digest
+
     one, two = PromptItem("1", "x", (pixels,)), PromptItem("2", "y", (pixels + 1,))
-    variants = [(one, two), (two, one), (one,), (PromptItem("1", "z", (pixels,)), two), (PromptItem("1", "x", (pixels + 1,)), two),
-                (PromptItem("1", "x", (pixels,), "n"), two)]
+    variants = [
+        (one, two),
+        (two, one),
+        (one,),
+        (PromptItem("1", "z", (pixels,)), two),
+        (PromptItem("1", "x", (pixels + 1,)), two),
+        (PromptItem("1", "x", (pixels,), "n"), two),
+    ]
     assert len({digest(*v) for v in variants}) == len(variants)
 
 
 def test_a_saved_set_reads_back(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (8, 6, 3), np.uint8)
-    items = [PromptItem("one", 'he said "hi",\nthen left', (pixels, picture(tmp_path / "set" / "own.png"))),
-             PromptItem("two", "ünïcode", (picture(tmp_path / "elsewhere.png"),), "none")]
+    items = [
+        PromptItem("one", 'he said "hi",\nthen left', (pixels, picture(tmp_path / "set" / "own.png"))),
+        PromptItem("two", "ünïcode", (picture(tmp_path / "elsewhere.png"),), "none"),
+    ]
     found = load_prompt_set(save_prompt_set(items, tmp_path / "set" / "saved.csv"))
     assert [(i.id, i.prompt, i.negative) for i in found] == [(i.id, i.prompt, i.negative) for i in items]
     assert np.array_equal(np.asarray(Image.open(found[0].references[0])), pixels)
@@ -146,7 +159,9 @@ def test_a_path_that_the_format_cannot_hold_is_refused(tmp_path):
 
 
 def many(tmp_path: Path, count: int, name: str = "set.csv", start: int = 0) -> str:
-    return str(write(tmp_path, "ref_paths,prompt", *[f"a.png,prompt {i}" for i in range(start, start + count)], name=name))
+    return str(
+        write(tmp_path, "ref_paths,prompt", *[f"a.png,prompt {i}" for i in range(start, start + count)], name=name)
+    )
 
 
 def settings(**changes):
@@ -166,7 +181,9 @@ def test_a_second_file_is_held_out(tmp_path):
 
 
 def test_a_set_smaller_than_an_update_says_the_numbers(tmp_path):
-    with pytest.raises(UserError, match="has 3 rows to train on but an update needs 4 groups.*add 1 rows.*groups_per_update to 3"):
+    with pytest.raises(
+        UserError, match="has 3 rows to train on but an update needs 4 groups.*add 1 rows.*groups_per_update to 3"
+    ):
         resolve_prompts(settings(prompts=many(tmp_path, 5), held_out=2))
 
 
@@ -188,7 +205,9 @@ def test_held_out_items_that_are_trained_on_are_refused(tmp_path):
 
 def test_two_ways_to_hold_out_are_refused(tmp_path):
     with pytest.raises(UserError, match="set only one"):
-        resolve_prompts(settings(prompts=many(tmp_path, 5), held_out=1, evaluation_prompts=many(tmp_path, 2, "second.csv", 9)))
+        resolve_prompts(
+            settings(prompts=many(tmp_path, 5), held_out=1, evaluation_prompts=many(tmp_path, 2, "second.csv", 9))
+        )
 
 
 def test_tinyworld_brings_its_own():

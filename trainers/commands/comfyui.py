@@ -47,16 +47,20 @@ def main(port: int) -> int:
     if folder is None or unfinished(folder):
         folder = install()
     if folder is None:
-        print("This machine cannot have a ComfyUI: installing it through comfy-cli failed, the reason is above.\n"
-              "If that can be mended, the same command goes on from there. Or install ComfyUI yourself\n"
-              "(https://docs.comfy.org/installation) and set COMFYUI_PATH to its folder.\n"
-              "The pack works without it, too: `make demo` trains and compares, `python -m trainers --help` does the rest.",
-              file=sys.stderr)
+        print(
+            "This machine cannot have a ComfyUI: installing it through comfy-cli failed, the reason is above.\n"
+            "If that can be mended, the same command goes on from there. Or install ComfyUI yourself\n"
+            "(https://docs.comfy.org/installation) and set COMFYUI_PATH to its folder.\n"
+            "The pack works without it, too: `make demo` trains and compares, `python -m trainers --help` does the rest.",
+            file=sys.stderr,
+        )
         return 1
     python = find_python(folder)
     if python is None:
-        raise UserError(f"ComfyUI is in {folder}, but no interpreter has what its requirements.txt asks for; name the one that does: "
-                        "make comfyui PYTHON=/path/to/python, or make one: https://docs.comfy.org/installation/manual_install")
+        raise UserError(
+            f"ComfyUI is in {folder}, but no interpreter has what its requirements.txt asks for; name the one that does: "
+            "make comfyui PYTHON=/path/to/python, or make one: https://docs.comfy.org/installation/manual_install"
+        )
     name = put_in(folder)
     add_requirements(python)
     return start(folder, python, name, port)
@@ -91,7 +95,9 @@ def find_python(comfyui: Path) -> Path | None:
     """The interpreter that has all that ComfyUI requires: its own environment's, the embedded one's, else this one."""
     own = [comfyui / env / place for env in (".venv", "venv") for place in ("bin/python", "Scripts/python.exe")]
     candidates = [*own, comfyui.parent / "python_embeded" / "python.exe", Path(sys.executable)]
-    return next((python for python in candidates if python.exists() and not missing_requirements(comfyui, python)), None)
+    return next(
+        (python for python in candidates if python.exists() and not missing_requirements(comfyui, python)), None
+    )
 
 
 def unfinished(folder: Path) -> bool:
@@ -118,8 +124,11 @@ def install() -> Path | None:
     environment = PACK / ".venv"
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     place = default_place()
-    print(f"There is no ComfyUI here, or not all of it. Installing it through comfy-cli into {place} (COMFYUI_PATH names another); "
-          "with its packages these are gigabytes.", flush=True)
+    print(
+        f"There is no ComfyUI here, or not all of it. Installing it through comfy-cli into {place} (COMFYUI_PATH names another); "
+        "with its packages these are gigabytes.",
+        flush=True,
+    )
     # With these set, comfy-cli would install ComfyUI's packages there.
     outside = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
     # Without a version it would be whatever was committed last; what is there already keeps its version.
@@ -139,7 +148,9 @@ def _card() -> str:
     """comfy-cli's option for this machine's accelerator."""
     if sys.platform == "darwin":
         return "--m-series"
-    return next((option for tool, option in (("nvidia-smi", "--nvidia"), ("rocminfo", "--amd")) if shutil.which(tool)), "--cpu")
+    return next(
+        (option for tool, option in (("nvidia-smi", "--nvidia"), ("rocminfo", "--amd")) if shutil.which(tool)), "--cpu"
+    )
 
 
 def put_in(comfyui: Path) -> str:
@@ -154,7 +165,9 @@ def put_in(comfyui: Path) -> str:
     try:
         place.symlink_to(PACK, target_is_directory=True)
     except OSError as error:
-        raise UserError(f"cannot link this folder into ComfyUI ({error}); copy or move it to {place} yourself") from error
+        raise UserError(
+            f"cannot link this folder into ComfyUI ({error}); copy or move it to {place} yourself"
+        ) from error
     print(f"linked {PACK} as {place}")
     return NAME
 
@@ -163,7 +176,9 @@ def add_requirements(python: Path) -> None:
     """Install what ComfyUI's interpreter lacks of the pack's requirements."""
     if lacking := missing_requirements(PACK, python):
         print(f"installing {', '.join(lacking)} for {python}", flush=True)
-        if subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", PACK / "requirements.txt"], check=False).returncode:
+        if subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "-r", PACK / "requirements.txt"], check=False
+        ).returncode:
             raise UserError(f"pip could not install {PACK / 'requirements.txt'} with {python}; its reason is above")
 
 
@@ -173,15 +188,20 @@ def add_requirements(python: Path) -> None:
 def start(comfyui: Path, python: Path, name: str, port: int) -> int:
     """Run the server in the foreground; its exit status."""
     if _answers(port):
-        raise UserError(f"port {port} is taken, by a ComfyUI perhaps; end that one, or name another: make comfyui PORT={port + 1}")
+        raise UserError(
+            f"port {port} is taken, by a ComfyUI perhaps; end that one, or name another: make comfyui PORT={port + 1}"
+        )
     command = [python, "main.py", "--port", str(port), "--disable-auto-launch"]
     if subprocess.run([python, "-c", HAS_GPU], capture_output=True, check=False).returncode:
         command.append("--cpu")
     server = subprocess.Popen(command, cwd=comfyui)
     try:
         if _wait(server, port):
-            print(f"\nOpen {address(name, port)}\nIt shows the first workflow, ready to run; the others are under Templates, {name}. "
-                  "Ctrl-C ends ComfyUI.\n", flush=True)
+            print(
+                f"\nOpen {address(name, port)}\nIt shows the first workflow, ready to run; the others are under Templates, {name}. "
+                "Ctrl-C ends ComfyUI.\n",
+                flush=True,
+            )
         else:
             print(f"ComfyUI ended before it answered; the reason is above. It ran with {python}.", file=sys.stderr)
         return server.wait()
@@ -191,7 +211,10 @@ def start(comfyui: Path, python: Path, name: str, port: int) -> int:
 
 def address(name: str, port: int) -> str:
     """Where the editor opens with the pack's first workflow (its template loader takes plain names only)."""
-    first = min((p.stem for p in (PACK / "workflows").glob("*.json") if re.fullmatch(r"[\w.-]+", p.stem, re.ASCII)), default=None)
+    first = min(
+        (p.stem for p in (PACK / "workflows").glob("*.json") if re.fullmatch(r"[\w.-]+", p.stem, re.ASCII)),
+        default=None,
+    )
     return f"http://127.0.0.1:{port}/" + (f"?template={first}&source={name}" if first else "")
 
 

@@ -31,8 +31,11 @@ def main(
     quiet_libraries()
     started = time.monotonic()
     run = RunFolder.create(root, demo_config(changes, policy), "demo")
-    print(f"Identity-GRPO in TinyWorld: drawn people, a small {NAMES[policy]} policy that sometimes swaps, blends or loses them,\n"
-          f"and a learned identity reward. {run.config().iterations} iterations of {_rollouts(run.config())} videos.\n{run.path}\n", flush=True)
+    print(
+        f"Identity-GRPO in TinyWorld: drawn people, a small {NAMES[policy]} policy that sometimes swaps, blends or loses them,\n"
+        f"and a learned identity reward. {run.config().iterations} iterations of {_rollouts(run.config())} videos.\n{run.path}\n",
+        flush=True,
+    )
     result = execute(run, False, _within(seconds, run, Bar() if sys.stderr.isatty() else Lines()))
     if result.state == "stopped":
         print(f"stopped at iteration {result.iteration}; `resume {run.id}` goes on from there")

@@ -48,7 +48,9 @@ def newest_export(run: RunFolder) -> Path:
     """Raises UserError when the run has not saved a LoRA yet."""
     exports = sorted(run.exports.glob("*.safetensors"))
     if not exports:
-        raise UserError(f"run {run.id} has no LoRA in {run.exports} yet; wait for its first checkpoint or name one with --lora")
+        raise UserError(
+            f"run {run.id} has no LoRA in {run.exports} yet; wait for its first checkpoint or name one with --lora"
+        )
     return exports[-1]
 
 
@@ -74,16 +76,34 @@ def evaluate(run: RunFolder, lora: Path) -> Evaluated:
 def rows(found: Evaluated) -> list[dict[str, str]]:
     """The table: one row per quantity."""
     before, after = found.before, found.after
-    told = [{"": "reward", "untouched": f"{_mean(before.rewards):.3f}", "tuned": f"{_mean(after.rewards):.3f}",
-             "change": f"{found.comparison.margin:+.3f}"}]
+    told = [
+        {
+            "": "reward",
+            "untouched": f"{_mean(before.rewards):.3f}",
+            "tuned": f"{_mean(after.rewards):.3f}",
+            "change": f"{found.comparison.margin:+.3f}",
+        }
+    ]
     for name, title in (("identity", "oracle identity"), ("alignment", "text alignment (oracle)")):
         old, new = getattr(before, name), getattr(after, name)
         if old and new:
-            told.append({"": title, "untouched": f"{_mean(old):.3f}", "tuned": f"{_mean(new):.3f}",
-                         "change": f"{_mean(new) / max(1e-9, _mean(old)) - 1:+.1%}"})
+            told.append(
+                {
+                    "": title,
+                    "untouched": f"{_mean(old):.3f}",
+                    "tuned": f"{_mean(new):.3f}",
+                    "change": f"{_mean(new) / max(1e-9, _mean(old)) - 1:+.1%}",
+                }
+            )
     won = found.comparison
-    told.append({"": "held-out pairs won / tied / lost", "untouched": "", "tuned": f"{won.win:.0%} / {won.tie:.0%} / {won.loss:.0%}",
-                 "change": f"95% interval {won.win_low:.0%} to {won.win_high:.0%}"})
+    told.append(
+        {
+            "": "held-out pairs won / tied / lost",
+            "untouched": "",
+            "tuned": f"{won.win:.0%} / {won.tie:.0%} / {won.loss:.0%}",
+            "change": f"95% interval {won.win_low:.0%} to {won.win_high:.0%}",
+        }
+    )
     return told
 
 
@@ -100,14 +120,27 @@ def sentences(found: Evaluated) -> list[str]:
 
 
 def files_told(found: Evaluated) -> list[str]:
-    return [f"LoRA            {found.lora}", *(f"{name:15} {path}" for name, path in zip(
-        ("curve", "before and after", "the same, moving", "numbers"), found.files, strict=True))]
+    return [
+        f"LoRA            {found.lora}",
+        *(
+            f"{name:15} {path}"
+            for name, path in zip(
+                ("curve", "before and after", "the same, moving", "numbers"), found.files, strict=True
+            )
+        ),
+    ]
 
 
 def _draw(run: RunFolder, config: TrainConfig, folder: Path, items, old, new, found: Evaluated) -> list[Path]:
     shown = slice(0, SHOWN)
-    notes = [(f"reward {a:.2f}", f"reward {b:.2f}") for a, b in zip(found.before.rewards, found.after.rewards, strict=True)]
-    pictures = ([item.references for item in items[shown]], list(old[shown].cpu().numpy()), list(new[shown].cpu().numpy()))
+    notes = [
+        (f"reward {a:.2f}", f"reward {b:.2f}") for a, b in zip(found.before.rewards, found.after.rewards, strict=True)
+    ]
+    pictures = (
+        [item.references for item in items[shown]],
+        list(old[shown].cpu().numpy()),
+        list(new[shown].cpu().numpy()),
+    )
     captions = [item.prompt for item in items[shown]]
     curve = plot_curve(run.read_metrics(), run.path / "curve.png", run.id)
     sheet = clip_sheet(*pictures, folder / "before_after.png", captions, notes[shown])

@@ -46,7 +46,9 @@ class Lines:
             left = f", {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
             reward = report.metrics.get("reward_mean")
             told = f", reward {reward:.4f}" if reward is not None else ""
-            print(f"{time.strftime('%H:%M:%S')} iteration {report.iteration}/{report.iterations}{told}{left}", flush=True)
+            print(
+                f"{time.strftime('%H:%M:%S')} iteration {report.iteration}/{report.iterations}{told}{left}", flush=True
+            )
 
     def close(self) -> None:
         pass

@@ -62,21 +62,41 @@ def outcome(run: RunFolder, name: str) -> Outcome:
     config = run.config()
     if not rows or rows[-1]["iteration"] != config.iterations:
         status = run.status()
-        raise UserError(f"run {run.id} did not finish ({status['state']}: {status.get('last_error', '')}); see {run.log_file}\n{run.log_tail(5)}")
+        raise UserError(
+            f"run {run.id} did not finish ({status['state']}: {status.get('last_error', '')}); see {run.log_file}\n{run.log_tail(5)}"
+        )
     first, last = rows[0], rows[-1]
     seconds = sum(r["seconds_rollout"] + r["seconds_update"] for r in run.read_metrics() if r["kind"] == "train")
-    return Outcome(name, config.seed, last["win"], last["win_low"], last["margin"], first["identity"], last["identity"],
-                   first["alignment"], last["alignment"], seconds)
+    return Outcome(
+        name,
+        config.seed,
+        last["win"],
+        last["win_low"],
+        last["margin"],
+        first["identity"],
+        last["identity"],
+        first["alignment"],
+        last["alignment"],
+        seconds,
+    )
 
 
 def verdicts(tuned: list[Outcome], control: list[Outcome]) -> list[tuple[str, bool]]:
     """The claims, each with whether it holds in every seed."""
     return [
-        (f"the tuned policy wins at least {WIN_RATE:.0%} of held-out pairs by the reward", all(o.win >= WIN_RATE for o in tuned)),
-        (f"the oracle identity rises by at least {IDENTITY_GAIN:.1%}", all(o.identity_gain >= IDENTITY_GAIN for o in tuned)),
+        (
+            f"the tuned policy wins at least {WIN_RATE:.0%} of held-out pairs by the reward",
+            all(o.win >= WIN_RATE for o in tuned),
+        ),
+        (
+            f"the oracle identity rises by at least {IDENTITY_GAIN:.1%}",
+            all(o.identity_gain >= IDENTITY_GAIN for o in tuned),
+        ),
         ("text alignment is not lower", all(o.alignment_after >= o.alignment_before - 0.005 for o in tuned)),
-        (f"shuffled rewards gain nothing{_mean(control)}",
-         all(fmean(getattr(o, name) for o in control) < limit for name, limit in FLAT.items()) if control else False),
+        (
+            f"shuffled rewards gain nothing{_mean(control)}",
+            all(fmean(getattr(o, name) for o in control) < limit for name, limit in FLAT.items()) if control else False,
+        ),
     ]
 
 
@@ -89,11 +109,19 @@ def _mean(control: list[Outcome]) -> str:
 
 
 def rows(outcomes: list[Outcome]) -> list[dict[str, str]]:
-    return [{
-        "run": o.name, "seed": str(o.seed), "won": f"{o.win:.1%} (from {o.win_low:.1%})", "reward margin": f"{o.margin:+.3f}",
-        "oracle identity": f"{o.identity_before:.3f} -> {o.identity_after:.3f}", "gain": f"{o.identity_gain:+.1%}",
-        "text alignment": f"{o.alignment_before:.3f} -> {o.alignment_after:.3f}", "seconds": f"{o.seconds:.0f}",
-    } for o in outcomes]
+    return [
+        {
+            "run": o.name,
+            "seed": str(o.seed),
+            "won": f"{o.win:.1%} (from {o.win_low:.1%})",
+            "reward margin": f"{o.margin:+.3f}",
+            "oracle identity": f"{o.identity_before:.3f} -> {o.identity_after:.3f}",
+            "gain": f"{o.identity_gain:+.1%}",
+            "text alignment": f"{o.alignment_before:.3f} -> {o.alignment_after:.3f}",
+            "seconds": f"{o.seconds:.0f}",
+        }
+        for o in outcomes
+    ]
 
 
 def main(
@@ -109,10 +137,14 @@ def main(
             active = {run_id: child for run_id, child in active.items() if child.poll() is None}
             while waiting and len(active) < jobs:
                 name, seed = waiting.pop(0)
-                run = RunFolder.create(root, proof_config(seed, name == "control", changes, policy), name=f"{name}-{seed}")
+                run = RunFolder.create(
+                    root, proof_config(seed, name == "control", changes, policy), name=f"{name}-{seed}"
+                )
                 runs.append((name, run))
                 active[run.id] = start(run, share_devices=True)
-            states = [f"{run.id.split('-2')[0]} {run.status()['iteration']}/{run.status()['iterations']}" for _, run in runs]
+            states = [
+                f"{run.id.split('-2')[0]} {run.status()['iteration']}/{run.status()['iterations']}" for _, run in runs
+            ]
             print(f"{time.time() - started:5.0f}s  {'  '.join(states)}", flush=True)
             time.sleep(10 if active else 0)
     except KeyboardInterrupt:
@@ -123,7 +155,12 @@ def main(
     outcomes = [outcome(run, name) for name, run in runs]
     tuned, control = ([o for o in outcomes if o.name == n] for n in ("tuned", "control"))
     held = verdicts(tuned, control)
-    text = table(rows(outcomes)) + "\n\n" + "\n".join(f"- {'holds' if ok else 'FAILS'}: {claim}" for claim, ok in held) + "\n"
+    text = (
+        table(rows(outcomes))
+        + "\n\n"
+        + "\n".join(f"- {'holds' if ok else 'FAILS'}: {claim}" for claim, ok in held)
+        + "\n"
+    )
     (root / "proof.md").write_text(text, encoding="utf-8")
     print(text)
     return 0 if all(ok for _, ok in held) and not any(math.isnan(o.win) for o in outcomes) else 1

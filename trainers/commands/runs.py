@@ -29,17 +29,25 @@ def _row(run: RunFolder) -> dict[str, Any]:
     status = refresh(run)
     left = status.get("eta_seconds") if status["state"] == "running" else None
     return {
-        "run": run.id, "state": status["state"], "iteration": f"{status.get('iteration', 0)}/{status.get('iterations', '?')}",
-        "held-out wins": _wins(run), "left": duration(left) if left is not None else "", "updated": _ago(status.get("updated")),
+        "run": run.id,
+        "state": status["state"],
+        "iteration": f"{status.get('iteration', 0)}/{status.get('iterations', '?')}",
+        "held-out wins": _wins(run),
+        "left": duration(left) if left is not None else "",
+        "updated": _ago(status.get("updated")),
     }
 
 
 def _show(run: RunFolder) -> int:
     status = refresh(run)
     config = run.config()
-    print(f"{run.id}: {status['state']}, iteration {status.get('iteration', 0)} of {config.iterations}, updated {_ago(status.get('updated'))}")
+    print(
+        f"{run.id}: {status['state']}, iteration {status.get('iteration', 0)} of {config.iterations}, updated {_ago(status.get('updated'))}"
+    )
     print(f"folder   {run.path}")
-    print(f"trains   {config.policy.source} by {config.reward.source} on {config.prompts}, preset {config.preset}, seed {config.seed}")
+    print(
+        f"trains   {config.policy.source} by {config.reward.source} on {config.prompts}, preset {config.preset}, seed {config.seed}"
+    )
     for name in ("message", "last_error"):
         if status.get(name):
             print(f"{name.replace('_', ' ')}: {status[name]}")

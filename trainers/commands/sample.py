@@ -21,7 +21,14 @@ TINYWORLD_PEOPLE = 64
 
 
 def main(
-    config: TrainConfig, references: list[Path], prompt: str | None, negative: str, lora: Path | None, strength: float, seed: int, out: Path,
+    config: TrainConfig,
+    references: list[Path],
+    prompt: str | None,
+    negative: str,
+    lora: Path | None,
+    strength: float,
+    seed: int,
+    out: Path,
     solver: SolverName = "euler",
 ) -> int:
     if out.suffix not in (".webp", ".gif"):
@@ -34,7 +41,9 @@ def main(
     return 0
 
 
-def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: float, seed: int, solver: SolverName = "euler"):
+def draw(
+    config: TrainConfig, item: PromptItem, lora: Path | None, strength: float, seed: int, solver: SolverName = "euler"
+):
     """The video uint8 [F, H, W, 3] of `item` by the policy of `config`, with its evaluation's size, steps and guidance."""
     from accelerate import PartialState
 
@@ -51,8 +60,17 @@ def draw(config: TrainConfig, item: PromptItem, lora: Path | None, strength: flo
     size, steps = evaluation_size(config), config.evaluation.steps
     conditions = [policy.encode(item, size)]
     with tqdm(total=steps, desc="sampling", unit="step") as bar:
-        videos = sample(policy, conditions, size, steps, config.rollout.shift, evaluation_guidance(config), [seed], check=bar.update,
-                        solver=solver)
+        videos = sample(
+            policy,
+            conditions,
+            size,
+            steps,
+            config.rollout.shift,
+            evaluation_guidance(config),
+            [seed],
+            check=bar.update,
+            solver=solver,
+        )
     return videos[0].numpy()
 
 
@@ -62,7 +80,9 @@ def _item(config: TrainConfig, references: list[Path], prompt: str | None, negat
 
         return list(tiny_prompt_set("held_out", TINYWORLD_PEOPLE))[seed % TINYWORLD_PEOPLE]
     if not references or not prompt:
-        raise UserError("sample needs --reference (one picture per person) and --prompt; only TinyWorld draws people of its own")
+        raise UserError(
+            "sample needs --reference (one picture per person) and --prompt; only TinyWorld draws people of its own"
+        )
     for path in references:
         if not path.is_file():
             raise UserError(f"reference image {path} is missing")

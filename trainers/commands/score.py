@@ -26,10 +26,14 @@ def main(clips: list[Path], references: list[Path], config: RewardConfig, fps: f
     quiet_libraries()
     reward = load_reward(config, PartialState().device)
     scores = reward.score([frames for frames, _ in read], [pictures] * len(read), fps=rates).tolist()
-    print(table([
-        {"clip": str(path), "score": f"{score:.4f}", "frames": len(frames), "fps": f"{rate:g}"}
-        for path, score, (frames, _), rate in zip(clips, scores, read, rates, strict=True)
-    ]))
+    print(
+        table(
+            [
+                {"clip": str(path), "score": f"{score:.4f}", "frames": len(frames), "fps": f"{rate:g}"}
+                for path, score, (frames, _), rate in zip(clips, scores, read, rates, strict=True)
+            ]
+        )
+    )
     if len(scores) == 2:
         first, tie, second = (p.item() for p in preference_probabilities(*scores))
         print(f"preferred: the first {first:.1%}, neither {tie:.1%}, the second {second:.1%}")

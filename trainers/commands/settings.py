@@ -12,9 +12,18 @@ from ..errors import UserError
 
 # Options of commands that are settings by another name.
 FLAGS = {
-    "policy": "policy.source", "reward": "reward.source", "prompts": "prompts", "evaluation_prompts": "evaluation_prompts",
-    "held_out": "held_out", "iterations": "iterations", "seed": "seed", "start_lora": "start_lora", "steps": "evaluation.steps",
-    "guidance": "evaluation.guidance", "image_guidance": "evaluation.image_guidance", "shift": "rollout.shift",
+    "policy": "policy.source",
+    "reward": "reward.source",
+    "prompts": "prompts",
+    "evaluation_prompts": "evaluation_prompts",
+    "held_out": "held_out",
+    "iterations": "iterations",
+    "seed": "seed",
+    "start_lora": "start_lora",
+    "steps": "evaluation.steps",
+    "guidance": "evaluation.guidance",
+    "image_guidance": "evaluation.image_guidance",
+    "shift": "rollout.shift",
 }
 SIZES = ("height", "width", "frames")
 
@@ -73,8 +82,10 @@ def _kind_of(source: str) -> PolicyKind | None:
 def _check_preset(config: TrainConfig) -> None:
     kind, source = _kind_of(config.policy.source), config.policy.source
     if kind and config.preset != (fitting := preset_for(config.preset, kind)):
-        raise UserError(f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "
-                        "or another --policy")
+        raise UserError(
+            f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "
+            "or another --policy"
+        )
 
 
 def _put(changes: dict[str, Any], key: str, value: Any) -> None:

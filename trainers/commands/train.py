@@ -34,10 +34,14 @@ def main(config: TrainConfig, root: Path, name: str | None, processes: int = 1) 
 def resume(run: RunFolder, processes: int = 1) -> int:
     """Go on with a run. Raises UserError when it is running, is finished, or has no checkpoint."""
     if is_alive(run):
-        raise UserError(f"run {run.id} is running (pid {run.status()['pid']}); stop it first with `{program()} runs stop {run.id}`")
+        raise UserError(
+            f"run {run.id} is running (pid {run.status()['pid']}); stop it first with `{program()} runs stop {run.id}`"
+        )
     if run.status()["state"] == "finished":
-        raise UserError(f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a new run "
-                        f"with --start-lora and its export in {run.exports}")
+        raise UserError(
+            f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a new run "
+            f"with --start-lora and its export in {run.exports}"
+        )
     return _attend(run, True, processes)
 
 

@@ -34,13 +34,18 @@ class Progress:
 
 
 def save_checkpoint(
-    root: Path, progress: Progress, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], optimiser: torch.optim.AdamW
+    root: Path,
+    progress: Progress,
+    parameters: dict[str, nn.Parameter],
+    ema: dict[str, Tensor],
+    optimiser: torch.optim.AdamW,
 ) -> Path:
     """Write `root/<iteration>` aside, sync it to disk and rename it. Raises UserError when the disk is full."""
     folder = root / f"{progress.iteration:06d}"
     moments = {
         f"{name}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for name, parameter in parameters.items() for key, value in optimiser.state.get(parameter, {}).items()
+        for name, parameter in parameters.items()
+        for key, value in optimiser.state.get(parameter, {}).items()
     }
     with atomic_folder(folder) as aside:
         save_file({n: p.detach().cpu().contiguous() for n, p in parameters.items()}, aside / "lora.safetensors")
@@ -52,7 +57,11 @@ def save_checkpoint(
 
 def checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in root.glob("[0-9]*") if p.name.isdigit() and (p / "progress.json").is_file()) if root.is_dir() else []
+    return (
+        sorted(p for p in root.glob("[0-9]*") if p.name.isdigit() and (p / "progress.json").is_file())
+        if root.is_dir()
+        else []
+    )
 
 
 def read_progress(folder: Path) -> Progress:
@@ -60,7 +69,9 @@ def read_progress(folder: Path) -> Progress:
     try:
         return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read ({error}); delete this folder to resume from the one before") from error
+        raise UserError(
+            f"checkpoint {folder} cannot be read ({error}); delete this folder to resume from the one before"
+        ) from error
 
 
 def load_checkpoint(
@@ -72,21 +83,31 @@ def load_checkpoint(
     """
     progress = read_progress(folder)
     if progress.policy != policy:
-        raise UserError(f"checkpoint {folder} belongs to the policy `{progress.policy}`, this run trains `{policy}`: "
-                        "resume with the policy it was made with, or start a new run")
+        raise UserError(
+            f"checkpoint {folder} belongs to the policy `{progress.policy}`, this run trains `{policy}`: "
+            "resume with the policy it was made with, or start a new run"
+        )
     if progress.prompts != prompts:
-        raise UserError(f"checkpoint {folder} was made with another prompt set (rows or pictures changed since): "
-                        "put the old files back, or start a new run with --start-lora and this run's export")
+        raise UserError(
+            f"checkpoint {folder} was made with another prompt set (rows or pictures changed since): "
+            "put the old files back, or start a new run with --start-lora and this run's export"
+        )
     try:
         lora, ema, moments = (load_file(folder / f"{name}.safetensors") for name in ("lora", "ema", "optimiser"))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read ({error}); delete this folder to resume from the one before") from error
+        raise UserError(
+            f"checkpoint {folder} cannot be read ({error}); delete this folder to resume from the one before"
+        ) from error
     shapes = {n: p.shape for n, p in parameters.items()}
     if {n: t.shape for n, t in lora.items()} != shapes or {n: t.shape for n, t in ema.items()} != shapes:
-        raise UserError(f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; "
-                        "resume with the policy it was made with, or start a new run")
+        raise UserError(
+            f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; "
+            "resume with the policy it was made with, or start a new run"
+        )
     if progress.updates and {key.split("|")[0] for key in moments} != set(parameters):
-        raise UserError(f"checkpoint {folder} lacks the optimiser's moments; delete this folder to resume from the one before")
+        raise UserError(
+            f"checkpoint {folder} lacks the optimiser's moments; delete this folder to resume from the one before"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(lora[name])

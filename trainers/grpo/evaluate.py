@@ -67,7 +67,10 @@ def evaluation_guidance(config: TrainConfig) -> Guidance:
 
 
 def held_out_videos(
-    policy: Policy, items: Sequence[PromptItem], config: TrainConfig, check: Callable[[], None] = lambda: None,
+    policy: Policy,
+    items: Sequence[PromptItem],
+    config: TrainConfig,
+    check: Callable[[], None] = lambda: None,
     progress: Callable[[Sequence], Iterable] = iter,
 ) -> Tensor:
     """Videos uint8 [n, F, H, W, 3] of the items with the noise that every evaluation of this config uses.
@@ -77,8 +80,18 @@ def held_out_videos(
     size = evaluation_size(config)
     conditions = [policy.encode(item, size) for item in items]
     seeds = [derive_seed(config.evaluation.seed, "evaluation", item.id) for item in items]
-    return sample(policy, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds,
-                  config.rollout.micro_batch, check, progress)
+    return sample(
+        policy,
+        conditions,
+        size,
+        config.evaluation.steps,
+        config.rollout.shift,
+        evaluation_guidance(config),
+        seeds,
+        config.rollout.micro_batch,
+        check,
+        progress,
+    )
 
 
 @torch.no_grad()
@@ -99,7 +112,9 @@ def score_videos(reward, videos: Tensor, items: Sequence[PromptItem], config: Tr
     """Rewards float64 [n] of videos uint8 [n, F, H, W, 3], in micro-batches."""
     size = config.reward.micro_batch
     scores = [
-        reward.score(list(videos[i : i + size]), [item.references for item in items[i : i + size]], fps=config.reward.fps)
+        reward.score(
+            list(videos[i : i + size]), [item.references for item in items[i : i + size]], fps=config.reward.fps
+        )
         for i in range(0, len(videos), size)
     ]
     return torch.cat([s.double().cpu() for s in scores]) if scores else torch.zeros(0, dtype=torch.float64)

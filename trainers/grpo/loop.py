@@ -105,7 +105,9 @@ def train(
         raise
     if main:
         run.take("stop")
-        run.set_status(state=result.state, iteration=result.iteration, message=trainer.warning if trainer else "", eta_seconds=None)
+        run.set_status(
+            state=result.state, iteration=result.iteration, message=trainer.warning if trainer else "", eta_seconds=None
+        )
     return result
 
 
@@ -113,7 +115,11 @@ class Trainer:
     """One process's part of a run."""
 
     def __init__(
-        self, config: TrainConfig, run: RunFolder, accelerator: Accelerator, interrupted: threading.Event,
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        accelerator: Accelerator,
+        interrupted: threading.Event,
         report: Callable[[Report], None],
     ):
         self.config, self.run, self.accelerator, self.report = config, run, accelerator, report
@@ -131,8 +137,9 @@ class Trainer:
             self.policy.transformer.enable_gradient_checkpointing()
         self.parameters = lora_parameters(self.policy.transformer)
         optim = config.optim
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), optim.learning_rate, optim.betas, optim.epsilon,
-                                           optim.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), optim.learning_rate, optim.betas, optim.epsilon, optim.weight_decay
+        )
         self.ema = Ema(self.parameters, config.ema.decay, config.ema.every)
         self.schedule = flow_schedule(config.rollout.steps, config.rollout.shift, device)
         self.progress = Progress(policy=self.policy.kind, prompts=self.items.digest)
@@ -163,12 +170,16 @@ class Trainer:
         saved = checkpoints(self.run.checkpoints)
         if not saved:
             raise UserError(f"run {self.run.id} has no checkpoint to resume from; start it again with `train`")
-        self.progress, ema = load_checkpoint(saved[-1], self.policy.kind, self.items.digest, self.parameters, self.optimiser)
+        self.progress, ema = load_checkpoint(
+            saved[-1], self.policy.kind, self.items.digest, self.parameters, self.optimiser
+        )
         self.ema.load_state_dict(ema)
         self.saved = self.progress.iteration
         self.baseline = self.run.read_measurement(0, Measurement)
         if self.baseline is None and self.progress.iteration:
-            raise UserError(f"run {self.run.id} has lost evaluation/000000.json, the untouched policy's scores; start a new run")
+            raise UserError(
+                f"run {self.run.id} has lost evaluation/000000.json, the untouched policy's scores; start a new run"
+            )
         if self.accelerator.is_main_process:
             self.run.truncate_metrics(self.progress.iteration)
             if not self._export_path(self.saved).is_file():
@@ -185,8 +196,11 @@ class Trainer:
         self.progress.iteration += 1
         groups = rewards.view(-1, config.rollout.group_size)
         metrics |= {
-            "kind": "train", "iteration": self.progress.iteration, "reward_mean": rewards.mean().item(),
-            "reward_std_in_group": groups.std(1, correction=0).mean().item(), "seconds_rollout": sampled - started,
+            "kind": "train",
+            "iteration": self.progress.iteration,
+            "reward_mean": rewards.mean().item(),
+            "reward_std_in_group": groups.std(1, correction=0).mean().item(),
+            "seconds_rollout": sampled - started,
             "seconds_update": time.perf_counter() - sampled,
         }
         self._record(metrics)
@@ -207,7 +221,7 @@ class Trainer:
             self._evaluate()
         elif sample:
             self._agreed(self._show)
-        if evaluate or self.saved < iteration and (save or iteration % config.checkpoint.every == 0):
+        if evaluate or (self.saved < iteration and (save or iteration % config.checkpoint.every == 0)):
             self._save()
 
     # --- rollouts --------------------------------------------------------------------------------------------------------
@@ -220,8 +234,10 @@ class Trainer:
             rewards[index] = score
         if not torch.isfinite(rewards).all():
             bad = int((~torch.isfinite(rewards)).nonzero()[0])
-            raise UserError(f"the reward of item `{self.items[plan[bad].item].id}` (seed {plan[bad].seed}) is {rewards[bad].item()}; "
-                            "look at its references and at the reward model; the last checkpoint is intact")
+            raise UserError(
+                f"the reward of item `{self.items[plan[bad].item].id}` (seed {plan[bad].seed}) is {rewards[bad].item()}; "
+                "look at its references and at the reward model; the last checkpoint is intact"
+            )
         return updates, rewards
 
     def _own_rollouts(self, plan: list[Planned], window: range) -> tuple[list[list[Chunk]], list[tuple[int, float]]]:
@@ -239,8 +255,15 @@ class Trainer:
             updates.append([])
             for chunk in micro_batches(chosen, chosen, config.micro_batch):
                 trajectory, final = roll_out(
-                    self.policy, [chosen[i] for i in chunk], self.size, config, self.schedule, window,
-                    [plan[i].seed for i in chunk], keep_means=self.config.optim.ratio == "guard", check=self._check,
+                    self.policy,
+                    [chosen[i] for i in chunk],
+                    self.size,
+                    config,
+                    self.schedule,
+                    window,
+                    [plan[i].seed for i in chunk],
+                    keep_means=self.config.optim.ratio == "guard",
+                    check=self._check,
                 )
                 videos = self.policy.decode(final, trajectory.conditions[0].references)
                 items = [self.items[plan[i].item] for i in chunk]
@@ -267,14 +290,18 @@ class Trainer:
         watched = dict.fromkeys(WATCHED + ("kl",) * bool(config.optim.kl), 0.0)
         norms = []
         for number, chunks in enumerate(updates):
-            seen = self._agreed(lambda chunks=chunks, number=number: self._gradients(chunks, advantages, 1 / terms, number))
+            seen = self._agreed(
+                lambda chunks=chunks, number=number: self._gradients(chunks, advantages, 1 / terms, number)
+            )
             if number == 0:
                 for part in gather_object([seen]):
                     watched = {name: value + part.get(name, 0.0) for name, value in watched.items()}
             norms.append(self._optimiser_step())
         groups = advantages.view(-1, config.rollout.group_size)
         return {name: value / terms for name, value in watched.items()} | {
-            "grad_norm": sum(norms) / len(norms), "groups_without_spread": (groups == 0).all(1).double().mean().item()}
+            "grad_norm": sum(norms) / len(norms),
+            "groups_without_spread": (groups == 0).all(1).double().mean().item(),
+        }
 
     def _gradients(self, chunks: list[Chunk], advantages: Tensor, scale: float, number: int) -> dict[str, float]:
         """Gradients of this process's part of update `number`; the sums of what to watch."""
@@ -289,16 +316,24 @@ class Trainer:
             self._tell("update", (number + done / total) / updates)
         return {name: value.item() for name, value in watched.items()}
 
-    def _backward(self, trajectory: Trajectory, part: slice, advantages: Tensor, scale: float, watched: dict[str, Tensor]) -> None:
+    def _backward(
+        self, trajectory: Trajectory, part: slice, advantages: Tensor, scale: float, watched: dict[str, Tensor]
+    ) -> None:
         """Add the gradients of all window steps of some rollouts; `scale` makes the whole update's sum a mean."""
         if not self.config.optim.kl and not advantages.any():
             return
         device = self.accelerator.device
         batch = self.policy.batch(trajectory.conditions[part])
-        piece = _to(Trajectory(
-            trajectory.window, trajectory.latents[part], trajectory.log_probs[part],
-            None if trajectory.means is None else trajectory.means[part], trajectory.conditions[part],
-        ), device)
+        piece = _to(
+            Trajectory(
+                trajectory.window,
+                trajectory.latents[part],
+                trajectory.log_probs[part],
+                None if trajectory.means is None else trajectory.means[part],
+                trajectory.conditions[part],
+            ),
+            device,
+        )
         advantages = advantages.to(device, torch.float32)
         for step in range(len(trajectory.window)):
             self._check()
@@ -316,8 +351,10 @@ class Trainer:
                 parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.optim.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise UserError(f"the gradient of update {self.progress.updates + 1} is {norm}; the run stops before it spoils the weights. "
-                            "Lower optim.learning_rate or set policy.dtype to float32, then resume from the last checkpoint")
+            raise UserError(
+                f"the gradient of update {self.progress.updates + 1} is {norm}; the run stops before it spoils the weights. "
+                "Lower optim.learning_rate or set policy.dtype to float32, then resume from the last checkpoint"
+            )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.progress.updates += 1
@@ -346,7 +383,9 @@ class Trainer:
         found = _joined(gather_object([mine.to_dict()]))
         for item, reward in zip(found.ids, found.rewards, strict=True):
             if not math.isfinite(reward):
-                raise UserError(f"the reward of held-out item `{item}` is {reward}; look at its references and at the reward model")
+                raise UserError(
+                    f"the reward of held-out item `{item}` is {reward}; look at its references and at the reward model"
+                )
         self.baseline = self.baseline or found
         result = compare(self.baseline.rewards, found.rewards)
         if self.progress.best_margin < result.margin:
@@ -363,7 +402,8 @@ class Trainer:
     def _evaluated(self) -> bool:
         """Whether the present iteration was evaluated before the run was interrupted."""
         return self.saved == self.progress.iteration and any(
-            row.get("kind") == "evaluation" and row["iteration"] == self.saved for row in self.run.read_metrics())
+            row.get("kind") == "evaluation" and row["iteration"] == self.saved for row in self.run.read_metrics()
+        )
 
     def _show(self) -> None:
         """Clips of the present weights, between two evaluations."""
@@ -376,7 +416,9 @@ class Trainer:
     def _save(self) -> None:
         def write() -> None:
             if self.accelerator.is_main_process:
-                save_checkpoint(self.run.checkpoints, self.progress, self.parameters, self.ema.state_dict(), self.optimiser)
+                save_checkpoint(
+                    self.run.checkpoints, self.progress, self.parameters, self.ema.state_dict(), self.optimiser
+                )
                 prune(self.run.checkpoints, self.config.checkpoint.keep, self.progress.best_iteration)
                 self._export()
 
@@ -419,8 +461,15 @@ class Trainer:
         part = {"rollouts": ROLLOUTS * within, "update": ROLLOUTS + (1 - ROLLOUTS) * within}.get(phase, 0.0)
         done = min(total, iteration + part)
         eta = self._seconds_left(total - done, part)
-        self.run.set_status(state="running", iteration=iteration, iterations=total, phase=phase, phase_done=within,
-                            eta_seconds=eta, message=self.warning)
+        self.run.set_status(
+            state="running",
+            iteration=iteration,
+            iterations=total,
+            phase=phase,
+            phase_done=within,
+            eta_seconds=eta,
+            message=self.warning,
+        )
         self.report(Report(iteration, total, phase, done / total, eta, metrics or {}))
 
     def _seconds_left(self, iterations: float, part: float) -> float | None:
@@ -466,7 +515,12 @@ class Trainer:
 
 def evaluation_row(iteration: int, baseline: Measurement, found: Measurement, result: Comparison) -> dict:
     """One line of metrics.jsonl."""
-    row = {"kind": "evaluation", "iteration": iteration, "reward_mean": sum(found.rewards) / len(found.rewards), **vars(result)}
+    row = {
+        "kind": "evaluation",
+        "iteration": iteration,
+        "reward_mean": sum(found.rewards) / len(found.rewards),
+        **vars(result),
+    }
     for name in ("identity", "alignment"):
         values, before = getattr(found, name), getattr(baseline, name)
         if values is not None:
@@ -479,12 +533,16 @@ def _joined(parts: list[dict]) -> Measurement:
     """The processes' measurements, in order, as one."""
     names = Measurement.__dataclass_fields__
     filled = [p for p in parts if p["ids"]]
-    return Measurement(**{n: None if filled[0][n] is None else [value for p in filled for value in p[n]] for n in names})
+    return Measurement(
+        **{n: None if filled[0][n] is None else [value for p in filled for value in p[n]] for n in names}
+    )
 
 
 def _to(trajectory: Trajectory, device) -> Trajectory:
     means = None if trajectory.means is None else trajectory.means.to(device)
-    return Trajectory(trajectory.window, trajectory.latents.to(device), trajectory.log_probs.to(device), means, trajectory.conditions)
+    return Trajectory(
+        trajectory.window, trajectory.latents.to(device), trajectory.log_probs.to(device), means, trajectory.conditions
+    )
 
 
 class _signals:

@@ -31,8 +31,13 @@ class Trajectory:
 
 
 def transition(
-    config: RolloutConfig, latents: Tensor, velocity: Tensor, schedule: Schedule, index: int,
-    noise: Tensor | None = None, next_latents: Tensor | None = None,
+    config: RolloutConfig,
+    latents: Tensor,
+    velocity: Tensor,
+    schedule: Schedule,
+    index: int,
+    noise: Tensor | None = None,
+    next_latents: Tensor | None = None,
 ) -> Transition:
     """One stochastic step of the configured dynamics: sampled from `noise`, or evaluated at `next_latents`."""
     step = sde_step if config.dynamics == "flow_sde" else cps_step
@@ -50,8 +55,15 @@ def timestep_batch(schedule: Schedule, index: int, count: int) -> Tensor:
 
 @torch.no_grad()
 def roll_out(
-    policy: Policy, conditions: Sequence[Conditions], size: VideoSize, config: RolloutConfig, schedule: Schedule,
-    window: range, seeds: Sequence[int], keep_means: bool = False, check: Callable[[], None] = lambda: None,
+    policy: Policy,
+    conditions: Sequence[Conditions],
+    size: VideoSize,
+    config: RolloutConfig,
+    schedule: Schedule,
+    window: range,
+    seeds: Sequence[int],
+    keep_means: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Trajectory, Tensor]:
     """Sample B rollouts whose conditions have equal shapes; `check` is called before every step and may raise to stop.
 
@@ -71,21 +83,32 @@ def roll_out(
             continue
         if not states:
             states.append(latents)
-        step = transition(config, latents, velocity, schedule, index, noise=draw_noise(generators, shape, policy.device))
+        step = transition(
+            config, latents, velocity, schedule, index, noise=draw_noise(generators, shape, policy.device)
+        )
         latents = step.next_latents
         states.append(latents)
         log_probs.append(step.log_prob)
         if keep_means:
             means.append(step.mean)
     return Trajectory(
-        window, torch.stack(states, 1), torch.stack(log_probs, 1), torch.stack(means, 1) if keep_means else None, list(conditions)
+        window,
+        torch.stack(states, 1),
+        torch.stack(log_probs, 1),
+        torch.stack(means, 1) if keep_means else None,
+        list(conditions),
     ), latents
 
 
 @torch.no_grad()
 def denoise(
-    policy: Policy, batch: ConditionBatch, schedule: Schedule, guidance: Guidance, latents: Tensor,
-    check: Callable[[], None] = lambda: None, watch: Callable[[Tensor], None] = lambda _: None,
+    policy: Policy,
+    batch: ConditionBatch,
+    schedule: Schedule,
+    guidance: Guidance,
+    latents: Tensor,
+    check: Callable[[], None] = lambda: None,
+    watch: Callable[[Tensor], None] = lambda _: None,
     solver: SolverName = "euler",
 ) -> Tensor:
     """Deterministic sampling (ODE) from unit noise [B, C, F, h, w].
@@ -103,9 +126,17 @@ def denoise(
 
 @torch.no_grad()
 def sample(
-    policy: Policy, conditions: Sequence[Conditions], size: VideoSize, steps: int, shift: float, guidance: Guidance,
-    seeds: Sequence[int], micro_batch: int = 8, check: Callable[[], None] = lambda: None,
-    progress: Callable[[Iterable], Iterable] = iter, solver: SolverName = "euler",
+    policy: Policy,
+    conditions: Sequence[Conditions],
+    size: VideoSize,
+    steps: int,
+    shift: float,
+    guidance: Guidance,
+    seeds: Sequence[int],
+    micro_batch: int = 8,
+    check: Callable[[], None] = lambda: None,
+    progress: Callable[[Iterable], Iterable] = iter,
+    solver: SolverName = "euler",
 ) -> Tensor:
     """Videos uint8 [B, F, H, W, 3] by ODE; any mixture of reference counts. Sample i depends on seed i alone."""
     schedule = flow_schedule(steps, shift, policy.device)
@@ -115,7 +146,9 @@ def sample(
         batch = policy.batch([conditions[i] for i in chunk])
         shape = policy.latent_shape(size, batch.references)
         noise = draw_noise(noise_generators([seeds[i] for i in chunk]), shape, policy.device)
-        frames = policy.decode(denoise(policy, batch, schedule, guidance, noise, check, solver=solver), batch.references)
+        frames = policy.decode(
+            denoise(policy, batch, schedule, guidance, noise, check, solver=solver), batch.references
+        )
         for i, video in zip(chunk, frames, strict=True):
             videos[i] = video
     return torch.stack([video.cpu() for video in videos]) if videos else torch.zeros(0, dtype=torch.uint8)

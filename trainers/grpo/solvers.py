@@ -31,4 +31,6 @@ def make_solver(name: SolverName, schedule: Schedule) -> Callable[[Tensor, Tenso
     # diffusers' own schedule has changed between its versions.
     unipc.sigmas, unipc.timesteps = schedule.sigmas.cpu(), schedule.timesteps
     unipc.set_begin_index(0)
-    return lambda latents, velocity, index: unipc.step(velocity, schedule.timesteps[index], latents, return_dict=False)[0]
+    return lambda latents, velocity, index: unipc.step(velocity, schedule.timesteps[index], latents, return_dict=False)[
+        0
+    ]

@@ -14,7 +14,12 @@ from .rollout import Trajectory, guidance_of, timestep_batch, transition
 
 
 def step_losses(
-    policy: Policy, batch: ConditionBatch, trajectory: Trajectory, step: int, advantages: Tensor, schedule: Schedule,
+    policy: Policy,
+    batch: ConditionBatch,
+    trajectory: Trajectory,
+    step: int,
+    advantages: Tensor,
+    schedule: Schedule,
     config: TrainConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss [B] of the window's `step`-th transition for B rollouts on the policy's device, and what to watch, each [B].
@@ -34,11 +39,21 @@ def step_losses(
     else:
         log_ratio = now.log_prob - old
         loss, ratio = policy_loss(now.log_prob, old, advantages, optim.clip_range, optim.advantage_clip)
-    watched = {"policy_loss": loss.detach(), "ratio_error": (ratio.detach() - 1).abs(), **stats(log_ratio, optim.clip_range)}
+    watched = {
+        "policy_loss": loss.detach(),
+        "ratio_error": (ratio.detach() - 1).abs(),
+        **stats(log_ratio, optim.clip_range),
+    }
     if optim.kl:
         with torch.no_grad(), lora_disabled(policy.transformer):
-            base = transition(rollout, latents, policy.velocity(latents, timesteps, batch, guidance), schedule, index,
-                              next_latents=next_latents)
+            base = transition(
+                rollout,
+                latents,
+                policy.velocity(latents, timesteps, batch, guidance),
+                schedule,
+                index,
+                next_latents=next_latents,
+            )
         kl = kl_divergence(now.mean, base.mean, now.std, now.sqrt_neg_dt)
         loss = loss + optim.kl * kl
         watched["kl"] = kl.detach()

@@ -204,7 +204,9 @@ def _sorted(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, tuple[Ten
         )
     foreign = next((name for name in sorted(down) if not _OF_WAN.fullmatch(name)), None)
     if foreign:
-        raise UserError(f"{path} is no LoRA for Wan: it changes `{foreign}`, which a Wan model does not have; choose another file")
+        raise UserError(
+            f"{path} is no LoRA for Wan: it changes `{foreign}`, which a Wan model does not have; choose another file"
+        )
     return {name: (down[name], up[name]) for name in sorted(down)}, alphas
 
 

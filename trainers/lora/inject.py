@@ -86,7 +86,9 @@ def check_fits(transformer: nn.Module, lora: LoRA) -> None:
     """Raises UserError when the file says that it was trained for another policy, or has modules or ranks that do not fit."""
     made_for, here = lora.metadata.get("policy"), "vace" if hasattr(transformer, "vace_blocks") else "phantom"
     if made_for not in (None, here):
-        raise UserError(f"this LoRA was trained for {made_for}, and this is a {here} model; give one that was trained for {here}")
+        raise UserError(
+            f"this LoRA was trained for {made_for}, and this is a {here} model; give one that was trained for {here}"
+        )
     present = dict(_layers(transformer))
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     for name, (down, up) in lora.modules.items():

@@ -90,8 +90,10 @@ class Policy(ABC):
 
     def batch(self, conditions: Sequence[Conditions]) -> ConditionBatch:
         """Stack equally shaped conditions on the policy's device."""
+
         def stack(name: str) -> Tensor:
             return torch.stack([getattr(c, name) for c in conditions]).to(self.device, self.dtype)
+
         return ConditionBatch(stack("text"), stack("negative_text"), stack("control"), conditions[0].references)
 
     @property

@@ -171,7 +171,9 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
 def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
     kind = _class_of(_kind_at(path))
     try:
-        loaded = kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        loaded = kind.from_pretrained(
+            path, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the transformer from {path}: {error}") from error
     return whole(loaded, path)

@@ -49,9 +49,7 @@ class PhantomPolicy(WanVideoPolicy):
     def branches(self, guidance: Guidance) -> int:
         return sum(weight != 0 for weight in branch_weights(guidance))
 
-    def velocity(
-        self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: Guidance
-    ) -> Tensor:
+    def velocity(self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: Guidance) -> Tensor:
         """Guided velocity, float32, of the clip's latents [B, z, f, h, w] at `timesteps` [B] (0..1000)."""
         return guided(
             self.transformer,
@@ -86,7 +84,13 @@ def with_references(clip: Tensor, references: Tensor) -> Tensor:
 
 
 def guided(
-    transformer, clip: Tensor, references: Tensor, timesteps: Tensor, text: Tensor, negative_text: Tensor, guidance: Guidance
+    transformer,
+    clip: Tensor,
+    references: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    negative_text: Tensor,
+    guidance: Guidance,
 ) -> Tensor:
     """The clip's guided velocity, float32 [B, z, f, h, w]; all branches that count share one forward.
 
@@ -104,6 +108,6 @@ def guided(
 
 def predict(transformer, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     """The transformer's velocity, float32, of all frames [B, z, f + R, h, w], without guidance."""
-    return transformer(
-        hidden_states=latents, timestep=timesteps, encoder_hidden_states=text, return_dict=False
-    )[0].float()
+    return transformer(hidden_states=latents, timestep=timesteps, encoder_hidden_states=text, return_dict=False)[
+        0
+    ].float()

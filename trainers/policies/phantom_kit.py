@@ -62,7 +62,9 @@ def _branches(
         clip = expected[f"step{step}.latents"][None, :, : -references.shape[2]]
         present, absent = with_references(clip, references), with_references(clip, torch.zeros_like(references))
         for name, latents, text in (
-            ("v_img_text", present, texts[0]), ("v_img", present, texts[1]), ("v_neg", absent, texts[1])
+            ("v_img_text", present, texts[0]),
+            ("v_img", present, texts[1]),
+            ("v_neg", absent, texts[1]),
         ):
             found = predict(model, latents, time[None], text)[0]
             results.append(check(f"step{step}.{name}", found, expected[f"step{step}.{name}"], BRANCH))

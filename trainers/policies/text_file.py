@@ -50,7 +50,9 @@ def _from_folder(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
 
     places = (path / "tokenizer", path.parent / "tokenizer")
     try:
-        loaded = UMT5EncoderModel.from_pretrained(path, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+        loaded = UMT5EncoderModel.from_pretrained(
+            path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
+        )
         tokenizer = _tokenizer_at(next((place for place in places if place.is_dir()), path))
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the text encoder from {path}: {error}") from error
@@ -140,7 +142,9 @@ class SentencePiece:
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
-            raise UserError("a text encoder in one file needs the package sentencepiece (pip install sentencepiece)") from error
+            raise UserError(
+                "a text encoder in one file needs the package sentencepiece (pip install sentencepiece)"
+            ) from error
         self._processor = SentencePieceProcessor(model_proto=model, add_bos=False, add_eos=True)
 
     def __call__(self, texts: list[str], max_length: int = model_max_length, **_) -> SimpleNamespace:

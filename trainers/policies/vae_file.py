@@ -68,4 +68,6 @@ def _refuse_other_models(shapes: dict[str, tuple[int, ...]], path: Path) -> None
         )
     read, drawn = shapes["encoder.conv1.weight"][1], shapes["decoder.head.2.weight"][0]
     if (read, drawn) != (COLOURS, COLOURS):
-        raise UserError(f"{path} reads {read} and draws {drawn} channels of a picture, not red, green and blue; {REMEDY}")
+        raise UserError(
+            f"{path} reads {read} and draws {drawn} channels of a picture, not red, green and blue; {REMEDY}"
+        )

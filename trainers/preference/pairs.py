@@ -48,7 +48,9 @@ def accuracy(reward: IdentityReward, pairs: Sequence[Pair], theta: float = 5.0, 
     """How often `reward` agrees with the labels of held-out pairs; invalid pairs are left out."""
     pairs = [p for p in pairs if p.label != INVALID]
     videos = [v for p in pairs for v in (p.video_a, p.video_b)]
-    scores = reward.score(videos, [p.references for p in pairs for _ in "ab"], [p.fps for p in pairs for _ in "ab"], batch_size)
+    scores = reward.score(
+        videos, [p.references for p in pairs for _ in "ab"], [p.fps for p in pairs for _ in "ab"], batch_size
+    )
     return agreement(scores[0::2], scores[1::2], torch.tensor([p.label for p in pairs]), [p.kind for p in pairs], theta)
 
 
@@ -66,6 +68,9 @@ def agreement(
 
     members = {kind: torch.tensor([k == kind for k in kinds]) & decided for kind in sorted(set(kinds)) if kind}
     return Accuracy(
-        share(predicted == labels), share(right[decided]), len(labels), int(decided.sum()),
+        share(predicted == labels),
+        share(right[decided]),
+        len(labels),
+        int(decided.sum()),
         {kind: share(right[m]) for kind, m in members.items() if m.any()},
     )

@@ -90,7 +90,9 @@ def train_reward(
     model, sequencer = open_base(base, torch.float32)
     _add_lora(model, training)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or name.startswith(("visual.", "rm_head.", "language_model.embed_tokens.")))
+        parameter.requires_grad_(
+            "lora_" in name or name.startswith(("visual.", "rm_head.", "language_model.embed_tokens."))
+        )
     collator = Collator(sequencer)
     result = _train(model.to(device), collator, pairs, training, held_out, progress)
     write_checkpoint(model, output, result.steps, _model_config(base, output, training), training.storage)
@@ -126,7 +128,11 @@ def _train(
     device = model.rm_head.weight.device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        parameters, lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay,
+        parameters,
+        lr=training.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=training.weight_decay,
         fused=device.type == "cuda",
     )
     tell = progress or (lambda event: None)
@@ -153,7 +159,9 @@ def _train(
         if progress or step % 50 == 0:
             value = loss.item()
             if not math.isfinite(value + norm.item()):
-                raise UserError(f"The preference loss or its gradient is not finite at step {step}: lower the learning rate.")
+                raise UserError(
+                    f"The preference loss or its gradient is not finite at step {step}: lower the learning rate."
+                )
             tell({"step": step, "loss": value, "rate": rate, "seconds": time.monotonic() - started})
         if training.evaluate_every and held_out and step % training.evaluate_every == 0:
             measured = _measure(model, collator, held_out, training, tell, step)
@@ -163,7 +171,7 @@ def _train(
             parameter.copy_(parameter.to(training.storage))
     if held_out and step:
         measured = _measure(model, collator, held_out, training, tell, step)
-    tail = torch.stack(losses[-max(1, len(losses) // 10):]).mean().item() if losses else float("nan")
+    tail = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item() if losses else float("nan")
     return Trained(step, time.monotonic() - started, tail, measured)
 
 
@@ -173,14 +181,22 @@ def score_pairs(model: RewardModel, collator: Collator, pairs: Sequence[Pair]) -
     rows, grids = collator.reference_rows([p.references for p in pairs], device)
     images = model.embed_pictures(rows, [grid for image_grids in grids for grid in image_grids])
     batch = collator.batch(
-        [p.video_a for p in pairs] + [p.video_b for p in pairs], grids * 2, [p.fps for p in pairs] * 2, device,
+        [p.video_a for p in pairs] + [p.video_b for p in pairs],
+        grids * 2,
+        [p.fps for p in pairs] * 2,
+        device,
         embeddings=torch.cat([images, images]),
     )
     return model(batch).chunk(2)
 
 
 def _measure(
-    model: RewardModel, collator: Collator, held_out: Sequence[Pair], training: RewardTraining, tell: Progress, step: int
+    model: RewardModel,
+    collator: Collator,
+    held_out: Sequence[Pair],
+    training: RewardTraining,
+    tell: Progress,
+    step: int,
 ) -> Accuracy:
     measured = accuracy(IdentityReward(model, collator), held_out, training.theta)
     model.train()
@@ -221,22 +237,42 @@ def _model_config(base: Path, output: Path, training: RewardTraining) -> dict[st
     beside = base.resolve().parent in (output.resolve(), output.resolve().parent)
     return {
         "data_config": {
-            "max_frame_pixels": 480 * 832, "num_frames": 5.0, "fps": None, "eval_dim": ["SA"],
-            "prompt_template_type": "subject_alignment_special", "sample_type": "uniform", "use_tied_data": True,
+            "max_frame_pixels": 480 * 832,
+            "num_frames": 5.0,
+            "fps": None,
+            "eval_dim": ["SA"],
+            "prompt_template_type": "subject_alignment_special",
+            "sample_type": "uniform",
+            "use_tied_data": True,
         },
         "training_args": {
-            "learning_rate": training.learning_rate, "per_device_train_batch_size": training.batch_size,
-            "weight_decay": training.weight_decay, "max_grad_norm": training.max_grad_norm,
-            "warmup_ratio": training.warmup, "max_steps": training.steps, "seed": training.seed,
+            "learning_rate": training.learning_rate,
+            "per_device_train_batch_size": training.batch_size,
+            "weight_decay": training.weight_decay,
+            "max_grad_norm": training.max_grad_norm,
+            "warmup_ratio": training.warmup,
+            "max_steps": training.steps,
+            "seed": training.seed,
             "bf16": training.mixed_precision,
         },
         "model_config": {
-            "model_name_or_path": base.name if beside else str(base.resolve()), "output_dim": 1, "use_special_tokens": True,
-            "freeze_vision_tower": False, "freeze_llm": False, "tune_merger": True,
-            "torch_dtype": str(training.storage).removeprefix("torch."), "reward_token": "special", "loss_type": "btt",
+            "model_name_or_path": base.name if beside else str(base.resolve()),
+            "output_dim": 1,
+            "use_special_tokens": True,
+            "freeze_vision_tower": False,
+            "freeze_llm": False,
+            "tune_merger": True,
+            "torch_dtype": str(training.storage).removeprefix("torch."),
+            "reward_token": "special",
+            "loss_type": "btt",
         },
         "peft_lora_config": {
-            "lora_enable": True, "vision_lora": False, "lora_r": training.rank, "lora_alpha": training.alpha,
-            "lora_dropout": training.dropout, "lora_task_type": "CAUSAL_LM", "use_rslora": False,
+            "lora_enable": True,
+            "vision_lora": False,
+            "lora_r": training.rank,
+            "lora_alpha": training.alpha,
+            "lora_dropout": training.dropout,
+            "lora_task_type": "CAUSAL_LM",
+            "use_rslora": False,
         },
     }

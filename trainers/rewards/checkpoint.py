@@ -56,7 +56,9 @@ def find_checkpoint(folder: Path | str) -> Checkpoint:
         if (match := re.fullmatch(r"checkpoint-(\d+)", child.name)) and (child / "adapter_model.safetensors").is_file()
     )
     if not numbered:
-        raise UserError(f"{folder} has no checkpoint-N with adapter_model.safetensors: unpack the whole released archive.")
+        raise UserError(
+            f"{folder} has no checkpoint-N with adapter_model.safetensors: unpack the whole released archive."
+        )
     return Checkpoint(folder, config, numbered[-1][1])
 
 
@@ -101,7 +103,8 @@ def read_weights(model: RewardModel, checkpoint: Checkpoint) -> None:
     full.pop("lm_head.weight", None)
     own = dict(model.named_parameters())
     down, up = (
-        {_inner_name(re.sub(rf"\.{side}|\.default", "", k)): v for k, v in adapter.items() if side in k} for side in ("lora_A", "lora_B")
+        {_inner_name(re.sub(rf"\.{side}|\.default", "", k)): v for k, v in adapter.items() if side in k}
+        for side in ("lora_A", "lora_B")
     )
     changed = _lora_names(config, own) | down.keys() | up.keys()
     _refuse_incomplete(folder, _full_names(checkpoint.config, own) - full.keys(), "")
@@ -119,7 +122,9 @@ def _full_names(config: Mapping[str, Any], own: Iterable[str]) -> set[str]:
     """The weights that a checkpoint holds in full, by the configuration of its training."""
     told = config.get("model_config", {})
     tower, merger = told.get("freeze_vision_tower") is False, told.get("tune_merger") is True
-    trained = {name for name in own if name.startswith("visual.") and (merger if name.startswith("visual.merger.") else tower)}
+    trained = {
+        name for name in own if name.startswith("visual.") and (merger if name.startswith("visual.merger.") else tower)
+    }
     return trained | {"rm_head.weight", "language_model.embed_tokens.weight"}
 
 
@@ -142,7 +147,9 @@ def _lora_scale(config: Mapping[str, Any], folder: Path) -> float:
         raise UserError(f"{folder / 'adapter_config.json'} describes no LoRA: it is not an identity reward.")
     special = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(k)]
     if special:
-        raise UserError(f"{folder / 'adapter_config.json'} uses {', '.join(special)}, which identity rewards do not have.")
+        raise UserError(
+            f"{folder / 'adapter_config.json'} uses {', '.join(special)}, which identity rewards do not have."
+        )
     return config["lora_alpha"] / config["r"]
 
 
@@ -190,11 +197,23 @@ def write_checkpoint(
             full[PREFIX + released_name(name)] = value
     lora = config["peft_lora_config"]
     described = {
-        "peft_type": "LORA", "task_type": lora["lora_task_type"], "r": lora["lora_r"], "lora_alpha": lora["lora_alpha"],
-        "lora_dropout": lora["lora_dropout"], "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
-        "init_lora_weights": True, "base_model_name_or_path": config["model_config"]["model_name_or_path"],
-        "target_modules": sorted(targets), "use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},
-        "modules_to_save": None, "revision": None,
+        "peft_type": "LORA",
+        "task_type": lora["lora_task_type"],
+        "r": lora["lora_r"],
+        "lora_alpha": lora["lora_alpha"],
+        "lora_dropout": lora["lora_dropout"],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "base_model_name_or_path": config["model_config"]["model_name_or_path"],
+        "target_modules": sorted(targets),
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
+        "revision": None,
     }
     save_file(adapter, target / "adapter_model.safetensors", metadata={"format": "pt"})
     save_file(full, target / "non_lora_state_dict.safetensors", metadata={"format": "pt"})
@@ -236,7 +255,9 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path} holds more than tensors and was not opened: download it again from its source.") from None
+        raise UserError(
+            f"{path} holds more than tensors and was not opened: download it again from its source."
+        ) from None
     except (OSError, SafetensorError, RuntimeError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): download it again from its source.") from error
     if not (isinstance(tensors, dict) and all(isinstance(v, Tensor) for v in tensors.values())):

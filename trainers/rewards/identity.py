@@ -123,7 +123,9 @@ class IdentityReward:
         attention = attention or _attention(torch.device(device), dtype)
         model, sequencer = open_base(base, dtype, attention)
         read_weights(model, checkpoint)
-        return cls(model.requires_grad_(False).to(device), Collator(sequencer, checkpoint.frames, checkpoint.max_pixels))
+        return cls(
+            model.requires_grad_(False).to(device), Collator(sequencer, checkpoint.frames, checkpoint.max_pixels)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -169,8 +171,12 @@ class IdentityReward:
         if any(not images for images in references):
             raise UserError("A clip came without reference images: the identity reward needs at least one.")
         keys = [[_content(r) for r in images] for images in references]
-        missing = {k: r for ks, images in zip(keys, references, strict=True) for k, r in zip(ks, images, strict=True)
-                   if k not in self._references}
+        missing = {
+            k: r
+            for ks, images in zip(keys, references, strict=True)
+            for k, r in zip(ks, images, strict=True)
+            if k not in self._references
+        }
         if missing:
             rows, (grids,) = self.collator.reference_rows([list(missing.values())], self.device)
             vectors = self.model.embed_pictures(rows, grids)

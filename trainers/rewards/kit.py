@@ -56,7 +56,10 @@ class Item:
         clip, references = load_frames(kit, item), [kit / name for name in item["references"]]
         batch = reward.collator.collate([clip], [references], item["video_fps"])
         stated = item["expected"]
-        digests = [hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest() for rows in (batch.image_rows, batch.video_rows)]
+        digests = [
+            hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()
+            for rows in (batch.image_rows, batch.video_rows)
+        ]
         identical = digests == [stated[key]["sha256"] for key in ("pixel_values", "pixel_values_videos")]
         tensors = load_file(kit / "expected" / f"item{item['index']}.safetensors")
         return cls(f"item {item['index']}", stated, tensors, clip, references, item["video_fps"], batch, identical)
@@ -82,7 +85,9 @@ def verify_kit(path: Path | str) -> list[Check]:
         [i.clip for i in items], [i.references for i in items], [i.fps for i in items], batch_size=len(items)
     )
     for item, score in zip(items, together.tolist(), strict=True):
-        checks.append(check(f"{item.name} score in a batch of all", score, item.stated["score_in_batch_of_all"], item.tolerance))
+        checks.append(
+            check(f"{item.name} score in a batch of all", score, item.stated["score_in_batch_of_all"], item.tolerance)
+        )
     return checks + list(_check_loss(load_file(kit / "btt.safetensors")))
 
 
@@ -99,8 +104,12 @@ def _check_inputs(item: Item, reward: IdentityReward) -> Iterator[Check]:
     yield check(f"{name} reward token", batch.reward_index, [stated["reward_token_position"]], kind="exact")
     for key, rows in (("pixel_values", batch.image_rows), ("pixel_values_videos", batch.video_rows)):
         expected = torch.cat([tensors[f"{key}_first_rows"], tensors[f"{key}_last_rows"]])
-        yield check(f"{name} {key} rows", torch.cat([rows[:4], rows[-4:]]), expected, 1e-6 if item.identical else GREY_LEVEL)
-        yield check(f"{name} {key} row means", rows.mean(1), tensors[f"{key}_row_mean"], 1e-6 if item.identical else 1e-3)
+        yield check(
+            f"{name} {key} rows", torch.cat([rows[:4], rows[-4:]]), expected, 1e-6 if item.identical else GREY_LEVEL
+        )
+        yield check(
+            f"{name} {key} row means", rows.mean(1), tensors[f"{key}_row_mean"], 1e-6 if item.identical else 1e-3
+        )
 
 
 @torch.no_grad()

@@ -107,7 +107,11 @@ def load_base(
     try:
         with _quiet():
             model, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, attn_implementation=attention, output_loading_info=True, **_dtype_argument(dtype)
+                folder,
+                local_files_only=True,
+                attn_implementation=attention,
+                output_loading_info=True,
+                **_dtype_argument(dtype),
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(

@@ -37,7 +37,9 @@ def open_reference(reference: Reference) -> Image.Image:
         except FileNotFoundError:
             raise UserError(f"Reference image {reference} does not exist: check the path.") from None
         except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"Reference image {reference} cannot be read ({error}): save it again as PNG or JPEG.") from None
+            raise UserError(
+                f"Reference image {reference} cannot be read ({error}): save it again as PNG or JPEG."
+            ) from None
     elif isinstance(reference, Image.Image):
         image = reference
     else:
@@ -94,7 +96,9 @@ def resize(pixels: Tensor, size: tuple[int, int], by_matrices: bool) -> Tensor:
 def _weights(before: int, after: int, device: torch.device) -> Tensor:
     """The resize along one axis as a matrix [after, before]: what it makes of the identity."""
     identity = torch.eye(before)[None, None]
-    return F.interpolate(identity, size=(after, before), mode="bicubic", antialias=True, align_corners=False)[0, 0].to(device)
+    return F.interpolate(identity, size=(after, before), mode="bicubic", antialias=True, align_corners=False)[0, 0].to(
+        device
+    )
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -119,6 +123,7 @@ def patch_rows(pixels: Tensor) -> tuple[Tensor, Grid]:
 
 def image_rows(images: Sequence[Tensor]) -> tuple[Tensor, list[Grid]]:
     """Rows of uint8 images [H, W, 3] whose sides are multiples of 28, one grid each; an image fills both times of a patch."""
+
     def prepare(stacked: Tensor) -> tuple[Tensor, Grid]:
         pixels = normalise(stacked.permute(0, 3, 1, 2).float().contiguous())
         return patch_rows(pixels.unsqueeze(1).expand(-1, TEMPORAL_PATCH, -1, -1, -1))
@@ -131,6 +136,7 @@ def clip_rows(clips: Sequence[Tensor], maximum: int = MAX_PIXELS) -> tuple[Tenso
 
     Bicubic with antialias in float32, clamped and rounded to grey levels, as the reference does on tensors.
     """
+
     def prepare(stacked: Tensor) -> tuple[Tensor, Grid]:
         n, frames, height, width, _ = stacked.shape
         flat = stacked.flatten(0, 1).permute(0, 3, 1, 2).float().contiguous()

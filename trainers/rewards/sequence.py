@@ -18,7 +18,10 @@ from .pixels import MERGE, Grid
 REWARD_TOKEN = "<|SA_reward|>"
 INSTRUCTION = json.loads((Path(__file__).parent / "instruction.json").read_text(encoding="utf-8"))["text"]
 HEAD = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-IMAGE, VIDEO = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"), ("<|vision_start|>", "<|video_pad|>", "<|vision_end|>")
+IMAGE, VIDEO = (
+    ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+    ("<|vision_start|>", "<|video_pad|>", "<|vision_end|>"),
+)
 TAIL = INSTRUCTION + "<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -56,8 +59,11 @@ class Sequencer:
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        lacking = [t for t in (*IMAGE, VIDEO[1], "<|im_start|>", "<|im_end|>", "<|endoftext|>")
-                   if tokenizer.token_to_id(t) is None]
+        lacking = [
+            t
+            for t in (*IMAGE, VIDEO[1], "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+            if tokenizer.token_to_id(t) is None
+        ]
         if lacking:
             raise UserError(f"{path} lacks {', '.join(lacking)}: the base model of this reward must be a Qwen2.5-VL.")
         tokenizer.add_special_tokens([AddedToken(REWARD_TOKEN, normalized=False, special=True)])

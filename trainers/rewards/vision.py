@@ -96,7 +96,9 @@ def _attend(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, run
     queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
     outputs, start = [], 0
     for n, size in runs:
-        q, k, v = (part[start : start + n * size].view(n, size, heads, -1).transpose(1, 2) for part in (queries, keys, values))
+        q, k, v = (
+            part[start : start + n * size].view(n, size, heads, -1).transpose(1, 2) for part in (queries, keys, values)
+        )
         outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n * size, -1))
         start += n * size
     return attention.proj(torch.cat(outputs) if len(outputs) > 1 else outputs[0])

@@ -127,8 +127,10 @@ def full_disk_explained(path: Path) -> Iterator[None]:
     except Exception as error:
         # safetensors reports the system's error in words only.
         if getattr(error, "errno", None) in FULL or any(f"(os error {code})" in str(error) for code in FULL):
-            raise UserError(f"the disk is full: {path} could not be written. Nothing that was saved before is lost; "
-                            f"free some space on the disk of {path.parent} and resume") from error
+            raise UserError(
+                f"the disk is full: {path} could not be written. Nothing that was saved before is lost; "
+                f"free some space on the disk of {path.parent} and resume"
+            ) from error
         raise
 
 

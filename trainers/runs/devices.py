@@ -62,7 +62,9 @@ def hold_device(device: str, run_id: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{device} is in use by {_holder(device)}; stop that run (`runs stop`), or wait for it to end") from None
+        raise UserError(
+            f"{device} is in use by {_holder(device)}; stop that run (`runs stop`), or wait for it to end"
+        ) from None
     try:
         holder.write_text(f"run {run_id} (pid {os.getpid()})", encoding="utf-8")
         yield

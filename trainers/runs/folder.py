@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 RUN_ID = re.compile(r"[a-z0-9-]+")
 REQUESTS = ("stop", "save", "sample")
 FIELDS = {
-    **dict.fromkeys(("pid", "pid_started", "group", "iteration", "iterations", "phase_done", "eta_seconds", "updated"), (int, float)),
+    **dict.fromkeys(
+        ("pid", "pid_started", "group", "iteration", "iterations", "phase_done", "eta_seconds", "updated"), (int, float)
+    ),
     **dict.fromkeys(("state", "phase", "message", "last_error"), str),
     "gpus": list,
 }

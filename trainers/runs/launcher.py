@@ -34,15 +34,31 @@ def command(
             import torch
 
             on_gpus = torch.cuda.is_available()
-        launch += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1",
-                   "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(_free_port())]
+        launch += [
+            "-m",
+            "accelerate.commands.launch",
+            "--num_processes",
+            str(processes),
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            str(_free_port()),
+        ]
         launch.append("--multi_gpu" if on_gpus else "--cpu")
     module = ["-m", "trainers", "work", str(run.path)]
     return launch + module + ["--resume"] * resume + ["--share-devices"] * share_devices
 
 
 def start(
-    run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False, gpus: Sequence[int] | None = None
+    run: RunFolder,
+    resume: bool = False,
+    processes: int = 1,
+    share_devices: bool = False,
+    gpus: Sequence[int] | None = None,
 ) -> subprocess.Popen:
     """Start the run in its own session: it is not ended with us, nor by a Ctrl-C meant for us. Its words go to log.txt.
 
@@ -56,15 +72,24 @@ def start(
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(gpus))
         run.set_status(gpus=list(gpus))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    detached = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+    detached = (
+        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+    )
     run.clear_requests()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(
-            command(run, resume, processes, share_devices, None if gpus is None else bool(gpus)), cwd=run.path, env=environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **detached,
+            command(run, resume, processes, share_devices, None if gpus is None else bool(gpus)),
+            cwd=run.path,
+            env=environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            **detached,
         )
     # Written long before the child, which has torch to import, writes its own.
-    run.set_status(state="starting", group=child.pid, pid=child.pid, pid_started=started(child.pid), last_error="", message="")
+    run.set_status(
+        state="starting", group=child.pid, pid=child.pid, pid_started=started(child.pid), last_error="", message=""
+    )
     adopt(child)
     return child
 
@@ -84,7 +109,10 @@ def stop(run: RunFolder, wait: float = 60.0) -> str:
             _signal(run, getattr(signal, "SIGKILL", signal.SIGTERM))
             _ended(run, 10)
             run.take("stop")
-            run.set_status(state="stopped", message="it did not stop by itself and was ended by force; resume takes its last checkpoint")
+            run.set_status(
+                state="stopped",
+                message="it did not stop by itself and was ended by force; resume takes its last checkpoint",
+            )
     return refresh(run)["state"]
 
 

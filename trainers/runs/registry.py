@@ -16,7 +16,11 @@ ALIVE = ("starting", "running", "stopping")
 def list_runs(root: str | Path) -> list[RunFolder]:
     """All runs under `root`, oldest first."""
     root = Path(root)
-    folders = [p for p in root.iterdir() if RUN_ID.fullmatch(p.name) and (p / "config.yaml").is_file()] if root.is_dir() else []
+    folders = (
+        [p for p in root.iterdir() if RUN_ID.fullmatch(p.name) and (p / "config.yaml").is_file()]
+        if root.is_dir()
+        else []
+    )
     return [RunFolder(p) for p in sorted(folders, key=lambda p: (p.name.split("-")[-3:], p.name))]
 
 
@@ -24,7 +28,9 @@ def latest(root: str | Path) -> RunFolder:
     """The newest run. Raises UserError when there is none."""
     runs = list_runs(root)
     if not runs:
-        raise UserError(f"there are no runs in {Path(root).absolute()}; start one with `train`, or name another folder with --runs")
+        raise UserError(
+            f"there are no runs in {Path(root).absolute()}; start one with `train`, or name another folder with --runs"
+        )
     return runs[-1]
 
 
@@ -55,7 +61,10 @@ def refresh(run: RunFolder) -> dict[str, Any]:
     status = run.status()
     if status["state"] in ALIVE:
         tail = run.log_tail()
-        status |= {"state": "failed", "last_error": f"process {status.get('pid')} is gone" + (f"; its last words:\n{tail}" if tail else "")}
+        status |= {
+            "state": "failed",
+            "last_error": f"process {status.get('pid')} is gone" + (f"; its last words:\n{tail}" if tail else ""),
+        }
         # Whoever may only look, or finds the disk full, is told as well.
         with contextlib.suppress(OSError, UserError):
             run.set_status(state=status["state"], last_error=status["last_error"])

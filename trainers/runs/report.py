@@ -17,7 +17,6 @@ from .table import table
 __all__ = ["before_after", "clip_sheet", "frame_strip", "plot_curve", "table"]
 
 
-
 def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
     """The rows of metrics.jsonl as a PNG: reward, share of held-out pairs won with its 95% interval, the drawn world's own
     measures where there are any, and the distance from the reference policy.
@@ -46,8 +45,14 @@ def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: st
 
 
 def clip_sheet(
-    references: Sequence[Sequence[Any]], before: Sequence[Any], after: Sequence[Any], path: str | Path,
-    captions: Sequence[str] = (), notes: Sequence[tuple[str, str]] = (), frames: int = 5, frame_width: int = 200,
+    references: Sequence[Sequence[Any]],
+    before: Sequence[Any],
+    after: Sequence[Any],
+    path: str | Path,
+    captions: Sequence[str] = (),
+    notes: Sequence[tuple[str, str]] = (),
+    frames: int = 5,
+    frame_width: int = 200,
 ) -> Path:
     """A PNG with a block for each item: its reference pictures, then some frames before and after training, one above the other.
 
@@ -71,8 +76,14 @@ def clip_sheet(
 
 
 def before_after(
-    references: Sequence[Sequence[Any]], before: Sequence[Any], after: Sequence[Any], path: str | Path, fps: float = 10.0,
-    captions: Sequence[str] = (), notes: Sequence[tuple[str, str]] = (), frame_width: int = 240,
+    references: Sequence[Sequence[Any]],
+    before: Sequence[Any],
+    after: Sequence[Any],
+    path: str | Path,
+    fps: float = 10.0,
+    captions: Sequence[str] = (),
+    notes: Sequence[tuple[str, str]] = (),
+    frame_width: int = 240,
 ) -> Path:
     """The same blocks as `clip_sheet`, moving: an animation (.webp or .gif) with the two clips of every item side by side."""
     clips = [(frames_array(old), frames_array(new)) for old, new in zip(before, after, strict=True)]
@@ -82,7 +93,9 @@ def before_after(
         blocks = []
         for index, (column, pair) in enumerate(zip(columns, clips, strict=True)):
             now = [drawing.scaled(clip[min(time, len(clip) - 1)], frame_width) for clip in pair]
-            blocks.append(_pair(column, now, drawing.at_or_empty(captions, index), drawing.at_or_empty(notes, index) or ("", "")))
+            blocks.append(
+                _pair(column, now, drawing.at_or_empty(captions, index), drawing.at_or_empty(notes, index) or ("", ""))
+            )
         pages.append(np.asarray(drawing.stack(blocks, gap=18, margin=16)))
     return write_animation(np.stack(pages), path, fps)
 
@@ -173,11 +186,15 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _block(column: Image.Image, rows: Sequence[Image.Image], caption: str, notes: tuple[str, str]) -> Image.Image:
     """References on the left, the rows one above the other on the right, the caption above."""
-    right = drawing.stack([drawing.labelled(*part) for part in zip(rows, ("before", "after"), notes, (FAINT, GREEN), strict=True)], 0, 0)
+    right = drawing.stack(
+        [drawing.labelled(*part) for part in zip(rows, ("before", "after"), notes, (FAINT, GREEN), strict=True)], 0, 0
+    )
     return drawing.captioned(column, right, caption)
 
 
 def _pair(column: Image.Image, now: Sequence[Image.Image], caption: str, notes: tuple[str, str]) -> Image.Image:
     """References, then the two frames side by side."""
-    right = drawing.strip([drawing.labelled(*part) for part in zip(now, ("before", "after"), notes, (FAINT, GREEN), strict=True)], GAP)
+    right = drawing.strip(
+        [drawing.labelled(*part) for part in zip(now, ("before", "after"), notes, (FAINT, GREEN), strict=True)], GAP
+    )
     return drawing.captioned(column, right, caption)

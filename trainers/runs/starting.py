@@ -68,10 +68,14 @@ def refuse_busy(root: Path, gpus: Sequence[int]) -> None:
     """Raises UserError when a run has, or is about to take, one of these devices."""
     names = {device_name("cuda", gpu): f"GPU {gpu}" for gpu in gpus} or {"cpu": "the CPU"}
     for device, holder in holders(names).items():
-        raise UserError(f"{names[device]} is in use by {holder}; stop that run, wait for its end, or choose another device")
+        raise UserError(
+            f"{names[device]} is in use by {holder}; stop that run, wait for its end, or choose another device"
+        )
     for run in list_runs(root):
         status = refresh(run)
         theirs = set(status.get("gpus", []))
         # Its process takes the device only when it has loaded torch.
-        if status["state"] == "starting" and (theirs & set(gpus) or not theirs and not gpus):
-            raise UserError(f"run {run.id} is just starting there; stop that run, wait for its end, or choose another device")
+        if status["state"] == "starting" and (theirs & set(gpus) or (not theirs and not gpus)):
+            raise UserError(
+                f"run {run.id} is just starting there; stop that run, wait for its end, or choose another device"
+            )

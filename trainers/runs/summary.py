@@ -36,8 +36,10 @@ def summary(run: RunFolder) -> str:
     held_out = [row for row in run.read_metrics() if row.get("kind") == "evaluation" and row.get("win") is not None]
     if held_out and held_out[-1]["iteration"]:
         last, first = held_out[-1], held_out[0]
-        lines.append(f"at iteration {last['iteration']} it wins {last['win']:.0%} of the held-out pairs against the untouched "
-                     f"policy (95% interval {last['win_low']:.0%} to {last['win_high']:.0%}), reward {last['margin']:+.2f}")
+        lines.append(
+            f"at iteration {last['iteration']} it wins {last['win']:.0%} of the held-out pairs against the untouched "
+            f"policy (95% interval {last['win_low']:.0%} to {last['win_high']:.0%}), reward {last['margin']:+.2f}"
+        )
         if last.get("identity") is not None and first.get("identity"):
             lines.append(f"the drawn world's own measure of identity: {last['identity'] / first['identity'] - 1:+.1%}")
     lines += [status[name] for name in ("message", "last_error") if status.get(name)]

@@ -76,8 +76,11 @@ def distort(
     stiff = (chosen("copy-paste").squeeze(-1) & present.unsqueeze(-1)).expand_as(moves.x)
     still = torch.zeros_like(moves.x)
     return altered, replace(
-        moves, x=torch.where(stiff, moves.x[..., :1], moves.x), y=torch.where(stiff, still + HEAD_LINE, moves.y),
-        turn=torch.where(stiff, still, moves.turn), hand=torch.where(stiff, still, moves.hand),
+        moves,
+        x=torch.where(stiff, moves.x[..., :1], moves.x),
+        y=torch.where(stiff, still + HEAD_LINE, moves.y),
+        turn=torch.where(stiff, still, moves.turn),
+        hand=torch.where(stiff, still, moves.hand),
         visible=torch.where(gone, still, moves.visible),
     )
 

@@ -9,13 +9,38 @@ PORTRAIT = 84
 TEXT_LENGTH = 52
 WEIGHTS = Path(__file__).parent / "weights"
 
-VAE = {"base_dim": 12, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 1, "attn_scales": [],
-       "temperal_downsample": [False, True, True]}
-TEXT = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 16,
-        "dropout_rate": 0.0}
-VACE = {"patch_size": [1, 2, 2], "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 16, "out_channels": 16,
-        "text_dim": 64, "freq_dim": 64, "ffn_dim": 384, "num_layers": 5, "vace_layers": [0, 2], "vace_in_channels": 96,
-        "cross_attn_norm": True, "rope_max_seq_len": 64}
+VAE = {
+    "base_dim": 12,
+    "z_dim": 16,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 1,
+    "attn_scales": [],
+    "temperal_downsample": [False, True, True],
+}
+TEXT = {
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 16,
+    "dropout_rate": 0.0,
+}
+VACE = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "ffn_dim": 384,
+    "num_layers": 5,
+    "vace_layers": [0, 2],
+    "vace_in_channels": 96,
+    "cross_attn_norm": True,
+    "rope_max_seq_len": 64,
+}
 PHANTOM = {name: value for name, value in VACE.items() if not name.startswith("vace_")}
 
 
@@ -56,5 +81,6 @@ def build_tokenizer(sentences: list[str]):
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-                                   model_max_length=TEXT_LENGTH)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH
+    )

@@ -268,7 +268,16 @@ def _acts(
     raised = (hand * seen).sum(2) / seen.sum(2).clamp(min=1) > 0.55
     jumps, turns = rise >= 3, swing > 0.9
     action = scenes.action
-    return torch.where(action == CROSS, gone,
-           torch.where(action == JUMP, jumps,
-           torch.where(action == TURN, turns & ~jumps & ~gone,
-           torch.where(action == WAVE, raised & ~jumps & ~gone, ~jumps & ~turns & ~gone & ~raised))))
+    return torch.where(
+        action == CROSS,
+        gone,
+        torch.where(
+            action == JUMP,
+            jumps,
+            torch.where(
+                action == TURN,
+                turns & ~jumps & ~gone,
+                torch.where(action == WAVE, raised & ~jumps & ~gone, ~jumps & ~turns & ~gone & ~raised),
+            ),
+        ),
+    )

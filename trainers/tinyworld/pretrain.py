@@ -101,7 +101,13 @@ def portraits_as_frames(people: Tensor, smooth: bool = False) -> Tensor:
 
 
 def train_vae(
-    steps: int, seconds: float, device: torch.device, clips: int = 12000, batch: int = 48, learning_rate: float = 2e-3, seed: int = 1
+    steps: int,
+    seconds: float,
+    device: torch.device,
+    clips: int = 12000,
+    batch: int = 48,
+    learning_rate: float = 2e-3,
+    seed: int = 1,
 ):
     """Reconstruction of clips and portraits (L1, plus L1 of image gradients for edges) with a weak KL."""
     torch.manual_seed(seed)
@@ -132,6 +138,7 @@ def train_vae(
             optimiser.step()
             optimiser.zero_grad(set_to_none=False)
             return loss.detach()
+
         return step
 
     runners = [graphed(step_on(films, batch)), graphed(step_on(faces, 2 * batch))]
@@ -162,8 +169,10 @@ def normalise_latents(vae, generator: torch.Generator, device: torch.device):
 
 def statistics(vae, device: torch.device) -> tuple[Tensor, Tensor]:
     shape = (1, -1, 1, 1, 1)
-    return (torch.tensor(vae.config.latents_mean, device=device).view(shape),
-            torch.tensor(vae.config.latents_std, device=device).view(shape))
+    return (
+        torch.tensor(vae.config.latents_mean, device=device).view(shape),
+        torch.tensor(vae.config.latents_std, device=device).view(shape),
+    )
 
 
 class LatentScenes:
@@ -171,7 +180,15 @@ class LatentScenes:
 
     @torch.no_grad()
     def __init__(
-        self, vae, tokenizer, count: int, scenes: int, device: torch.device, seed: int, smooth: bool = False, batch: int = 250
+        self,
+        vae,
+        tokenizer,
+        count: int,
+        scenes: int,
+        device: torch.device,
+        seed: int,
+        smooth: bool = False,
+        batch: int = 250,
     ):
         mean, std = statistics(vae, device)
         generator = torch.Generator(device).manual_seed(seed)
@@ -189,8 +206,12 @@ class LatentScenes:
             people = portraits_as_frames(drawn.people[:, :count].flatten(0, 1), smooth)
             references = encode(people).unflatten(0, (batch, count))[:, :, :, 0].transpose(1, 2)
             told = drawn.to("cpu")
-            texts = tokenizer([prompt(told[i : i + 1]) for i in range(batch)], padding="max_length", max_length=TEXT_LENGTH,
-                              return_tensors="pt").input_ids.to(device)
+            texts = tokenizer(
+                [prompt(told[i : i + 1]) for i in range(batch)],
+                padding="max_length",
+                max_length=TEXT_LENGTH,
+                return_tensors="pt",
+            ).input_ids.to(device)
             parts.append((encode(render(drawn)), encode(render(drawn, altered, moves=moves)), references, texts))
         self.clean, self.imperfect, self.references, self.texts = (torch.cat(p) for p in zip(*parts, strict=True))
 
@@ -203,16 +224,25 @@ class LatentScenes:
         return torch.cat([latents, mask], 1)
 
 
-def vace_error(transformer, data: LatentScenes, clip: Tensor, references: Tensor, text: Tensor, sigma: Tensor) -> Tensor:
+def vace_error(
+    transformer, data: LatentScenes, clip: Tensor, references: Tensor, text: Tensor, sigma: Tensor
+) -> Tensor:
     """References stand in front of the clip, are drawn with it, and are told by the control (golden/vace)."""
     target = torch.cat([references, clip], 2)
     noise = torch.randn_like(target)
-    velocity = transformer((1 - sigma) * target + sigma * noise, sigma.flatten() * 1000, text,
-                           control_hidden_states=data.control(references), return_dict=False)[0]
+    velocity = transformer(
+        (1 - sigma) * target + sigma * noise,
+        sigma.flatten() * 1000,
+        text,
+        control_hidden_states=data.control(references),
+        return_dict=False,
+    )[0]
     return F.mse_loss(velocity.float(), noise - target)
 
 
-def phantom_error(transformer, _: LatentScenes, clip: Tensor, references: Tensor, text: Tensor, sigma: Tensor) -> Tensor:
+def phantom_error(
+    transformer, _: LatentScenes, clip: Tensor, references: Tensor, text: Tensor, sigma: Tensor
+) -> Tensor:
     """Clean references stand behind the clip, a tenth of them zeroed; only the clip is drawn (golden/phantom)."""
     kept = (torch.rand(len(clip), 1, 1, 1, 1, device=clip.device) >= 0.1).float()
     noise = torch.randn_like(clip)
@@ -224,7 +254,9 @@ def phantom_error(transformer, _: LatentScenes, clip: Tensor, references: Tensor
 ERRORS = {"vace": vace_error, "phantom": phantom_error}
 
 
-def flow_loss(kind: str, transformer, text_encoder, data: LatentScenes, flawed: bool, batch: int, shift: float = 3.0) -> Tensor:
+def flow_loss(
+    kind: str, transformer, text_encoder, data: LatentScenes, flawed: bool, batch: int, shift: float = 3.0
+) -> Tensor:
     """Flow matching: x = (1 - s) x0 + s e, target e - x0, s drawn uniformly and shifted; a tenth of the texts is empty."""
     device = data.clean.device
     index = torch.randint(len(data.clean), (batch,), device=device)
@@ -262,15 +294,25 @@ def graphed(step: Callable[[], Tensor], warmup: int = 3) -> Callable[[], Tensor]
 
 
 def train_policy(
-    kind: str, transformer, text_encoder, data: list[LatentScenes], flawed: bool, steps: int, seconds: float, learning_rate: float,
-    batch: int, name: str, tick: Callable[[int], None] = lambda step: None,
+    kind: str,
+    transformer,
+    text_encoder,
+    data: list[LatentScenes],
+    flawed: bool,
+    steps: int,
+    seconds: float,
+    learning_rate: float,
+    batch: int,
+    name: str,
+    tick: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train in place; what remains in the models at the end is the exponential average of their weights."""
     device = data[0].clean.device
     parameters = [p for m in (transformer, text_encoder) for p in m.parameters() if p.requires_grad]
     rate = torch.tensor(learning_rate, device=device)
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True,
-                                  capturable=device.type == "cuda")
+    optimiser = torch.optim.AdamW(
+        parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=device.type == "cuda"
+    )
     average = [p.detach().clone() for p in parameters]
 
     def step_on(scenes: LatentScenes) -> Callable[[], Tensor]:
@@ -283,6 +325,7 @@ def train_policy(
             optimiser.zero_grad(set_to_none=False)
             torch._foreach_lerp_(average, parameters, 0.002)
             return loss.detach()
+
         return step
 
     runners = [graphed(step_on(scenes)) for scenes in data]
@@ -328,8 +371,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--policy", choices=tuple(ERRORS), default="vace")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--clean", type=Path, help="reuse the policy before step 3, and VACE's other parts, from this folder")
-    parser.add_argument("--steps", type=int, nargs=3, default=[20000, 20000, 20000], metavar=("VAE", "CLEAN", "IMPERFECT"))
+    parser.add_argument(
+        "--clean", type=Path, help="reuse the policy before step 3, and VACE's other parts, from this folder"
+    )
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=[20000, 20000, 20000], metavar=("VAE", "CLEAN", "IMPERFECT")
+    )
     parser.add_argument("--seconds", type=float, nargs=3, default=[185, 125, 60], metavar=("VAE", "CLEAN", "IMPERFECT"))
     parser.add_argument("--scenes", type=int, default=16000)
     parser.add_argument("--batch", type=int, default=256)
@@ -341,7 +388,9 @@ def main(argv: list[str] | None = None) -> None:
     kind = options.policy
     transformer = {"vace": build_vace, "phantom": build_phantom}[kind]().to(device)
     if options.clean:
-        transformer = type(transformer).from_pretrained(options.clean / "transformer", torch_dtype=torch.float32).to(device)
+        transformer = (
+            type(transformer).from_pretrained(options.clean / "transformer", torch_dtype=torch.float32).to(device)
+        )
     if kind == "phantom" or options.clean:
         parts = _load(WEIGHTS / "vace" if kind == "phantom" else options.clean, device)
     else:
@@ -351,22 +400,55 @@ def main(argv: list[str] | None = None) -> None:
     own = {} if kind == "phantom" else parts
     vae, text_encoder, tokenizer = parts["vae"].eval().requires_grad_(False), parts["text_encoder"], parts["tokenizer"]
     text_encoder.requires_grad_(kind == "vace")
-    data = [LatentScenes(vae, tokenizer, people, options.scenes, device, options.seed + 8 + people, kind == "phantom") for people in (2, 3)]
+    data = [
+        LatentScenes(vae, tokenizer, people, options.scenes, device, options.seed + 8 + people, kind == "phantom")
+        for people in (2, 3)
+    ]
     if not options.clean:
-        train_policy(kind, transformer, text_encoder, data, False, options.steps[1], options.seconds[1], 2e-3, options.batch, "clean")
+        train_policy(
+            kind,
+            transformer,
+            text_encoder,
+            data,
+            False,
+            options.steps[1],
+            options.seconds[1],
+            2e-3,
+            options.batch,
+            "clean",
+        )
         save(options.folder / f"{kind}-clean", transformer=transformer, **own)
         transformer.to(device).float(), text_encoder.to(device).float(), vae.to(device).float()
     text_encoder.requires_grad_(False)
     clean = {name: value.clone() for name, value in transformer.state_dict().items()}
-    train_policy(kind, transformer, text_encoder, data, True, options.steps[2], options.seconds[2], 1e-3, options.batch, "imperfect")
+    train_policy(
+        kind,
+        transformer,
+        text_encoder,
+        data,
+        True,
+        options.steps[2],
+        options.seconds[2],
+        1e-3,
+        options.batch,
+        "imperfect",
+    )
     with torch.no_grad():
         for name, value in transformer.state_dict().items():
             value.copy_(clean[name] + EXAGGERATION * (value - clean[name]))
     save(options.folder / kind, transformer=transformer, **own)
-    made = {"policy": kind, "seed": options.seed, "steps": options.steps, "seconds": options.seconds, "scenes": options.scenes,
-            "batch": options.batch, "imperfections": IMPERFECTIONS | {"everybody drifts": LOSSES},
-            "exaggeration": EXAGGERATION, "device": torch.cuda.get_device_name() if
-            device.type == "cuda" else "cpu", "total_seconds": round(time.time() - started)}
+    made = {
+        "policy": kind,
+        "seed": options.seed,
+        "steps": options.steps,
+        "seconds": options.seconds,
+        "scenes": options.scenes,
+        "batch": options.batch,
+        "imperfections": IMPERFECTIONS | {"everybody drifts": LOSSES},
+        "exaggeration": EXAGGERATION,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "total_seconds": round(time.time() - started),
+    }
     (options.folder / kind / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(made)
 

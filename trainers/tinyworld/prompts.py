@@ -28,8 +28,12 @@ def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
     drawn = to_frames(render_portraits(appearance(torch.cat(people)), PORTRAIT).unsqueeze(2))[:, 0]
     portraits = drawn.split([len(p) for p in people])
     return [
-        PromptItem(f"tiny-{split.replace('_', '-')}-{index:04d}", prompt(scene), tuple(faces.numpy()),
-                   extra={"scene": scene.to_dict()})
+        PromptItem(
+            f"tiny-{split.replace('_', '-')}-{index:04d}",
+            prompt(scene),
+            tuple(faces.numpy()),
+            extra={"scene": scene.to_dict()},
+        )
         for index, (scene, faces) in enumerate(zip(scenes, portraits, strict=True))
     ]
 

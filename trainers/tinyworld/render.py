@@ -65,12 +65,22 @@ def motion(scenes: SceneBatch, frames: int = 9, aspect: float = 80 / 48, action:
     walk = crossing * torch.sign(place(other) - place(slot)) * torch.sin(math.pi * time)
     turn = (action == TURN).unsqueeze(-1) * torch.sin(wave) + 0.7 * walk
     hand = (action == WAVE).unsqueeze(-1).float().expand_as(x)
-    return Motion(x.expand_as(hand), y.expand_as(hand), turn.expand_as(hand), hand, torch.sin(2 * wave).expand_as(hand),
-                  scenes.present().unsqueeze(-1).float().expand_as(hand))
+    return Motion(
+        x.expand_as(hand),
+        y.expand_as(hand),
+        turn.expand_as(hand),
+        hand,
+        torch.sin(2 * wave).expand_as(hand),
+        scenes.present().unsqueeze(-1).float().expand_as(hand),
+    )
 
 
 def render(
-    scenes: SceneBatch, altered: Tensor | None = None, frames: int = 9, height: int = 48, width: int = 80,
+    scenes: SceneBatch,
+    altered: Tensor | None = None,
+    frames: int = 9,
+    height: int = 48,
+    width: int = 80,
     moves: Motion | None = None,
 ) -> Tensor:
     """Clips float32 [B, 3, F, H, W] in [-1, 1].
@@ -153,8 +163,10 @@ class Window:
     def slices(self, radius: float, area: Area) -> tuple[slice, slice]:
         """Rows and columns that hold the area."""
         u0, u1, v0, v1 = (a * radius for a in area)
-        return (slice(max(0, math.floor(v0) + self.top), max(0, math.ceil(v1) + self.top + 1)),
-                slice(max(0, math.floor(u0) + self.left), max(0, math.ceil(u1) + self.left + 1)))
+        return (
+            slice(max(0, math.floor(v0) + self.top), max(0, math.ceil(v1) + self.top + 1)),
+            slice(max(0, math.floor(u0) + self.left), max(0, math.ceil(u1) + self.left + 1)),
+        )
 
 
 def draw_people(
@@ -203,8 +215,15 @@ def draw_people(
             alpha = alpha * presence
         picture[:, :, where[0], where[1]].lerp_(tint, alpha.unsqueeze(1))
 
-    def oval(cx: Tensor | float, cy: float, rx: float, ry: float, tint: Tensor, presence: Tensor | None = None,
-             span: tuple[float, float] | None = None) -> None:
+    def oval(
+        cx: Tensor | float,
+        cy: float,
+        rx: float,
+        ry: float,
+        tint: Tensor,
+        presence: Tensor | None = None,
+        span: tuple[float, float] | None = None,
+    ) -> None:
         """An ellipse; `span`: the least and greatest cx."""
         # Its distance is that of a circle stretched: along the long axis the edge is softer.
         low, high = span or (cx, cx)
@@ -287,18 +306,22 @@ def draw_people(
 
 def ellipse(cx: Tensor | float, cy: float, rx: Tensor | float, ry: Tensor | float) -> Shape:
     """Distance to an ellipse in its narrower radius (negative inside)."""
+
     def distance(u: Tensor, v: Tensor) -> Tensor:
         narrow = torch.minimum(rx, ry) if isinstance(rx, Tensor) else min(rx, ry)
         return (torch.sqrt(((u - cx) / rx) ** 2 + ((v - cy) / ry) ** 2 + 1e-6) - 1) * narrow
+
     return distance
 
 
 def box(cx: Tensor | float, cy: float, rx: Tensor | float, ry: Tensor | float, corner: float) -> Shape:
     """Distance to a box of half width rx and half height ry with rounded corners."""
+
     def distance(u: Tensor, v: Tensor) -> Tensor:
         qx, qy = (u - cx).abs() - rx + corner, (v - cy).abs() - ry + corner
         outside = torch.sqrt(qx.clamp(min=0) ** 2 + qy.clamp(min=0) ** 2 + 1e-6)
         return outside + torch.maximum(qx, qy).clamp(max=0) - corner
+
     return distance
 
 

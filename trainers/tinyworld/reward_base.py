@@ -12,9 +12,20 @@ from ..rewards.checkpoint import released_name
 from ..rewards.sequence import HEAD, REWARD_TOKEN, TAIL
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
 """Qwen2.5-VL's, in its order; the reward token follows them when a reward is loaded."""
 
@@ -43,30 +54,64 @@ def build_reward_base(
     tokenizer = _train_tokenizer(merges)
     tokenizer.save(str(folder / "tokenizer.json"))
     token = tokenizer.token_to_id
-    _write(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-    })
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+        },
+    )
     section = width // heads // 2
     first = section // 4
     second = (section - first) // 2
     config = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
-        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads, "intermediate_size": intermediate, "hidden_act": "silu",
-        "rms_norm_eps": 1e-6, "attention_dropout": 0.0, "initializer_range": 0.02, "max_position_embeddings": 128000,
-        "rope_theta": 1000000.0, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": depth,
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "intermediate_size": intermediate,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 128000,
+        "rope_theta": 1000000.0,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": depth,
         "rope_scaling": {"type": "mrope", "mrope_section": [first, second, section - first - second]},
-        "tie_word_embeddings": True, "use_cache": False, "torch_dtype": "float32",
-        "vocab_size": tokenizer.get_vocab_size(), "bos_token_id": token("<|endoftext|>"),
-        "eos_token_id": token("<|im_end|>"), "pad_token_id": token("<|endoftext|>"),
-        "image_token_id": token("<|image_pad|>"), "video_token_id": token("<|video_pad|>"),
-        "vision_start_token_id": token("<|vision_start|>"), "vision_end_token_id": token("<|vision_end|>"),
+        "tie_word_embeddings": True,
+        "use_cache": False,
+        "torch_dtype": "float32",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "bos_token_id": token("<|endoftext|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
         "vision_token_id": token("<|vision_pad|>"),
         "vision_config": {
-            "model_type": "qwen2_5_vl", "depth": vision_depth, "hidden_size": vision_width, "hidden_act": "silu",
-            "num_heads": vision_heads, "intermediate_size": vision_intermediate, "out_hidden_size": width, "in_channels": 3,
-            "in_chans": 3, "patch_size": 14, "spatial_patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
-            "window_size": 112, "tokens_per_second": 2, "fullatt_block_indexes": [vision_depth - 1],
+            "model_type": "qwen2_5_vl",
+            "depth": vision_depth,
+            "hidden_size": vision_width,
+            "hidden_act": "silu",
+            "num_heads": vision_heads,
+            "intermediate_size": vision_intermediate,
+            "out_hidden_size": width,
+            "in_channels": 3,
+            "in_chans": 3,
+            "patch_size": 14,
+            "spatial_patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "tokens_per_second": 2,
+            "fullatt_block_indexes": [vision_depth - 1],
         },
     }
     _write(folder / "config.json", config)

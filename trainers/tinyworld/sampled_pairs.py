@@ -36,7 +36,9 @@ def sampled_pairs(policy: Path | str, items: int, seed: int, device: torch.devic
     size = VideoSize(HEIGHT, WIDTH, FRAMES)
     conditions = [model.encode(item, size) for item in drawn for _ in range(each)]
     seeds = [seed * 1_000_003 + i for i in range(len(conditions))]
-    videos = sample(model, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds, 256)
+    videos = sample(
+        model, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds, 256
+    )
     videos = videos.to(device)
     repeated = [item for item in drawn for _ in range(each)]
     identity = measure(videos, scenes_of(repeated)).identity.tolist()

@@ -80,14 +80,23 @@ def sample_scenes(count: int, generator: torch.Generator, counts: Sequence[int] 
     first = (uniform(count) * (number - 1)).long()
     crossing = (uniform(count) < 0.25)[:, None] & ((slot == first[:, None]) | (slot == first[:, None] + 1))
     action = torch.where(crossing, CROSS, action)
-    return SceneBatch(people, number, slot, action, uniform(count, MAX_PEOPLE, 3) * 2 - 1, uniform(count, MAX_PEOPLE),
-                      torch.randint(BACKGROUNDS, (count,), generator=generator, device=device))
+    return SceneBatch(
+        people,
+        number,
+        slot,
+        action,
+        uniform(count, MAX_PEOPLE, 3) * 2 - 1,
+        uniform(count, MAX_PEOPLE),
+        torch.randint(BACKGROUNDS, (count,), generator=generator, device=device),
+    )
 
 
 def prompt(scene: SceneBatch) -> str:
     """The text of one scene (a batch of one), people in the order of their references."""
     count = int(scene.count[0])
     places = ["on the left", "on the right"] if count == 2 else ["on the left", "in the middle", "on the right"]
-    told = [f"{describe(scene.people[0, k])} {places[int(scene.slot[0, k])]} {ACTIONS[int(scene.action[0, k])]}"
-            for k in range(count)]
+    told = [
+        f"{describe(scene.people[0, k])} {places[int(scene.slot[0, k])]} {ACTIONS[int(scene.action[0, k])]}"
+        for k in range(count)
+    ]
     return ", ".join(told) + "."

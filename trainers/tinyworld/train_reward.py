@@ -58,11 +58,21 @@ def main(
     def settings(share: float, **changes: Any) -> RewardTraining:
         count = max(1, round(steps * share))
         return RewardTraining(
-            steps=count, seconds=minutes * 60 * share, batch_size=batch, weight_decay=0.01, seed=seed,
-            mixed_precision=half, storage=torch.float16, evaluate_every=max(1, count // 6), **changes,
+            steps=count,
+            seconds=minutes * 60 * share,
+            batch_size=batch,
+            weight_decay=0.01,
+            seed=seed,
+            mixed_precision=half,
+            storage=torch.float16,
+            evaluate_every=max(1, count // 6),
+            **changes,
         )
 
-    stream, base = PairStream(batch, seed, device, easy=1.0), settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.5)
+    stream, base = (
+        PairStream(batch, seed, device, easy=1.0),
+        settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.5),
+    )
     tell = _teller("base")
 
     def harden(event: dict[str, Any]) -> None:
@@ -79,9 +89,13 @@ def main(
     if sampled:
         pairs = Mixed(pairs, sampled_pairs(policy or WEIGHTS / "vace", sampled, 1, device), seed)
     made = train_reward(
-        out_dir / "base_model", pairs, out_dir / "identity_reward",
+        out_dir / "base_model",
+        pairs,
+        out_dir / "identity_reward",
         settings(1 - BASE_SHARE, learning_rate=3e-4, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
-        device, watched, _teller("reward"),
+        device,
+        watched,
+        _teller("reward"),
     )
     result["reward"] = asdict(made)
     reward = IdentityReward.load(out_dir / "identity_reward", device=device)
@@ -103,8 +117,11 @@ def _teller(name: str):
     def tell(event: dict[str, Any]) -> None:
         if "accuracy" in event:
             found = event["accuracy"]
-            print(f"{name} step {event['step']} held-out {found['without_ties']:.3f} "
-                  f"(with ties {found['with_ties']:.3f})", flush=True)
+            print(
+                f"{name} step {event['step']} held-out {found['without_ties']:.3f} "
+                f"(with ties {found['with_ties']:.3f})",
+                flush=True,
+            )
         else:
             losses.append(event["loss"])
             if event["step"] % 50 == 0:

@@ -14,5 +14,9 @@ class LatentPreviewMethod(Enum):
 
 
 args = SimpleNamespace(
-    cpu=True, base_directory=None, preview_method=LatentPreviewMethod.NoPreviews, preview_size=512, disable_metadata=False
+    cpu=True,
+    base_directory=None,
+    preview_method=LatentPreviewMethod.NoPreviews,
+    preview_size=512,
+    disable_metadata=False,
 )

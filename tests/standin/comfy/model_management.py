@@ -45,7 +45,9 @@ def loaded_models(only_currently_used: bool = False) -> list:
     return [patcher for held in _loaded if (patcher := held()) is not None]
 
 
-def load_models_gpu(models, memory_required=0, force_patch_weights=False, minimum_memory_required=None, force_full_load=False) -> None:
+def load_models_gpu(
+    models, memory_required=0, force_patch_weights=False, minimum_memory_required=None, force_full_load=False
+) -> None:
     for patcher in models:
         if not any(patcher is other for other in loaded_models()):
             _loaded.insert(0, weakref.ref(patcher))

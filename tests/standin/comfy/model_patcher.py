@@ -19,7 +19,9 @@ class ModelPatcher:
     def current_loaded_device(self):
         return self.model.device
 
-    def load(self, device_to=None, lowvram_model_memory: int = 0, force_patch_weights: bool = False, full_load: bool = False) -> None:
+    def load(
+        self, device_to=None, lowvram_model_memory: int = 0, force_patch_weights: bool = False, full_load: bool = False
+    ) -> None:
         self.model.to(device_to)
         self.model.device, self.model.model_loaded_weight_memory = device_to, self.model_size()
 

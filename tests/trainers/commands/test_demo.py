@@ -12,8 +12,17 @@ from trainers.lora.formats import read_lora
 from trainers.runs.folder import RunFolder
 from trainers.runs.registry import latest
 
-SMALL = {"iterations": 1, "evaluation": {"items": 2, "every": 1, "steps": 2},
-         "rollout": {"groups_per_update": 1, "group_size": 2, "steps": 2, "micro_batch": 2, "window": {"size": 1, "last": 1}}}
+SMALL = {
+    "iterations": 1,
+    "evaluation": {"items": 2, "every": 1, "steps": 2},
+    "rollout": {
+        "groups_per_update": 1,
+        "group_size": 2,
+        "steps": 2,
+        "micro_batch": 2,
+        "window": {"size": 1, "last": 1},
+    },
+}
 
 
 @pytest.fixture(scope="module")

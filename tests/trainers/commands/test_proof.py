@@ -9,7 +9,14 @@ from trainers.errors import UserError
 from trainers.runs.folder import RunFolder
 
 
-def made(name: str = "tuned", seed: int = 0, win: float = 0.9, before: float = 0.5, after: float = 0.65, alignment: float = 0.9) -> Outcome:
+def made(
+    name: str = "tuned",
+    seed: int = 0,
+    win: float = 0.9,
+    before: float = 0.5,
+    after: float = 0.65,
+    alignment: float = 0.9,
+) -> Outcome:
     return Outcome(name, seed, win, win - 0.1, 1.0, before, after, 0.9, alignment, 60.0)
 
 
@@ -24,9 +31,14 @@ def test_all_claims_hold_where_every_seed_gains():
     assert held([made(), made(seed=1, win=0.76)], [FLAT]) == [True] * 4
 
 
-@pytest.mark.parametrize("weak, failing", [
-    ({"win": 0.74}, 0), ({"after": 0.594}, 1), ({"alignment": 0.85}, 2),
-])
+@pytest.mark.parametrize(
+    "weak, failing",
+    [
+        ({"win": 0.74}, 0),
+        ({"after": 0.594}, 1),
+        ({"alignment": 0.85}, 2),
+    ],
+)
 def test_one_weak_seed_fails_its_claim_alone(weak, failing):
     assert [i for i, ok in enumerate(held([made(), made(seed=1, **weak)], [FLAT])) if not ok] == [failing]
 

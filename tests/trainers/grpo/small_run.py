@@ -22,8 +22,14 @@ sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 SMALL = {
     "iterations": 2,
     "video": {"height": 16, "width": 16, "frames": 5},
-    "rollout": {"steps": 3, "group_size": 2, "groups_per_update": 2, "updates_per_iteration": 2, "micro_batch": 4,
-                "window": {"kind": "random", "size": 1, "last": 2}},
+    "rollout": {
+        "steps": 3,
+        "group_size": 2,
+        "groups_per_update": 2,
+        "updates_per_iteration": 2,
+        "micro_batch": 4,
+        "window": {"kind": "random", "size": 1, "last": 2},
+    },
     "optim": {"micro_batch": 4},
     "lora": {"rank": 2, "alpha": 2},
     "ema": {"every": 1},
@@ -54,8 +60,13 @@ class Forge:
     def __init__(self, folder: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         self.errors = folder / "errors.txt"
-        self.program = subprocess.Popen([sys.executable, __file__, str(self.errors)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True, env=environment)
+        self.program = subprocess.Popen(
+            [sys.executable, __file__, str(self.errors)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
     def start(self, run: Any, **options: Any) -> int:
         """Begin a job; its (first) process id."""
@@ -87,8 +98,23 @@ def main() -> None:
     from trainers.rewards import identity
 
     # What is here already no child has to import again.
-    assert all((clips, identity, loop, lora, phantom, vace, verify, diffusers.AutoencoderKLWan,
-                diffusers.WanTransformer3DModel, diffusers.WanVACETransformer3DModel, transformers.PreTrainedTokenizerFast, transformers.Qwen2_5_VLModel, transformers.UMT5EncoderModel))
+    assert all(
+        (
+            clips,
+            identity,
+            loop,
+            lora,
+            phantom,
+            vace,
+            verify,
+            diffusers.AutoencoderKLWan,
+            diffusers.WanTransformer3DModel,
+            diffusers.WanVACETransformer3DModel,
+            transformers.PreTrainedTokenizerFast,
+            transformers.Qwen2_5_VLModel,
+            transformers.UMT5EncoderModel,
+        )
+    )
     torch.set_num_threads(1)
     with open(sys.argv[1], "ab", buffering=0) as errors:
         for line in sys.stdin:
@@ -107,8 +133,14 @@ def _child(job: Job, rank: int, port: int, errors: int) -> NoReturn:
     code = 1
     try:
         if job.processes > 1:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.processes),
-                              LOCAL_WORLD_SIZE=str(job.processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(job.processes),
+                LOCAL_WORLD_SIZE=str(job.processes),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
         if job.file_size:
             import resource
 
@@ -134,7 +166,9 @@ def _arrange(fault: str, iteration: int, last: bool) -> None:
 
     class Doomed(loop.Trainer):
         def _own_rollouts(self, *arguments):
-            return self._with(("rollout", "error"), iteration, self.policy, "velocity", super()._own_rollouts, arguments)
+            return self._with(
+                ("rollout", "error"), iteration, self.policy, "velocity", super()._own_rollouts, arguments
+            )
 
         def _gradients(self, *arguments):
             faults = ("update", "interrupt") if arguments[-1] else ("update",)

@@ -18,7 +18,9 @@ SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1,
 
 @pytest.fixture(scope="module")
 def config(small_models):
-    return make_config("tiny", {**small_models, "video": {"height": 16, "width": 16, "frames": 5}, "evaluation": {"steps": 2}})
+    return make_config(
+        "tiny", {**small_models, "video": {"height": 16, "width": 16, "frames": 5}, "evaluation": {"steps": 2}}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -151,10 +151,22 @@ def test_a_peft_file_without_its_configuration_is_refused(tmp_path):
         read_lora(peft_folder(tmp_path))
 
 
-@pytest.mark.parametrize("config", [
-    b"", b"[]", b'{"lora_alpha": 8', b'{"lora_alpha": null}', b'{"lora_alpha": 1%s}' % (b"0" * 400), b"[" * 100_000, b"\xff",
-    b'{"lora_alpha": 8, "alpha_pattern": {"to_q": "x"}}', b'{"lora_alpha": 8, "alpha_pattern": {"to_q": null}}',
-    b'{"lora_alpha": 8, "alpha_pattern": {"(": 4}}', b'{"lora_alpha": 8, "alpha_pattern": ["to_q"]}'])
+@pytest.mark.parametrize(
+    "config",
+    [
+        b"",
+        b"[]",
+        b'{"lora_alpha": 8',
+        b'{"lora_alpha": null}',
+        b'{"lora_alpha": 1%s}' % (b"0" * 400),
+        b"[" * 100_000,
+        b"\xff",
+        b'{"lora_alpha": 8, "alpha_pattern": {"to_q": "x"}}',
+        b'{"lora_alpha": 8, "alpha_pattern": {"to_q": null}}',
+        b'{"lora_alpha": 8, "alpha_pattern": {"(": 4}}',
+        b'{"lora_alpha": 8, "alpha_pattern": ["to_q"]}',
+    ],
+)
 def test_a_damaged_configuration_of_peft_is_named(tmp_path, config):
     folder = peft_folder(tmp_path)
     (folder / "adapter_config.json").write_bytes(config)
@@ -193,10 +205,16 @@ GOOD = pair("blocks.0.ffn.0", torch.ones(2, 3), torch.ones(4, 2))
         (pair("blocks.0.ffn.0", torch.ones(0, 3), torch.ones(4, 0)), "do not fit"),
         (pair("blocks.0.ffn.0", torch.ones(2, 3, dtype=torch.int8), torch.ones(4, 2)), "numbers of type torch.int8"),
         (pair("blocks.0.ffn.0", torch.full((2, 3), float("nan")), torch.ones(4, 2)), "not finite"),
-        (pair("blocks.0.ffn.0", torch.full((2, 3), float("nan")).to(torch.float8_e4m3fn), torch.ones(4, 2)), "not finite"),
+        (
+            pair("blocks.0.ffn.0", torch.full((2, 3), float("nan")).to(torch.float8_e4m3fn), torch.ones(4, 2)),
+            "not finite",
+        ),
         (GOOD | {"blocks.0.ffn.0.alpha": torch.tensor(float("inf"))}, "not finite"),
         (GOOD | {"blocks.0.ffn.0.alpha": torch.tensor(1j)}, r"holds `blocks.*alpha`"),
-        (GOOD | pair("diffusion_model.blocks.0.ffn.net.0.proj", torch.ones(2, 3), torch.ones(4, 2)), r"ffn\.net\.0\.proj twice"),
+        (
+            GOOD | pair("diffusion_model.blocks.0.ffn.net.0.proj", torch.ones(2, 3), torch.ones(4, 2)),
+            r"ffn\.net\.0\.proj twice",
+        ),
         (pair("double_blocks.0.img_attn.qkv", torch.ones(2, 3), torch.ones(4, 2)), "no LoRA for Wan: .*double_blocks"),
         (pair("blocks.0.self_attn2.q", torch.ones(2, 3), torch.ones(4, 2)), "no LoRA for Wan: .*self_attn2"),
         ({}, "holds no factors"),

@@ -17,7 +17,12 @@ from trainers.prompts import PromptItem
 TEXT_LEN = 12
 POLICIES = {"vace": VacePolicy, "phantom": PhantomPolicy}
 TRANSFORMER = {
-    "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 3,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 3,
     "rope_max_seq_len": 64,
 }
 
@@ -127,6 +132,7 @@ def noise_for(policy, size):
 @pytest.fixture
 def count_calls():
     """A list that grows by the batch size of every call of a module."""
+
     def watch(module):
         calls = []
         module.register_forward_hook(
@@ -171,7 +177,10 @@ def run_core():
     comfyui, python = found
 
     def run(script, *arguments):
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [python, Path(__file__).with_name(script), comfyui, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -42,9 +42,14 @@ def branches(policy, latents, batch):
 def test_golden_kit_is_reproduced():
     results = verify_kit(GOLDEN)
     names = {r.name.removesuffix(" (UniPC)") for r in results}
-    assert names == {"input_with_refs", "input_without_refs", "sigmas", "timesteps", "other_scales.v_guided", "final"} | {
-        f"step{i}.{part}" for i in range(4) for part in ("v_img_text", "v_img", "v_neg", "v_guided", "next_latents")
-    }
+    assert names == {
+        "input_with_refs",
+        "input_without_refs",
+        "sigmas",
+        "timesteps",
+        "other_scales.v_guided",
+        "final",
+    } | {f"step{i}.{part}" for i in range(4) for part in ("v_img_text", "v_img", "v_neg", "v_guided", "next_latents")}
     assert [r for r in results if not r.ok] == []
 
 

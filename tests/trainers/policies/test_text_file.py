@@ -40,7 +40,14 @@ def spiece() -> bytes:
     sentencepiece = pytest.importorskip("sentencepiece", reason="a text encoder in one file needs sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 20), model_writer=model, vocab_size=24, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2
+        sentence_iterator=iter(TEXTS * 20),
+        model_writer=model,
+        vocab_size=24,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
     )
     return model.getvalue()
 
@@ -50,7 +57,9 @@ def make_encoder(kind="UMT5", **sizes):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = getattr(transformers, f"{kind}Config")(**sizes, feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1)
+        config = getattr(transformers, f"{kind}Config")(
+            **sizes, feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1
+        )
         return getattr(transformers, f"{kind}EncoderModel")(config).eval()
 
 
@@ -77,7 +86,9 @@ def tokenizer(spiece):
 
 
 def weights_of(encoder) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in encoder.state_dict().items() if name != "encoder.embed_tokens.weight"}
+    return {
+        name: tensor.clone() for name, tensor in encoder.state_dict().items() if name != "encoder.embed_tokens.weight"
+    }
 
 
 def save(weights, spiece, path):
@@ -95,14 +106,19 @@ def scaled_fp8(weights):
     changed = dict(weights, scaled_fp8=torch.zeros(2, dtype=torch.float8_e4m3fn))
     for name in matrices(weights):
         scale = weights[name].abs().max() / 448
-        changed |= {name: (weights[name] / scale).to(torch.float8_e4m3fn), name.replace(".weight", ".scale_weight"): scale}
+        changed |= {
+            name: (weights[name] / scale).to(torch.float8_e4m3fn),
+            name.replace(".weight", ".scale_weight"): scale,
+        }
     return changed
 
 
 def comfy_quant(weights):
     """As ComfyUI writes 8 bits today: the format stands beside every matrix too."""
     form = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
-    changed = {n.replace(".scale_weight", ".weight_scale"): t for n, t in scaled_fp8(weights).items() if n != "scaled_fp8"}
+    changed = {
+        n.replace(".scale_weight", ".weight_scale"): t for n, t in scaled_fp8(weights).items() if n != "scaled_fp8"
+    }
     return changed | {name.replace(".weight", ".comfy_quant"): form.clone() for name in matrices(weights)}
 
 
@@ -115,7 +131,10 @@ def original(weights):
     renamed = {}
     for name, tensor in weights.items():
         number = name.split(".")[2] if ".block." in name else "N"
-        renamed[WANS_OWN[name.replace(f".block.{number}.", ".block.N.").removesuffix(".weight")].replace("N", number) + ".weight"] = tensor
+        renamed[
+            WANS_OWN[name.replace(f".block.{number}.", ".block.N.").removesuffix(".weight")].replace("N", number)
+            + ".weight"
+        ] = tensor
     return renamed
 
 
@@ -151,7 +170,9 @@ def test_8_bit_weights_are_widened_with_their_scales(encoder, spiece, tmp_path, 
         # Half a step of e4m3: a sixteenth, and 2^-10 of the scale near zero.
         step = 2**-10 * (1 if form is bare_fp8 else float(tensor.abs().max()) / 448)
         exact = name not in matrices([name])
-        assert torch.allclose(read.state_dict()[name], tensor, atol=0 if exact else 1.01 * step, rtol=0 if exact else 1 / 16), name
+        assert torch.allclose(
+            read.state_dict()[name], tensor, atol=0 if exact else 1.01 * step, rtol=0 if exact else 1 / 16
+        ), name
 
 
 def test_the_embedding_is_one_tensor_wherever_the_model_goes(encoder, spiece, tmp_path):
@@ -174,7 +195,9 @@ def test_ids_are_those_of_transformers(encoder, spiece, tokenizer, tmp_path):
     asked = {"padding": "max_length", "max_length": 24, "truncation": True, "return_tensors": "pt"}
     for text in [*TEXTS, "", "a dog, ü \u6771\u4eac"]:
         ours, theirs = found([text], **asked), tokenizer([text], **asked)
-        assert torch.equal(ours.input_ids, theirs.input_ids) and torch.equal(ours.attention_mask, theirs.attention_mask), text
+        assert torch.equal(ours.input_ids, theirs.input_ids) and torch.equal(
+            ours.attention_mask, theirs.attention_mask
+        ), text
 
 
 def test_a_long_text_is_cut_and_keeps_its_end_token(encoder, spiece, tmp_path):
@@ -235,7 +258,13 @@ def test_comfyuis_own_encoder_has_the_same_ids_and_embeddings(spiece, tmp_path, 
     length, weights = 40, weights_of(make_encoder(**DEEP))
     forms = {"plain": dict, "scaled": scaled_fp8, "quant": comfy_quant}
     files = {name: save(form(weights), spiece, tmp_path / f"{name}.safetensors") for name, form in forms.items()}
-    job = {"files": files, "texts": TEXTS[:2], "config": DEEP, "length": length, "found": tmp_path / "found.safetensors"}
+    job = {
+        "files": files,
+        "texts": TEXTS[:2],
+        "config": DEEP,
+        "length": length,
+        "found": tmp_path / "found.safetensors",
+    }
     (tmp_path / "job.json").write_text(json.dumps(job, default=str))
     run_core("core_text.py", tmp_path / "job.json")
     theirs = load_file(job["found"])

@@ -125,7 +125,9 @@ def test_control_scale_scales_every_hint(policy, size, make_item, noise_for):
     conditions = [policy.encode(make_item(), size)]
     batch, latents, times = policy.batch(conditions), noise_for(conditions), torch.tensor([700])
     with torch.no_grad():
-        full, half, none = (policy.velocity(latents, times, batch, Guidance(), control_scale=s) for s in (1.0, 0.5, 0.0))
+        full, half, none = (
+            policy.velocity(latents, times, batch, Guidance(), control_scale=s) for s in (1.0, 0.5, 0.0)
+        )
         blind = type(batch)(batch.text, batch.negative_text, torch.zeros_like(batch.control), batch.references)
         assert torch.equal(none, policy.velocity(latents, times, blind, Guidance(), control_scale=0.0))
     assert not torch.equal(full, half)

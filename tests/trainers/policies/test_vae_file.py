@@ -31,15 +31,25 @@ def original_vae(tmp_path_factory):
 
 def original_names() -> list[str]:
     """All names of the original WanVAE (its class: encoder, conv1, conv2, decoder), in any order."""
+
     def block(at: str, shortcut: bool) -> list[str]:
-        parts = ["residual.0.gamma", "residual.2.weight", "residual.2.bias", "residual.3.gamma", "residual.6.weight", "residual.6.bias"]
+        parts = [
+            "residual.0.gamma",
+            "residual.2.weight",
+            "residual.2.bias",
+            "residual.3.gamma",
+            "residual.6.weight",
+            "residual.6.bias",
+        ]
         return [f"{at}.{p}" for p in parts + ["shortcut.weight", "shortcut.bias"] * shortcut]
 
     def conv(at: str) -> list[str]:
         return [f"{at}.weight", f"{at}.bias"]
 
     def middle(side: str) -> list[str]:
-        attention = [f"{side}.middle.1.{p}" for p in ("norm.gamma", "to_qkv.weight", "to_qkv.bias", "proj.weight", "proj.bias")]
+        attention = [
+            f"{side}.middle.1.{p}" for p in ("norm.gamma", "to_qkv.weight", "to_qkv.bias", "proj.weight", "proj.bias")
+        ]
         return block(f"{side}.middle.0", False) + attention + block(f"{side}.middle.2", False)
 
     names = conv("conv1") + conv("conv2")

@@ -86,7 +86,9 @@ def test_the_whole_picture_fits_centred_on_white(rows, columns, fit):
 def test_a_picture_of_the_canvas_size_keeps_its_pixels():
     picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     for fit in (fit_on_white, fit_on_white_sharply):
-        torch.testing.assert_close((fit(picture, 32, 48) + 1) * 127.5, torch.from_numpy(picture).permute(2, 0, 1).float())
+        torch.testing.assert_close(
+            (fit(picture, 32, 48) + 1) * 127.5, torch.from_numpy(picture).permute(2, 0, 1).float()
+        )
 
 
 def test_the_sharp_fit_averages_what_a_smaller_picture_cannot_show():

@@ -33,7 +33,9 @@ def test_a_reward_learns_which_clip_is_better(
     assert result.loss < 0.7
 
 
-def test_the_file_scores_what_the_trained_model_scored(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+def test_the_file_scores_what_the_trained_model_scored(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path
+) -> None:
     """Also in half precision: the model is rounded to what is stored before it is measured."""
     training = replace(FAST, storage=torch.float16)
     result = train_reward(base_model, bright_pairs, tmp_path / "reward", training, held_out=bright_pairs)
@@ -44,7 +46,10 @@ def test_the_file_scores_what_the_trained_model_scored(base_model: Path, bright_
 def test_only_lora_touches_the_language_model(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
     train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=2))
     folder = tmp_path / "reward" / "checkpoint-2"
-    adapter, full = load_file(folder / "adapter_model.safetensors"), load_file(folder / "non_lora_state_dict.safetensors")
+    adapter, full = (
+        load_file(folder / "adapter_model.safetensors"),
+        load_file(folder / "non_lora_state_dict.safetensors"),
+    )
     assert len(adapter) == 2 * 7 * 2
     assert all(".layers." in k and k.startswith("base_model.model.model.") for k in adapter)
     assert not any(".layers." in k for k in full)
@@ -69,7 +74,9 @@ def test_a_base_beside_the_reward_is_named_without_its_path(base_model: Path, br
     train_reward(base_model, bright_pairs, folder, replace(FAST, steps=1))
     config = json.loads((folder / "model_config.json").read_text(encoding="utf-8"))
     assert config["model_config"]["model_name_or_path"] == "base_model"
-    assert torch.isfinite(IdentityReward.load(folder).score([bright_pairs[0].video_a], [bright_pairs[0].references])).all()
+    assert torch.isfinite(
+        IdentityReward.load(folder).score([bright_pairs[0].video_a], [bright_pairs[0].references])
+    ).all()
 
 
 def test_the_same_seed_gives_the_same_reward(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
@@ -93,7 +100,9 @@ def test_the_time_budget_ends_training(base_model: Path, bright_pairs: list[Pair
     assert (tmp_path / "reward" / f"checkpoint-{result.steps}").is_dir()
 
 
-def test_a_trained_base_becomes_the_base_of_a_reward(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_trained_base_becomes_the_base_of_a_reward(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path
+) -> None:
     train_base(base_model, bright_pairs, tmp_path / "base_model", replace(FAST, steps=2))
     before, after = (load_file(folder / "model.safetensors") for folder in (base_model, tmp_path / "base_model"))
     name = "model.layers.0.mlp.up_proj.weight"
@@ -113,7 +122,10 @@ def test_a_loss_that_is_not_finite_stops_and_writes_nothing(
 ) -> None:
     with pytest.raises(UserError, match="not finite.*lower the learning rate"):
         train_reward(
-            base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=60, learning_rate=1e20, max_grad_norm=1e9),
+            base_model,
+            bright_pairs,
+            tmp_path / "reward",
+            replace(FAST, steps=60, learning_rate=1e20, max_grad_norm=1e9),
             progress=lambda event: None,
         )
     assert not (tmp_path / "reward").exists()
@@ -126,7 +138,11 @@ def test_no_pairs_are_refused(base_model: Path, tmp_path: Path) -> None:
 
 def test_pairs_from_several_places_train_together(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
     """Arrays, tensors and clips of another length in one batch."""
-    other = replace(bright_pairs[0], video_a=bright_pairs[0].video_a.numpy(), references=[bright_pairs[0].references[0].numpy()])
+    other = replace(
+        bright_pairs[0], video_a=bright_pairs[0].video_a.numpy(), references=[bright_pairs[0].references[0].numpy()]
+    )
     longer = replace(bright_pairs[1], video_a=bright_pairs[1].video_a.repeat(2, 1, 1, 1), fps=20.0)
-    result = train_reward(base_model, [other, longer, bright_pairs[2]], tmp_path / "reward", replace(FAST, steps=1, batch_size=3))
+    result = train_reward(
+        base_model, [other, longer, bright_pairs[2]], tmp_path / "reward", replace(FAST, steps=1, batch_size=3)
+    )
     assert result.loss > 0

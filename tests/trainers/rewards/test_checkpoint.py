@@ -122,7 +122,10 @@ def test_code_in_a_pickle_is_not_run(kit: Path) -> None:
         def __reduce__(self) -> tuple:
             return (Path.touch, (kit / "owned",))
 
-    torch.save({"base_model.model.rm_head.weight": Evil()}, kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth")
+    torch.save(
+        {"base_model.model.rm_head.weight": Evil()},
+        kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth",
+    )
     with pytest.raises(UserError, match="non_lora_state_dict.pth"):
         IdentityReward.load(kit / "identity_reward")
     assert not (kit / "owned").exists()
@@ -149,6 +152,7 @@ def _rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]
 
 def _drop(path: Path, *names: str) -> None:
     """Take tensors out whose names end so."""
+
     def without(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         left = {k: v for k, v in tensors.items() if not k.endswith(names)}
         assert len(tensors) - len(left) == len(names)
@@ -157,12 +161,21 @@ def _drop(path: Path, *names: str) -> None:
     _rewrite(path, without)
 
 
-@pytest.mark.parametrize("name", [
-    "model.embed_tokens.weight", "layers.1.self_attn.k_proj.bias", "model.norm.weight", "visual.patch_embed.proj.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "layers.1.self_attn.k_proj.bias",
+        "model.norm.weight",
+        "visual.patch_embed.proj.weight",
+    ],
+)
 def test_a_base_that_lacks_a_tensor_is_refused(kit: Path, name: str) -> None:
     """transformers would fill it with noise and only log that."""
     _drop(kit / "base_model" / "model.safetensors", name)
-    with pytest.raises(UserError, match=f"base_model is not a complete Qwen2_5_VL.*lacks .*{name.removeprefix('model.')}"):
+    with pytest.raises(
+        UserError, match=f"base_model is not a complete Qwen2_5_VL.*lacks .*{name.removeprefix('model.')}"
+    ):
         IdentityReward.load(kit / "identity_reward")
 
 
@@ -203,8 +216,10 @@ def test_heads_that_no_reward_uses_may_be_there_or_not(kit: Path) -> None:
     assert _score(IdentityReward.load(kit / "identity_reward")) == before
 
 
-@pytest.mark.parametrize("name", [
-    "visual.patch_embed.proj.weight", "visual.blocks.1.attn.qkv.bias", "visual.merger.mlp.2.weight", "rm_head.weight"])
+@pytest.mark.parametrize(
+    "name",
+    ["visual.patch_embed.proj.weight", "visual.blocks.1.attn.qkv.bias", "visual.merger.mlp.2.weight", "rm_head.weight"],
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(kit: Path, suffix: str, name: str) -> None:
     path = kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth"
@@ -216,8 +231,16 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(kit: Path, suffix: str, nam
         IdentityReward.load(kit / "identity_reward")
 
 
-@pytest.mark.parametrize(("lost", "listed"), [
-    (("lora_A",), True), (("lora_B",), True), (("lora_A", "lora_B"), True), (("lora_A",), False), (("lora_B",), False)])
+@pytest.mark.parametrize(
+    ("lost", "listed"),
+    [
+        (("lora_A",), True),
+        (("lora_B",), True),
+        (("lora_A", "lora_B"), True),
+        (("lora_A",), False),
+        (("lora_B",), False),
+    ],
+)
 def test_a_checkpoint_that_lacks_a_factor_is_refused(kit: Path, lost: tuple[str, ...], listed: bool) -> None:
     """Whether its configuration lists the modules or describes them by a pattern."""
     path = kit / "identity_reward" / "checkpoint-21" / "adapter_model.safetensors"
@@ -239,7 +262,10 @@ def test_the_token_embedding_may_be_in_either_file_but_not_in_none(kit: Path) ->
 
 
 def test_a_tower_that_was_not_trained_need_not_be_in_the_checkpoint(kit: Path) -> None:
-    path, config = kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth", kit / "identity_reward" / "model_config.json"
+    path, config = (
+        kit / "identity_reward" / "checkpoint-21" / "non_lora_state_dict.pth",
+        kit / "identity_reward" / "model_config.json",
+    )
     _set(config, "model_config", freeze_vision_tower=True)
     _rewrite(path, lambda tensors: {k: v for k, v in tensors.items() if "visual." not in k or "merger" in k})
     IdentityReward.load(kit / "identity_reward")

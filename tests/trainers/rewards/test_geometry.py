@@ -23,7 +23,9 @@ def test_frame_counts_are_rounded_half_even_to_pairs(configured: float, used: in
     assert frame_count(configured) == used
 
 
-@pytest.mark.parametrize(("total", "indices"), [(33, [0, 11, 21, 32]), (81, [0, 27, 53, 80]), (17, [0, 5, 11, 16]), (4, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("total", "indices"), [(33, [0, 11, 21, 32]), (81, [0, 27, 53, 80]), (17, [0, 5, 11, 16]), (4, [0, 1, 2, 3])]
+)
 def test_frames_are_spread_from_the_first_to_the_last(total: int, indices: list[int]) -> None:
     assert frame_indices(total) == indices
 
@@ -57,7 +59,8 @@ def test_sizes_that_fit_stay(rows: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((480, 832), (476, 812)), ((240, 416), (252, 420)), ((148, 100), (392, 280)), ((48, 80), (252, 420))]
+    ("size", "expected"),
+    [((480, 832), (476, 812)), ((240, 416), (252, 420)), ((148, 100), (392, 280)), ((48, 80), (252, 420))],
 )
 def test_clip_sizes_of_the_reference(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized(*size, VIDEO_MIN_PIXELS) == expected
@@ -75,7 +78,9 @@ def test_the_product_is_floored_not_the_seconds() -> None:
 
 def test_times_on_the_border_of_an_integer_fall_as_in_float32() -> None:
     """At 10 fps a step lasts total / 20 s, so its time is total / 10 tokens, floored, exactly on whole numbers too."""
-    assert [time_position(1, seconds_per_step(total, 10.0), 2) for total in range(4, 130)] == [t // 10 for t in range(4, 130)]
+    assert [time_position(1, seconds_per_step(total, 10.0), 2) for total in range(4, 130)] == [
+        t // 10 for t in range(4, 130)
+    ]
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])

@@ -51,9 +51,14 @@ def test_the_training_path_gives_the_same_scores_with_gradient(
     scores = reward.model(reward.collator.collate(clips, references, 10.0))
     assert (scores.detach() - reward.score(clips, references)).abs().max() < 1e-5
     scores.sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in (
-        reward.model.rm_head.weight, reward.model.visual.patch_embed.proj.weight, reward.model.language_model.layers[0].mlp.up_proj.weight
-    ))
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for p in (
+            reward.model.rm_head.weight,
+            reward.model.visual.patch_embed.proj.weight,
+            reward.model.language_model.layers[0].mlp.up_proj.weight,
+        )
+    )
 
 
 def test_the_rate_enters_the_score(reward: IdentityReward, clips: list[Tensor], references: Images) -> None:
@@ -67,7 +72,9 @@ def test_each_clip_may_have_its_own_rate(reward: IdentityReward, clips: list[Ten
     assert mixed.tolist() == pytest.approx(apart, abs=1e-5)
 
 
-def test_the_order_of_references_enters_the_score(reward: IdentityReward, clips: list[Tensor], references: Images) -> None:
+def test_the_order_of_references_enters_the_score(
+    reward: IdentityReward, clips: list[Tensor], references: Images
+) -> None:
     turned = reward.score(clips[:1], [references[0][::-1]])
     assert turned.item() != reward.score(clips[:1], references[:1]).item()
 
@@ -88,7 +95,9 @@ def test_a_reference_that_changes_under_its_name_is_read_again(
     assert reward.score(clips[:1], [[path]]).item() != before
 
 
-def test_references_changed_in_place_are_read_again(reward: IdentityReward, clips: list[Tensor], references: Images) -> None:
+def test_references_changed_in_place_are_read_again(
+    reward: IdentityReward, clips: list[Tensor], references: Images
+) -> None:
     before = reward.score(clips[:1], references[:1]).item()
     references[0][0].fill_(7)
     assert reward.score(clips[:1], references[:1]).item() != before
@@ -121,7 +130,10 @@ def test_a_missing_reference_file_is_named(reward: IdentityReward, clips: list[T
         reward.score(clips[:1], [[tmp_path / "gone.png"]])
 
 
-@pytest.mark.parametrize("clip", [torch.zeros(4, 8, 8, 3), torch.zeros(0, 8, 8, 3, dtype=torch.uint8), torch.zeros(8, 8, 3, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "clip",
+    [torch.zeros(4, 8, 8, 3), torch.zeros(0, 8, 8, 3, dtype=torch.uint8), torch.zeros(8, 8, 3, dtype=torch.uint8)],
+)
 def test_clips_of_another_form_are_refused(reward: IdentityReward, references: Images, clip: Tensor) -> None:
     with pytest.raises(ValueError, match="uint8"):
         reward.score([clip], references[:1])

@@ -91,7 +91,9 @@ def test_an_image_fills_both_times_of_its_patches() -> None:
     assert grids == [(1, 4, 4)]
     first, second = rows.view(-1, 3, 2, 196).unbind(2)
     assert torch.equal(first, second)
-    assert rows.view(-1, 3, 392)[0, 0, 0].item() == pytest.approx((image[0, 0, 0].item() / 255 - MEAN[0]) / STD[0], abs=1e-6)
+    assert rows.view(-1, 3, 392)[0, 0, 0].item() == pytest.approx(
+        (image[0, 0, 0].item() / 255 - MEAN[0]) / STD[0], abs=1e-6
+    )
 
 
 def test_clips_of_mixed_sizes_keep_their_order() -> None:
@@ -109,12 +111,16 @@ def test_clips_of_mixed_sizes_keep_their_order() -> None:
 def test_resized_clips_hold_whole_grey_levels() -> None:
     clip = torch.randint(0, 256, (4, 48, 80, 3), dtype=torch.uint8)
     rows, _ = clip_rows([clip])
-    levels = (rows.double().view(-1, 3, 392) * torch.tensor(STD).double().view(3, 1) + torch.tensor(MEAN).double().view(3, 1)) * 255
+    levels = (
+        rows.double().view(-1, 3, 392) * torch.tensor(STD).double().view(3, 1) + torch.tensor(MEAN).double().view(3, 1)
+    ) * 255
     assert (levels - levels.round()).abs().max() < 1e-4
     assert levels.min() >= -1e-4 and levels.max() <= 255 + 1e-4
 
 
-@pytest.mark.parametrize(("before", "after"), [((48, 80), (252, 420)), ((240, 416), (252, 420)), ((480, 832), (476, 812))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((48, 80), (252, 420)), ((240, 416), (252, 420)), ((480, 832), (476, 812))]
+)
 def test_the_resize_for_gpus_gives_the_same_grey_levels(before: tuple[int, int], after: tuple[int, int]) -> None:
     pixels = torch.randint(0, 256, (2, 3, *before), generator=torch.Generator().manual_seed(0)).float()
     one, other = (resize(pixels, after, by_matrices=way).clamp(0, 255).round() for way in (True, False))

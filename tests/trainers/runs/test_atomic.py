@@ -25,17 +25,23 @@ from trainers.runs.atomic import atomic_folder, write_atomic
 
 def child(repository: Path, body: str, *arguments: str | Path) -> subprocess.Popen:
     program = WRITER.format(body=body)
-    return subprocess.Popen([sys.executable, "-c", program, str(repository), *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(repository), *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def killed_while_writing(repository: Path, folder: Path) -> None:
     """SIGKILL a process that has written half of `folder`."""
-    process = child(repository, """
+    process = child(
+        repository,
+        """
 with atomic_folder(Path(sys.argv[2])) as aside:
     (aside / "a").write_text("new")
     print("half", flush=True)
     time.sleep(60)
-""", folder)
+""",
+        folder,
+    )
     assert process.stdout.readline() == "half\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -108,12 +114,16 @@ def test_a_killed_writer_leaves_the_old_folder_and_is_cleaned_up_by_the_next(rep
 
 
 def test_a_living_writer_is_left_alone(repository, tmp_path):
-    process = child(repository, """
+    process = child(
+        repository,
+        """
 with atomic_folder(Path(sys.argv[2])) as aside:
     (aside / "a").write_text("slow")
     print("half", flush=True)
     time.sleep(1)
-""", tmp_path / "one")
+""",
+        tmp_path / "one",
+    )
     assert process.stdout.readline() == "half\n"
     with atomic_folder(tmp_path / "two") as aside:
         (aside / "a").write_text("fast")
@@ -149,7 +159,10 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
     """/dev/full is the system's own full disk."""
     with atomic_folder(tmp_path / "one") as aside:
         (aside / "a").write_text("old")
-    with pytest.raises(UserError, match="disk is full.*Nothing that was saved before is lost"), atomic_folder(tmp_path / "one") as aside:
+    with (
+        pytest.raises(UserError, match="disk is full.*Nothing that was saved before is lost"),
+        atomic_folder(tmp_path / "one") as aside,
+    ):
         (aside / "a").symlink_to("/dev/full")
         (aside / "a").write_text("new")
     assert contents(tmp_path / "one") == {"a": "old"}
@@ -158,7 +171,9 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
 
 def test_tensors_on_a_full_disk_are_said_and_lose_nothing(repository, tmp_path):
     """safetensors reports the system's refusal in its own words; a limit on file sizes stands for the disk's end."""
-    process = child(repository, """
+    process = child(
+        repository,
+        """
 import resource, torch
 from safetensors.torch import save_file
 from trainers.errors import UserError
@@ -170,7 +185,9 @@ try:
         save_file({"x": torch.zeros(100_000)}, aside / "x.safetensors")
 except UserError as error:
     print(error)
-""", tmp_path / "one")
+""",
+        tmp_path / "one",
+    )
     told, _ = process.communicate()
     assert "the disk is full" in told
     assert contents(tmp_path / "one") == {"a": "old"}
@@ -178,7 +195,9 @@ except UserError as error:
 
 
 def test_a_file_on_a_full_disk_keeps_its_old_content(repository, tmp_path):
-    process = child(repository, """
+    process = child(
+        repository,
+        """
 import resource
 from trainers.errors import UserError
 path = Path(sys.argv[2])
@@ -188,7 +207,9 @@ try:
     write_atomic(path, "n" * 1000)
 except UserError as error:
     print(error)
-""", tmp_path / "file")
+""",
+        tmp_path / "file",
+    )
     told, _ = process.communicate()
     assert "the disk is full" in told
     assert contents(tmp_path) == {"file": "old"}
@@ -197,10 +218,14 @@ except UserError as error:
 def test_readers_never_see_half_a_file(repository, tmp_path):
     path = tmp_path / "file"
     write_atomic(path, "0" * 200_000)
-    process = child(repository, """
+    process = child(
+        repository,
+        """
 for digit in "123456789" * 4:
     write_atomic(Path(sys.argv[2]), digit * 200_000, sync=False)
-""", path)
+""",
+        path,
+    )
     while process.poll() is None:
         text = path.read_text()
         assert len(text) == 200_000 and len(set(text)) == 1

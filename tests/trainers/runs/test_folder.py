@@ -70,7 +70,9 @@ def test_a_damaged_status_is_a_failed_run(run, text):
 
 
 def test_fields_of_another_kind_are_left_out_of_the_status(run):
-    (run.path / "status.json").write_text('{"state": "running", "pid": "7", "pid_started": [], "eta_seconds": "x", "iteration": 3}')
+    (run.path / "status.json").write_text(
+        '{"state": "running", "pid": "7", "pid_started": [], "eta_seconds": "x", "iteration": 3}'
+    )
     assert run.status() == {"state": "running", "iteration": 3}
 
 
@@ -107,9 +109,15 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(run):
 
 def test_metrics_are_json_for_everyone(run):
     run.append_metrics({"iteration": 0, "a": float("nan"), "b": [float("inf"), 1.0]})
+
     def refuse(constant):
         raise AssertionError(constant)
-    assert json.loads((run.path / "metrics.jsonl").read_text(), parse_constant=refuse) == {"iteration": 0, "a": None, "b": [None, 1.0]}
+
+    assert json.loads((run.path / "metrics.jsonl").read_text(), parse_constant=refuse) == {
+        "iteration": 0,
+        "a": None,
+        "b": [None, 1.0],
+    }
 
 
 def test_a_measurement_comes_back_as_what_it_was(run):

@@ -20,8 +20,15 @@ from trainers.runs.processes import alive
 from trainers.runs.registry import refresh
 
 SMALL = {
-    "iterations": 1, "rollout": {"steps": 3, "group_size": 2, "groups_per_update": 2, "window": {"kind": "random", "size": 1, "last": 2}},
-    "lora": {"rank": 2, "alpha": 2}, "evaluation": {"items": 2, "steps": 2},
+    "iterations": 1,
+    "rollout": {
+        "steps": 3,
+        "group_size": 2,
+        "groups_per_update": 2,
+        "window": {"kind": "random", "size": 1, "last": 2},
+    },
+    "lora": {"rank": 2, "alpha": 2},
+    "evaluation": {"items": 2, "steps": 2},
 }
 
 # What ComfyUI does: the pack is a folder of any name, loaded as a package of another name; nothing is installed.
@@ -80,7 +87,9 @@ def test_a_copy_of_the_pack_under_any_name_runs_what_outlives_its_host(repositor
     for name in ("trainers", "utils"):
         (comfy / name).mkdir(parents=True)
         (comfy / name / "__init__.py").write_text("raise RuntimeError('a folder of the host was imported')")
-    host = subprocess.run([sys.executable, "-c", HOST, str(pack), str(run.path)], cwd=comfy, capture_output=True, text=True, check=False)
+    host = subprocess.run(
+        [sys.executable, "-c", HOST, str(pack), str(run.path)], cwd=comfy, capture_output=True, text=True, check=False
+    )
     assert host.returncode == 0, host.stderr
     child = psutil.Process(int(host.stdout))
     assert os.getsid(child.pid) == child.pid != os.getsid(0)
@@ -107,7 +116,9 @@ def test_stop_ends_a_run_gently_and_resume_finishes_it(tmp_path, small_models):
 
 def deaf(run: RunFolder) -> subprocess.Popen:
     """A process in the run's place that hears neither requests nor SIGINT."""
-    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    program = (
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert child.stdout.readline() == "deaf\n"
     run.set_status(state="running", pid=child.pid, group=child.pid, pid_started=psutil.Process(child.pid).create_time())

@@ -26,7 +26,9 @@ def items(count: int = 2, shade: int = 0) -> PromptSet:
 def test_a_frozen_set_reads_back_as_it_was(tmp_path):
     frozen = load_prompt_set(starting.freeze_prompts(items(), tmp_path))
     assert [(item.id, item.prompt) for item in frozen] == [(item.id, item.prompt) for item in items()]
-    assert all(np.array_equal(load_picture(a.references[0]), b.references[0]) for a, b in zip(frozen, items(), strict=True))
+    assert all(
+        np.array_equal(load_picture(a.references[0]), b.references[0]) for a, b in zip(frozen, items(), strict=True)
+    )
 
 
 def test_the_same_content_is_frozen_once_and_another_apart(tmp_path):
@@ -59,7 +61,10 @@ def test_whoever_holds_a_device_is_named():
 
 
 def test_a_busy_device_is_refused_with_the_run_that_has_it(tmp_path):
-    with hold_device(device_name("cpu"), "some-run-id"), pytest.raises(UserError, match="the CPU is in use by run some-run-id"):
+    with (
+        hold_device(device_name("cpu"), "some-run-id"),
+        pytest.raises(UserError, match="the CPU is in use by run some-run-id"),
+    ):
         starting.start_once(tmp_path, CONFIG, "a", [])
     assert not any(tmp_path.iterdir())
 

@@ -16,8 +16,19 @@ from trainers.tinyworld.render import render_portraits, to_frames
 from trainers.tinyworld.scenes import prompt, sample_scenes
 
 SCENES, SEED = 4, 3
-SMALL = {"patch_size": [1, 2, 2], "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16,
-         "text_dim": 16, "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "cross_attn_norm": True, "rope_max_seq_len": 64}
+SMALL = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "cross_attn_norm": True,
+    "rope_max_seq_len": 64,
+}
 
 
 def drawn_scenes(count: int):
@@ -49,10 +60,24 @@ def models(shared):
     def make(kind: str):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            transformer = (WanTransformer3DModel(**SMALL) if kind == "phantom"
-                           else WanVACETransformer3DModel(**SMALL, vace_layers=[0], vace_in_channels=96))
-            text = UMT5EncoderModel(UMT5Config(vocab_size=len(shared[1]), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
-                                               dropout_rate=0.0, pad_token_id=0, eos_token_id=1))
+            transformer = (
+                WanTransformer3DModel(**SMALL)
+                if kind == "phantom"
+                else WanVACETransformer3DModel(**SMALL, vace_layers=[0], vace_in_channels=96)
+            )
+            text = UMT5EncoderModel(
+                UMT5Config(
+                    vocab_size=len(shared[1]),
+                    d_model=16,
+                    d_kv=8,
+                    d_ff=16,
+                    num_layers=1,
+                    num_heads=2,
+                    dropout_rate=0.0,
+                    pad_token_id=0,
+                    eos_token_id=1,
+                )
+            )
         return transformer, text.requires_grad_(kind == "vace")
 
     return make
@@ -91,7 +116,9 @@ def seen_by(transformer) -> list[tuple[dict, Tensor]]:
     """A list that grows by the input (as keywords) and the answer of every call."""
     names, calls = ("hidden_states", "timestep", "encoder_hidden_states"), []
     transformer.register_forward_hook(
-        lambda _, args, kwargs, answer: calls.append((dict(zip(names, args, strict=False)) | kwargs, answer[0])), with_kwargs=True)
+        lambda _, args, kwargs, answer: calls.append((dict(zip(names, args, strict=False)) | kwargs, answer[0])),
+        with_kwargs=True,
+    )
     return calls
 
 
@@ -115,8 +142,19 @@ def test_what_remains_is_the_average_of_the_steps(models, data):
     transformer, text = models("phantom")
     weight = transformer.patch_embedding.weight
     before, after = weight.detach().clone(), []
-    train_policy("phantom", transformer, text, [data], False, 3, float("inf"), 1e-2, SCENES, "test",
-                 tick=lambda _: after.append(weight.detach().clone()))
+    train_policy(
+        "phantom",
+        transformer,
+        text,
+        [data],
+        False,
+        3,
+        float("inf"),
+        1e-2,
+        SCENES,
+        "test",
+        tick=lambda _: after.append(weight.detach().clone()),
+    )
     expected = before
     for step in after:
         expected = expected + 0.002 * (step - expected)
@@ -128,6 +166,7 @@ def test_what_phantom_answers_for_references_is_not_in_the_loss(models, batch):
     transformer, _ = models("phantom")
     frames, plain = batch[0].shape[2], seeded_error(transformer, batch)
     for place, counts in ((slice(frames, None), False), (slice(frames), True)):
+
         def spoil(_, __, answer, place=place):
             spoilt = answer[0].clone()
             spoilt[:, :, place] += 7
@@ -142,7 +181,9 @@ def test_phantom_s_references_reach_the_clip(models, batch):
     """Else the test above would hold for a loss that ignores them altogether."""
     transformer, _ = models("phantom")
     clip, references, *rest = batch
-    assert not torch.equal(seeded_error(transformer, (clip, references.flip(2), *rest)), seeded_error(transformer, batch))
+    assert not torch.equal(
+        seeded_error(transformer, (clip, references.flip(2), *rest)), seeded_error(transformer, batch)
+    )
 
 
 def test_phantom_is_trained_on_the_layout_in_which_it_samples(policy, batch):
@@ -154,7 +195,9 @@ def test_phantom_is_trained_on_the_layout_in_which_it_samples(policy, batch):
         given, answer = calls[0]
         noisy = given["hidden_states"][:, :, :frames]
         conditions = ConditionBatch(text, text, references, 2)
-        with_references, without = (policy.velocity(noisy, sigma.flatten() * 1000, conditions, g) for g in (Guidance(), Guidance(0.0)))
+        with_references, without = (
+            policy.velocity(noisy, sigma.flatten() * 1000, conditions, g) for g in (Guidance(), Guidance(0.0))
+        )
     for scene, sampled in enumerate([without, *[with_references] * (SCENES - 1)]):
         call = 1 if sampled is with_references else 2
         for name, value in given.items():

@@ -12,8 +12,17 @@ from trainers.rewards.identity import open_base
 from trainers.rewards.sequence import HEAD, TAIL
 from trainers.tinyworld.reward_base import SPECIAL_TOKENS, build_reward_base
 
-SMALL = {"vision_width": 32, "vision_depth": 2, "vision_heads": 2, "vision_intermediate": 48, "width": 32, "depth": 1, "heads": 2,
-         "key_value_heads": 1, "intermediate": 48}
+SMALL = {
+    "vision_width": 32,
+    "vision_depth": 2,
+    "vision_heads": 2,
+    "vision_intermediate": 48,
+    "width": 32,
+    "depth": 1,
+    "heads": 2,
+    "key_value_heads": 1,
+    "intermediate": 48,
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,9 @@ def test_every_weight_is_in_the_file(base: Path) -> None:
     one, _ = open_base(base, torch.float32)
     torch.manual_seed(2)
     other, _ = open_base(base, torch.float32)
-    ours = {k: v for k, v in one.state_dict().items() if k not in ("rm_head.weight", "language_model.embed_tokens.weight")}
+    ours = {
+        k: v for k, v in one.state_dict().items() if k not in ("rm_head.weight", "language_model.embed_tokens.weight")
+    }
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in ours.items())
     rows = json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     assert torch.equal(one.language_model.embed_tokens.weight[:rows], other.language_model.embed_tokens.weight[:rows])

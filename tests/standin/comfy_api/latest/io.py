@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-NAMES = {"raw_link": "rawLink", "force_input": "forceInput", "dynamic_prompts": "dynamicPrompts",
-         "display_mode": "display"}
+NAMES = {
+    "raw_link": "rawLink",
+    "force_input": "forceInput",
+    "dynamic_prompts": "dynamicPrompts",
+    "display_mode": "display",
+}
 PLAIN = {"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link", "advanced"}
 WIDGET = PLAIN | {"default", "socketless"}
 NUMBER = WIDGET | {"min", "max", "step", "display_mode", "force_input"}
@@ -47,8 +51,13 @@ class Input:
 class Output:
     IO_TYPE = ""
 
-    def __init__(self, id: str | None = None, display_name: str | None = None, tooltip: str | None = None,
-                 is_output_list: bool = False) -> None:
+    def __init__(
+        self,
+        id: str | None = None,
+        display_name: str | None = None,
+        tooltip: str | None = None,
+        is_output_list: bool = False,
+    ) -> None:
         self.id, self.display_name, self.tooltip, self.is_output_list = id, display_name or id, tooltip, is_output_list
 
     @property
@@ -96,7 +105,7 @@ class Autogrow:
 
     class TemplatePrefix:
         def __init__(self, input: Input, prefix: str, min: int = 1, max: int = 10) -> None:
-            assert 0 <= min and 1 <= max <= 100
+            assert min >= 0 and 1 <= max <= 100
             self.input, self.prefix, self.min, self.max = copy.copy(input), prefix, min, max
             self.names = [f"{prefix}{i}" for i in range(max)]
 
@@ -211,10 +220,16 @@ class ComfyNode:
         schema = cls.GET_SCHEMA()
         given = _v1(schema.inputs) | ({"hidden": {h.name: (h.value,) for h in schema.hidden}} if schema.hidden else {})
         return {
-            "input": given, "input_order": {kind: list(inputs) for kind, inputs in given.items()},
-            "output": [o.io_type for o in schema.outputs], "output_name": [o.display_name or o.io_type for o in schema.outputs],
-            "output_tooltips": [o.tooltip for o in schema.outputs], "output_node": schema.is_output_node, "name": schema.node_id,
-            "display_name": schema.display_name, "category": schema.category, "description": schema.description,
+            "input": given,
+            "input_order": {kind: list(inputs) for kind, inputs in given.items()},
+            "output": [o.io_type for o in schema.outputs],
+            "output_name": [o.display_name or o.io_type for o in schema.outputs],
+            "output_tooltips": [o.tooltip for o in schema.outputs],
+            "output_node": schema.is_output_node,
+            "name": schema.node_id,
+            "display_name": schema.display_name,
+            "category": schema.category,
+            "description": schema.description,
             "search_aliases": schema.search_aliases or None,
         }
 
