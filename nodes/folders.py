@@ -6,7 +6,6 @@ Every path comes from ComfyUI's own folders; a choice that is not among those of
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,6 @@ BUILT_IN_SETS = {"TinyWorld: training (built in)": "train", "TinyWorld: held out
 WITH_MODEL = "beside the model"
 AS_CHECKPOINT = "as the checkpoint says"
 WEIGHTS = ".safetensors"
-EXPORT = re.compile(r".+-(\d{6})\.safetensors")
 LATEST, BEST = "latest", "best"
 NEWEST_RUN = "newest run"
 
@@ -213,16 +211,10 @@ def _adapters() -> dict[str, Path]:
 def _run_lora(run: RunFolder, which: str) -> LoraFile:
     """The run's newest export, or that of its best evaluation (the newest while none is measured). Raises UserError when
     it has none yet."""
-    exports = {int(m[1]): p for p in run.exports.glob("*.safetensors") if (m := EXPORT.fullmatch(p.name))}
-    if not exports:
+    export = run.best() if which == BEST else run.newest()
+    if export is None:
         raise UserError(f"run {run.id} has no LoRA yet; it writes the first one with its first checkpoint")
-    iteration = max(exports)
-    if which == BEST:
-        rows = (r for r in run.read_metrics() if r.get("kind") == "evaluation" and r.get("margin") is not None)
-        measured = [r for r in rows if r["iteration"] in exports]
-        if measured:
-            iteration = max(measured, key=lambda r: (r["margin"], r["iteration"]))["iteration"]
-    return LoraFile(exports[iteration], f"{run.id}: {which}")
+    return LoraFile(export.path, f"{run.id}: {which}")
 
 
 def run_choices() -> list[str]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io, ui
 
-from ..trainers.boards import prompt_board
 from ..trainers.errors import UserError
-from ..trainers.policies.wan import fit_on_white, load_picture
+from ..trainers.pictures.boards import prompt_board
+from ..trainers.pictures.reading import read_pixels
+from ..trainers.policies.wan import fit_on_white
 from ..trainers.prompts import PromptItem as Item
 from ..trainers.prompts import PromptSet as Prompts
 from ..trainers.prompts import load_prompt_set
@@ -151,7 +152,7 @@ def _refusal(picture: Path) -> str | None:
 
 def _one_size(references) -> torch.Tensor:
     """IMAGE batch of the pictures; those of another size than the first are fitted into it on white."""
-    pictures = [load_picture(reference) for reference in references]
+    pictures = [read_pixels(reference) for reference in references]
     height, width = pictures[0].shape[:2]
     fitted = [
         torch.from_numpy(p).float() / 255

@@ -7,9 +7,9 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..trainers.boards import compare_board, score_board, verdict
 from ..trainers.config import RewardConfig
 from ..trainers.errors import UserError
+from ..trainers.pictures.boards import compare_board, score_board, verdict
 from ..trainers.rewards.checkpoint import find_base, find_checkpoint
 from ..trainers.rewards.geometry import VIDEO_MIN_PIXELS, frame_indices, resized
 from ..trainers.rewards.identity import IdentityReward, preference_probabilities

@@ -57,8 +57,9 @@ def _run(request: web.Request) -> RunFolder:
 
 def _told(run: RunFolder) -> dict:
     status = refresh(run)
-    saved = max((p.name for p in run.exports.glob("*.safetensors")), default="")
-    return {"id": run.id, "text": summary(run), "saved": saved} | {name: status.get(name) for name in STATUS}
+    newest = run.newest()
+    saved = newest.path.name if newest else ""
+    return {"id": run.id, "text": summary(run), "saved": saved} | {name: getattr(status, name) for name in STATUS}
 
 
 def _stop(request: web.Request) -> dict:
@@ -83,7 +84,7 @@ def _resume(request: web.Request) -> dict:
 
 def _save(request: web.Request) -> dict:
     run = _run(request)
-    state = refresh(run)["state"]
+    state = refresh(run).state
     if state not in ("starting", "running"):
         reason = SAVED_ANYHOW.get(state, "what it had saved is kept, and Resume goes on from there")
         raise UserError(f"run {run.id} is {state} and cannot be asked to save: {reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import comfy.model_management as management
 import comfy.utils
@@ -13,11 +12,12 @@ from comfy_api.latest import io, ui
 from ..trainers.config import BUILT_IN, RECIPES, make_config, preset_for
 from ..trainers.errors import UserError
 from ..trainers.prompts import PromptSet as Prompts
-from ..trainers.prompts import resolve_prompts
 from ..trainers.runs.folder import RunFolder
+from ..trainers.runs.inputs import resolve_prompts
+from ..trainers.runs.pictures import curve, newest_clips
 from ..trainers.runs.registry import is_alive, list_runs, refresh
 from ..trainers.runs.starting import freeze_prompts, start_once
-from ..trainers.runs.summary import curve, newest_clips, sentence, summary
+from ..trainers.runs.summary import sentence, summary
 from . import folders
 from .pictures import to_image
 from .types import LazyPolicy, LazyReward, PromptSet, Reward, TrainingRun, WanPolicy
@@ -350,28 +350,27 @@ def _given(changes: dict) -> dict:
 
 
 def _state(run: RunFolder) -> tuple:
-    files = [run.path / "status.json", run.path / "metrics.jsonl", run.exports]
-    return run.id, refresh(run)["state"], *(p.stat().st_mtime_ns for p in files if p.exists())
+    return run.id, refresh(run).state, *run.changed()
 
 
 def _wait(run: RunFolder, until: str) -> None:
     """Until its first LoRA or its end. Raises UserError when it ends badly before."""
     status = refresh(run)
-    bar = comfy.utils.ProgressBar(status.get("iterations", 1))
+    bar = comfy.utils.ProgressBar(status.iterations or 1)
     while is_alive(run):
         if until == FIRST_LORA and _has_lora(run):
             return
-        bar.update_absolute(run.status().get("iteration", 0))
+        bar.update_absolute(run.status().iteration)
         management.throw_exception_if_processing_interrupted()
         time.sleep(1 / LOOKS_PER_SECOND)
     status = refresh(run)
-    if status["state"] == "failed" or not _has_lora(run):
-        raise UserError(f"{sentence(run)}; {status.get('last_error') or 'it has no LoRA'}")
+    if status.state == "failed" or not _has_lora(run):
+        raise UserError(f"{sentence(run)}; {status.last_error or 'it has no LoRA'}")
 
 
 def _has_lora(run: RunFolder) -> bool:
     """Whether it has one that has learned: that of iteration 0 is the untouched policy."""
-    return any(not path.stem.endswith("-000000") for path in Path(run.exports).glob("*.safetensors"))
+    return any(export.iteration for export in run.exports())
 
 
 def _shown(run: RunFolder, text: str, picture: torch.Tensor | None = None, node: type | None = None) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.grpo.solvers import SOLVERS, SolverName
+from ..trainers.diffusion.solvers import SOLVERS, SolverName
 from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
 from .pictures import references_input, to_references

@@ -12,11 +12,11 @@ import psutil
 import torch
 from torch import Tensor
 
+from ..trainers.diffusion.noise import noise_generators, unit_noise
+from ..trainers.diffusion.sampling import denoise
+from ..trainers.diffusion.schedule import flow_schedule
+from ..trainers.diffusion.solvers import SolverName
 from ..trainers.errors import UserError
-from ..trainers.grpo.dynamics import flow_schedule
-from ..trainers.grpo.plan import draw_noise, noise_generators
-from ..trainers.grpo.rollout import denoise
-from ..trainers.grpo.solvers import SolverName
 from ..trainers.lora.formats import read_lora
 from ..trainers.lora.inject import load_lora_into, remove_lora
 from ..trainers.policies.base import Conditions, Guidance, VideoSize
@@ -133,7 +133,7 @@ def _denoise(policy: WanVideoPolicy, conditions: Conditions, sampling: Sampling)
         policy.batch([conditions]),
         flow_schedule(sampling.steps, sampling.shift, policy.device),
         sampling.guidance,
-        draw_noise(noise_generators([sampling.seed]), shape, policy.device),
+        unit_noise(noise_generators([sampling.seed]), shape, policy.device),
         watch=lambda latents: progress.show(_clip(policy, latents, sampling.size)),
         solver=sampling.solver,
     )

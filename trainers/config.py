@@ -16,6 +16,7 @@ from .errors import UserError
 PolicyKind = Literal["vace", "phantom"]
 BUILT_IN: dict[str, PolicyKind] = {"tinyworld": "vace", "tinyworld-phantom": "phantom"}
 """Names of the models that come with the code, and what they are."""
+TINYWORLD_WEIGHTS = Path(__file__).parent / "tinyworld" / "weights"
 
 
 class Section(BaseModel):
@@ -144,6 +145,9 @@ class OptimConfig(Section):
     )
 
 
+Tracker = Literal["tensorboard", "wandb"]
+
+
 class LoraConfig(Section):
     rank: int = Field(32, ge=1)
     alpha: float = Field(32.0, gt=0)
@@ -191,7 +195,14 @@ class TrainConfig(Section):
         description="folder that also gets every exported LoRA, in one named as the run, e.g. "
         "below ComfyUI's models/loras",
     )
+    negative_prompt: str = Field("", description="of prompt rows that have none of their own")
     start_lora: str | None = Field(None, description="a LoRA to start from; the reference policy stays the base model")
+    trackers: list[Tracker] = Field(
+        [], description="where metrics go beside metrics.jsonl, by accelerate; the package must be installed"
+    )
+    process_timeout_minutes: float = Field(
+        120.0, gt=0, le=10080, description="how long the processes of a run wait for each other before it fails"
+    )
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
     video: VideoConfig = VideoConfig()
@@ -233,6 +244,12 @@ class TrainConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+WAN_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
+    "倒着走"
+)
+"""Wan 2.1's own default (wan/configs/shared_config.py), which the published recipe, VACE and Phantom use."""
 TINY_VIDEO = {"height": 48, "width": 80, "frames": 9}
 
 
@@ -248,6 +265,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 PRESETS: dict[str, dict[str, Any]] = {
     # The published recipe, 24 of 25 steps trained.
     "paper": {
+        "negative_prompt": WAN_NEGATIVE_PROMPT,
         "policy": {"dtype": "bfloat16"},
         "reward": {"dtype": "bfloat16"},
         "optim": {"gradient_checkpointing": True},
@@ -256,6 +274,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A short random window in the noisier half, ratios normalised (GRPO-Guard). Measured at the training size: a held-out
     # video of the published size costs as much as forty of training.
     "fast": {
+        "negative_prompt": WAN_NEGATIVE_PROMPT,
         "policy": {"dtype": "bfloat16"},
         "reward": {"dtype": "bfloat16"},
         "rollout": {"window": {"kind": "random", "size": 3}, "steps": 16},

@@ -1,8 +1,10 @@
-"""The one exception that a user is meant to read, and lists for its message."""
+"""The one exception that a user is meant to read, and what its messages are made of."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -12,7 +14,13 @@ class UserError(ValueError):
     """
 
 
-def some(names: Iterable[str], shown: int = 3) -> str:
+def shorten(names: Iterable[str], shown: int = 3) -> str:
     """The first of the names in their order, and how many more there are: `a, b, c and 4 more`."""
     named = sorted(names)
     return ", ".join(named[:shown]) + (f" and {len(named) - shown} more" if len(named) > shown else "")
+
+
+def program() -> str:
+    """How the user called this program, for commands that a message proposes."""
+    name = Path(sys.argv[0]).name
+    return "python -m trainers" if name in ("__main__.py", "-m", "-c") or not name.startswith("identity-grpo") else name

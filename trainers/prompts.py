@@ -10,17 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .errors import UserError
 
-if TYPE_CHECKING:
-    from .config import TrainConfig
-
 COLUMNS = ("ref_paths", "prompt")
-TINYWORLD_ITEMS = (64, 512)
 PROBLEMS_SHOWN = 10
 
 
@@ -147,74 +143,6 @@ def save_prompt_set(items: Sequence[PromptItem], path: str | Path) -> Path:
     return path
 
 
-def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
-    """The training and the held-out items of a run.
-
-    Raises UserError when a file has problems, when the training set is smaller than the groups of one update, when nothing
-    is held out, or when a held-out item is also trained on.
-    """
-    if config.prompts == "tinyworld":
-        if config.held_out:
-            raise UserError(
-                "held_out takes rows off a CSV; TinyWorld brings its own held-out items: leave held_out at 0"
-            )
-        train = _tinyworld("train", _tinyworld_items(config.rollout.groups * config.iterations))
-    else:
-        train = load_prompt_set(config.prompts)
-    if config.evaluation_prompts and config.held_out:
-        raise UserError("evaluation_prompts and held_out both name the held-out items; set only one of them")
-    if (
-        config.evaluation_prompts in (None, "tinyworld") and config.prompts == "tinyworld"
-    ) or config.evaluation_prompts == "tinyworld":
-        held_out = _tinyworld("held_out", config.evaluation.items)
-    elif config.evaluation_prompts:
-        held_out = load_prompt_set(config.evaluation_prompts)
-    elif config.held_out:
-        if config.held_out >= len(train):
-            raise UserError(
-                f"held_out {config.held_out} leaves nothing to train on: {train.source} has {len(train)} rows"
-            )
-        kept = len(train) - config.held_out
-        train, held_out = (PromptSet(part, train.source) for part in (train.items[:kept], train.items[kept:]))
-    else:
-        raise UserError(
-            "nothing is held out to measure progress on; set evaluation_prompts to a second CSV, or held_out to a "
-            f"number of rows taken off the end of {train.source}"
-        )
-    _refuse_overlap(train, held_out)
-    needed = config.rollout.groups_per_update
-    if len(train) < needed:
-        raise UserError(
-            f"{train.source} has {len(train)} rows to train on but an update needs {needed} groups, each of another row; "
-            f"add {needed - len(train)} rows, or set rollout.groups_per_update to {len(train)} or less "
-            "(below 16 the method hardly moves)"
-        )
-    return train, held_out
-
-
-def _refuse_overlap(train: PromptSet, held_out: PromptSet) -> None:
-    known = {item.content(): item.id for item in train}
-    for item in held_out:
-        trained = known.get(item.content())
-        if trained is not None:
-            raise UserError(
-                f"held-out item `{item.id}` of {held_out.source} is also trained on (`{trained}` of {train.source}), "
-                "so it would measure memory; take it out of one of the two"
-            )
-
-
-def _tinyworld_items(draws: int) -> int:
-    """A power of two: drawing portraits takes time, so no more than a run of so many groups comes to see."""
-    least, most = TINYWORLD_ITEMS
-    return min(most, max(least, 1 << (draws - 1).bit_length()))
-
-
-def _tinyworld(split: str, count: int) -> PromptSet:
-    from .tinyworld.prompts import tiny_prompt_set
-
-    return PromptSet(tuple(tiny_prompt_set(split, count)), "tinyworld")
-
-
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """Numbered rows of the CSV, without blank ones at its end."""
     try:
@@ -274,7 +202,7 @@ def _item(
 def _picture_problem(path: Path) -> str | None:
     from PIL import Image
 
-    from .clips import UNREADABLE
+    from .pictures.reading import UNREADABLE
 
     if not path.is_file():
         return f"reference image {path} is missing; paths are relative to the CSV's folder"

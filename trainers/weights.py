@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import UserError, some
+from .errors import UserError, shorten
 
 
-def fill(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
+def load_full_state(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
     """Make the tensors of `state` the parameters of `model` (which may be on the meta device), without a copy.
 
     `source` is what they were read from. Raises UserError when any is missing, is none of the model's, or has another shape.
@@ -23,7 +23,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
     model.load_state_dict(state, assign=True)
 
 
-def whole(loaded: tuple[nn.Module, dict[str, Any]], source: object) -> nn.Module:
+def require_complete(loaded: tuple[nn.Module, dict[str, Any]], source: object) -> nn.Module:
     """The model of a `from_pretrained(..., output_loading_info=True)`, which fills what it does not find with noise.
 
     Raises UserError when that happened.
@@ -34,7 +34,7 @@ def whole(loaded: tuple[nn.Module, dict[str, Any]], source: object) -> nn.Module
 
 
 def _refuse(fault: str, names: Iterable[str], model: nn.Module, source: object) -> None:
-    if told := some(names):
+    if told := shorten(names):
         raise UserError(
             f"{source} is not a complete {type(model).__name__}: it {fault} {told}; "
             "give the right model, downloaded to its end"

@@ -16,8 +16,8 @@ def test_closing_comfyui_leaves_the_run_going_and_the_next_one_shows_and_stops_i
             assert started.status == "success", started.error
         (run,) = runs_in(base)
         until = time.monotonic() + 60
-        while run.status().get("iteration", 0) < 1:
-            assert run.status()["state"] in ("starting", "running") and time.monotonic() < until, run.log_tail()
+        while run.status().iteration < 1:
+            assert run.status().state in ("starting", "running") and time.monotonic() < until, run.log_tail()
             time.sleep(0.2)
         with serving(*comfyui_python, base, "--cpu") as comfyui:
             shown = comfyui.run(graph)

@@ -12,8 +12,8 @@ import pytest
 
 from comfy_graphs import to_api
 from comfy_server import runs_in
+from trainers.processes import alive
 from trainers.runs.launcher import stop
-from trainers.runs.processes import alive
 from trainers.runs.registry import find
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
@@ -109,7 +109,7 @@ def test_stop_says_that_it_stops_and_a_second_click_does_no_harm(panels):
 
 def test_a_run_that_was_stopped_has_no_process(panels, runs):
     status = find(runs, run_of(panels["queued"])).status()
-    assert status["state"] == "stopped" and not alive(status["pid"], status["pid_started"])
+    assert status.state == "stopped" and not alive(status.pid, status.pid_started)
 
 
 def test_after_a_resume_every_node_of_the_run_goes_on_showing_it(panels):

@@ -96,7 +96,7 @@ def test_training_takes_every_gpu_but_comfyuis_or_the_only_one(server, people, g
     told = server.run(training(people))
     assert told.status == "success", told.error
     (run,) = runs_in(server.base)
-    assert run.status()["gpus"] == (list(range(1, gpus)) or [0])
+    assert run.status().gpus == (list(range(1, gpus)) or [0])
     refused = server.run(training(people, seed=9))
     assert refused.failed_node == TRAIN and run.id in refused.error
     ended = server.run(training(people, "for the end"), 300)
@@ -113,7 +113,7 @@ def test_all_gpus_train_one_run(server, people, gpus):
     result = server.run(training(people, "for the end", devices="all GPUs", name="all", groups_per_update=gpus), 400)
     assert result.status == "success", result.error
     run = runs_in(server.base)[-1]
-    assert run.status()["gpus"] == list(range(gpus)) and run.status()["state"] == "finished"
+    assert run.status().gpus == list(range(gpus)) and run.status().state == "finished"
 
 
 def test_flash_attention_draws_what_sdpa_draws(server, people):

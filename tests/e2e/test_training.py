@@ -56,7 +56,7 @@ def test_the_graph_goes_on_while_the_run_goes_on(trained):
 
 def test_it_reaches_its_last_iteration_and_all_queues_meant_one_run(trained, runs, comfyui):
     (run,) = runs()
-    assert run.status()["state"] == "finished" and run.status()["iteration"] == 2
+    assert run.status().state == "finished" and run.status().iteration == 2
     (listed,) = comfyui.get("/identity_grpo/runs")
     assert listed["id"] == run.id and listed["state"] == "finished"
 

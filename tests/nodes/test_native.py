@@ -250,8 +250,8 @@ def test_a_native_phantom_graph_draws_what_our_sampler_draws(run_node, core_wan,
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
     from comfy_extras.nodes_wan import WanPhantomSubjectToVideo
 
-    from trainers.grpo.dynamics import Schedule
-    from trainers.grpo.rollout import denoise
+    from trainers.diffusion.sampling import denoise
+    from trainers.diffusion.schedule import Schedule
     from trainers.lora.formats import read_lora, write_native
     from trainers.lora.inject import add_lora, load_lora_into, lora_parameters, remove_lora, to_lora
     from trainers.policies.base import ConditionBatch, Guidance

@@ -17,8 +17,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from trainers.config import make_config
+from trainers.processes import alive
 from trainers.runs.folder import RunFolder
-from trainers.runs.processes import alive
 
 ROOT = "/identity_grpo/runs"
 REPOSITORY = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ from trainers.runs.folder import RunFolder
 run = RunFolder(sys.argv[1])
 run.set_status(state="running", iteration=1)
 print("runs", flush=True)
-while run.status()["state"] != "stopping":
+while run.status().state != "stopping":
     time.sleep(0.02)
 time.sleep(0.7)
 run.take("stop")
@@ -133,7 +133,7 @@ def test_a_run_that_goes_on_tells_how_long_and_what_it_has_saved(ask, going):
     ((_, before),) = ask(("GET", f"{ROOT}/{going.id}"))
     going.set_status(eta_seconds=90.0)
     for iteration in (5, 0):
-        (going.exports / f"{going.id}-{iteration:06d}.safetensors").touch()
+        (going.exports_folder / f"{going.id}-{iteration:06d}.safetensors").touch()
     ((_, told),) = ask(("GET", f"{ROOT}/{going.id}"))
     assert (before["state"], before["eta_seconds"], before["saved"]) == ("running", None, "")
     assert told["eta_seconds"] == 90 and told["saved"] == f"{going.id}-000005.safetensors"
@@ -169,7 +169,7 @@ def test_stop_answers_when_the_run_has_ended_and_so_it_does_after_a_resume(ask, 
     for _ in ("first", "resumed"):
         ((status, told),) = ask(("POST", f"{ROOT}/{going.id}/stop"))
         assert (status, told["state"]) == (200, "stopped")
-        assert not alive(going.status()["pid"], going.status()["pid_started"])
+        assert not alive(going.status().pid, going.status().pid_started)
         listen(going)
 
 
@@ -229,14 +229,14 @@ def test_resume_starts_one_process_however_often_it_is_asked(ask, make):
     try:
         told = sorted(ask(("POST", path), ("POST", path)), key=lambda answer: answer[0])
         status = run.status()
-        assert told[0][0] == 200 and told[0][1]["state"] == "starting" and alive(status["pid"], status["pid_started"])
+        assert told[0][0] == 200 and told[0][1]["state"] == "starting" and alive(status.pid, status.pid_started)
         assert told[1] == (409, {"error": f"run {run.id} is starting already"})
     finally:
-        os.killpg(run.status()["group"], signal.SIGKILL)
+        os.killpg(run.status().group, signal.SIGKILL)
 
 
 def test_a_run_whose_process_was_killed_is_failed_and_may_be_resumed(ask, going):
-    os.kill(going.status()["pid"], signal.SIGKILL)
-    wait_for(lambda: not alive(going.status()["pid"], going.status()["pid_started"]))
+    os.kill(going.status().pid, signal.SIGKILL)
+    wait_for(lambda: not alive(going.status().pid, going.status().pid_started))
     ((_, told),) = ask(("GET", f"{ROOT}/{going.id}"))
     assert told["state"] == "failed" and "is gone" in told["text"] and "Resume" in told["text"]

@@ -45,9 +45,9 @@ def long_run(run_node, parts, finished):
 def test_a_run_reaches_its_end_and_its_lora_lies_among_comfyuis(run_node, finished):
     import folder_paths
 
-    assert finished.status()["state"] == "finished"
+    assert finished.status().state == "finished"
     published = Path(folder_paths.get_folder_paths("loras")[0]) / "identity_grpo" / finished.id
-    assert [p.name for p in published.iterdir()] == [p.name for p in finished.exports.iterdir()]
+    assert [p.name for p in published.iterdir()] == [p.name for p in finished.exports_folder.iterdir()]
 
 
 def test_the_same_settings_show_the_run_and_start_no_second_one(run_node, parts, finished):
@@ -67,7 +67,7 @@ def test_looking_gives_choices_that_load_lora_understands(run_node, parts, finis
     assert "finished, iteration 1 of 1" in status
     for choice in (latest, best):
         (policy,) = run_node("IdentityGRPOLoadLoRA", policy=parts["policy"], lora=choice)
-        assert policy.lora.path.parent == finished.exports
+        assert policy.lora.path.parent == finished.exports_folder
     assert curve.shape[1] > 200 and clips.shape[0] == 9
 
 
@@ -87,7 +87,7 @@ def test_going_on_from_a_run_that_has_ended_is_one_run_however_often_it_is_queue
     (run,) = run_node("IdentityGRPOTrain", **parts, **settings)
     (again,) = run_node("IdentityGRPOTrain", **parts, **settings)
     run_node("IdentityGRPORun", training_run=run, wait="for the end")
-    assert run.id == again.id != finished.id and Path(run.config().start_lora).parent == finished.exports
+    assert run.id == again.id != finished.id and Path(run.config().start_lora).parent == finished.exports_folder
 
 
 def test_a_second_run_on_the_device_is_refused_and_leaves_nothing(run_node, parts, long_run):
@@ -128,7 +128,7 @@ def test_cancel_ends_the_waiting_and_not_the_run(run_node, long_run, monkeypatch
     monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", cancel)
     with pytest.raises(Cancelled):
         run_node("IdentityGRPORun", training_run=long_run, wait="for the end")
-    assert long_run.status()["state"] in ("starting", "running")
+    assert long_run.status().state in ("starting", "running")
 
 
 def test_a_failed_run_is_told_with_its_reason(run_node, finished, tmp_path):
@@ -237,4 +237,4 @@ def test_a_run_that_is_not_there_is_refused(run_node, pack, finished):
 
 def test_waiting_for_the_first_lora_waits_for_one_that_has_learned(run_node, long_run):
     run_node("IdentityGRPORun", training_run=long_run, wait="for the first LoRA")
-    assert max(p.stem for p in long_run.exports.glob("*.safetensors"))[-6:] != "000000"
+    assert max(p.stem for p in long_run.exports_folder.glob("*.safetensors"))[-6:] != "000000"

@@ -54,7 +54,7 @@ def results(pack, graph, node_output) -> dict:
 
 def test_the_run_reaches_its_end(results):
     (result,) = results["Train"]
-    assert result.args[0].status()["state"] == "finished"
+    assert result.args[0].status().state == "finished"
 
 
 def test_before_and_after_are_drawn_and_differ(results):

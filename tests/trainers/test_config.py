@@ -50,10 +50,10 @@ def test_an_impossible_config_says_how_to_mend_it(changes, sentence):
 )
 def test_evaluation_has_training_s_scales_unless_it_has_its_own(preset, training, evaluation):
     from trainers.grpo.evaluate import evaluation_guidance
-    from trainers.grpo.rollout import guidance_of
+    from trainers.grpo.rollout import training_guidance
 
     config = make_config(preset)
-    for found, expected in ((guidance_of(config.rollout), training), (evaluation_guidance(config), evaluation)):
+    for found, expected in ((training_guidance(config.rollout), training), (evaluation_guidance(config), evaluation)):
         assert (found.text, found.image) == expected
 
 

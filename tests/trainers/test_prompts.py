@@ -10,7 +10,8 @@ from PIL import Image
 
 from trainers.config import make_config
 from trainers.errors import UserError
-from trainers.prompts import PromptItem, PromptSet, load_prompt_set, resolve_prompts, save_prompt_set
+from trainers.prompts import PromptItem, PromptSet, load_prompt_set, save_prompt_set
+from trainers.runs.inputs import resolve_prompts
 
 
 def picture(path: Path, value: int = 0) -> Path:

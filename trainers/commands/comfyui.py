@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -38,7 +39,11 @@ sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() or 
 """
 
 
-def main(port: int) -> int:
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8188, help="default: 8188")
+
+
+def main(options: Namespace) -> int:
     """Find or install ComfyUI, put the pack in, start it and say where to click; returns when ComfyUI ends.
 
     Returns 1 when this machine cannot have a ComfyUI. Raises UserError for what stands in the way and can be moved.
@@ -63,7 +68,7 @@ def main(port: int) -> int:
         )
     name = put_in(folder)
     add_requirements(python)
-    return start(folder, python, name, port)
+    return start(folder, python, name, options.port)
 
 
 # --- finding -----------------------------------------------------------------------------------------------------------------

@@ -1,63 +1,65 @@
-"""`demo`: the whole method in miniature, on whatever machine this is, in less than ten minutes."""
+"""`demo`: the whole method in miniature, on whatever machine this is."""
 
 from __future__ import annotations
 
+import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 from ..config import PolicyKind, TrainConfig, make_config, preset_for
-from ..grpo.loop import Report
 from ..runs.folder import RunFolder
-from . import evaluate
+from ..runs.progress import ProgressReport, duration
+from .attend import execute, refuse_busy_device
+from .options import add_runs_folder, add_tinyworld_policy
 from .progress import Bar, Lines, quiet_libraries
-from .train import execute
+from .tables import markdown_table
 
 NAMES: dict[PolicyKind, str] = {"vace": "VACE", "phantom": "Phantom"}
-TRAINING_SECONDS = 430
-"""A slow machine stops training here: what follows takes less than a minute and a half on two cores."""
 
 
-def demo_config(changes: dict | None = None, policy: PolicyKind = "vace") -> TrainConfig:
+def add_arguments(parser: ArgumentParser) -> None:
+    add_tinyworld_policy(parser)
+    add_runs_folder(parser)
+
+
+def demo_config(changes: dict[str, Any] | None = None, policy: PolicyKind = "vace") -> TrainConfig:
     return make_config(preset_for("tiny", policy), {"iterations": 20, "evaluation": {"every": 4}} | (changes or {}))
 
 
-def main(
-    root: Path, changes: dict | None = None, seconds: float = TRAINING_SECONDS, policy: PolicyKind = "vace"
-) -> int:
+def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
     """Train TinyWorld's policy, then show what became better and where everything is."""
-    import sys
+    from . import evaluate
 
     quiet_libraries()
+    refuse_busy_device()
     started = time.monotonic()
-    run = RunFolder.create(root, demo_config(changes, policy), "demo")
+    run = RunFolder.create(options.runs, demo_config(changes, options.policy), "demo")
+    config = run.config()
+    videos = config.rollout.groups * config.rollout.group_size
     print(
-        f"Identity-GRPO in TinyWorld: drawn people, a small {NAMES[policy]} policy that sometimes swaps, blends or loses them,\n"
-        f"and a learned identity reward. {run.config().iterations} iterations of {_rollouts(run.config())} videos.\n{run.path}\n",
+        f"Identity-GRPO in TinyWorld: rendered people, a small {NAMES[options.policy]} policy that sometimes swaps, blends "
+        f"or loses them,\nand a learned identity reward. {config.iterations} iterations of {videos} videos.\n{run.path}\n",
         flush=True,
     )
-    result = execute(run, False, _within(seconds, run, Bar() if sys.stderr.isatty() else Lines()))
+    result = execute(run, False, _with_estimate(Bar() if sys.stderr.isatty() else Lines()))
     if result.state == "stopped":
-        print(f"stopped at iteration {result.iteration}; `resume {run.id}` goes on from there")
+        print(f"stopped at iteration {result.iteration}; `resume {run.id}` continues from there")
     found = evaluate.evaluate(run, evaluate.newest_export(run))
-    print("\n" + evaluate.table(evaluate.rows(found)) + "\n")
-    for line in (*evaluate.sentences(found), *evaluate.files_told(found)):
+    print("\n" + markdown_table(evaluate.rows(found)) + "\n")
+    for line in (*evaluate.sentences(found), *evaluate.file_lines(found)):
         print(line)
-    print(f"\n{time.monotonic() - started:.0f} seconds in all")
+    print(f"\n{duration(time.monotonic() - started)} in all")
     return 0
 
 
-def _rollouts(config: TrainConfig) -> int:
-    return config.rollout.groups * config.rollout.group_size
+def _with_estimate(show: Callable[[ProgressReport], None]) -> Callable[[ProgressReport], None]:
+    """`show`, and after the first iteration a line that says how long the demo will take on this machine."""
 
+    def report(progress: ProgressReport) -> None:
+        if progress.metrics and progress.iteration == 1 and progress.eta_seconds is not None:
+            print(f"\nthis machine needs about {duration(progress.eta_seconds)} for the rest", flush=True)
+        show(progress)
 
-def _within(seconds: float, run: RunFolder, show: Callable[[Report], None]) -> Callable[[Report], None]:
-    """`show`, and a request to stop when the time is used up."""
-    started = time.monotonic()
-
-    def tell(report: Report) -> None:
-        show(report)
-        if time.monotonic() - started > seconds and report.metrics and report.iteration < report.iterations:
-            run.request("stop")
-
-    return tell
+    return report

@@ -1,7 +1,8 @@
-"""`evaluate`: a LoRA against the untouched policy on the held-out items, as numbers and as pictures."""
+"""`evaluate`: a LoRA against the base policy on the held-out items, as numbers and as pictures."""
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +10,20 @@ from accelerate import PartialState
 
 from ..config import TrainConfig
 from ..errors import UserError
+from ..files import write_atomic
 from ..grpo.evaluate import Comparison, Measurement, compare, held_out_videos, measure
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into
+from ..pictures.before_after import before_after, clip_sheet
+from ..pictures.curves import plot_curve
 from ..policies.load import policy_of
-from ..prompts import resolve_prompts
 from ..rewards.load import load_reward
-from ..runs.atomic import write_atomic
 from ..runs.folder import RunFolder
-from ..runs.report import before_after, clip_sheet, plot_curve, table
+from ..runs.inputs import run_inputs
+from ..runs.registry import find
+from .options import RUN_HELP, add_runs_folder
 from .progress import quiet_libraries
+from .tables import markdown_table
 
 SHOWN = 4
 
@@ -34,24 +39,31 @@ class Evaluated:
     files: list[Path]
 
 
-def main(run: RunFolder, lora: Path | None) -> int:
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", default="latest", help=RUN_HELP)
+    parser.add_argument("--lora", type=Path, help="another LoRA than the run's newest export")
+    add_runs_folder(parser)
+
+
+def main(options: Namespace) -> int:
     """Evaluate the run's newest export, or another LoRA; print the table and where the pictures are."""
     quiet_libraries()
-    found = evaluate(run, lora or newest_export(run))
-    print(table(rows(found)))
-    for line in (*sentences(found), *files_told(found)):
+    run = find(options.runs, options.run)
+    found = evaluate(run, options.lora or newest_export(run))
+    print(markdown_table(rows(found)))
+    for line in (*sentences(found), *file_lines(found)):
         print(line)
     return 0
 
 
 def newest_export(run: RunFolder) -> Path:
     """Raises UserError when the run has not saved a LoRA yet."""
-    exports = sorted(run.exports.glob("*.safetensors"))
-    if not exports:
+    newest = run.newest()
+    if newest is None:
         raise UserError(
-            f"run {run.id} has no LoRA in {run.exports} yet; wait for its first checkpoint or name one with --lora"
+            f"run {run.id} has no LoRA in {run.exports_folder} yet; wait for its first checkpoint or name one with --lora"
         )
-    return exports[-1]
+    return newest.path
 
 
 def evaluate(run: RunFolder, lora: Path) -> Evaluated:
@@ -59,13 +71,14 @@ def evaluate(run: RunFolder, lora: Path) -> Evaluated:
     config = run.config()
     device = PartialState().device
     adapter = read_lora(lora)
-    items = resolve_prompts(config)[1].items[: config.evaluation.items]
+    inputs = run_inputs(config)
+    items = inputs.held_out.items[: config.evaluation.items]
     policy = policy_of(config.policy, device)
     reward = load_reward(config.reward, device)
     old = held_out_videos(policy, items, config)
     load_lora_into(policy.transformer, adapter)
     new = held_out_videos(policy, items, config)
-    before, after = (measure(reward, videos, items, config) for videos in (old, new))
+    before, after = (measure(reward, videos, items, config, inputs.judge) for videos in (old, new))
     folder = run.path / "evaluation" / lora.stem
     folder.mkdir(parents=True, exist_ok=True)
     found = Evaluated(before, after, compare(before.rewards, after.rewards), lora, [])
@@ -75,51 +88,59 @@ def evaluate(run: RunFolder, lora: Path) -> Evaluated:
 
 def rows(found: Evaluated) -> list[dict[str, str]]:
     """The table: one row per quantity."""
-    before, after = found.before, found.after
-    told = [
+    before, after, pairs = found.before, found.after, found.comparison
+    table = [
         {
             "": "reward",
-            "untouched": f"{_mean(before.rewards):.3f}",
-            "tuned": f"{_mean(after.rewards):.3f}",
-            "change": f"{found.comparison.margin:+.3f}",
+            "base policy": f"{_mean(before.rewards):.3f}",
+            "with LoRA": f"{_mean(after.rewards):.3f}",
+            "change": f"{pairs.margin:+.3f}",
         }
     ]
-    for name, title in (("identity", "oracle identity"), ("alignment", "text alignment (oracle)")):
+    for name, title in (("identity", "identity (oracle)"), ("alignment", "text alignment (oracle)")):
         old, new = getattr(before, name), getattr(after, name)
         if old and new:
-            told.append(
+            table.append(
                 {
                     "": title,
-                    "untouched": f"{_mean(old):.3f}",
-                    "tuned": f"{_mean(new):.3f}",
+                    "base policy": f"{_mean(old):.3f}",
+                    "with LoRA": f"{_mean(new):.3f}",
                     "change": f"{_mean(new) / max(1e-9, _mean(old)) - 1:+.1%}",
                 }
             )
-    won = found.comparison
-    told.append(
+    table.append(
         {
-            "": "held-out pairs won / tied / lost",
-            "untouched": "",
-            "tuned": f"{won.win:.0%} / {won.tie:.0%} / {won.loss:.0%}",
-            "change": f"95% interval {won.win_low:.0%} to {won.win_high:.0%}",
+            "": "held-out pairs: win / tie / loss",
+            "base policy": "",
+            "with LoRA": f"{pairs.win:.0%} / {pairs.tie:.0%} / {pairs.loss:.0%}",
+            "change": f"win rate 95% CI {pairs.win_low:.0%} to {pairs.win_high:.0%}",
         }
     )
-    return told
+    return table
 
 
 def sentences(found: Evaluated) -> list[str]:
     """What the numbers say."""
-    won = found.comparison
-    verdict = "better" if won.win_low > 0.5 else "worse" if won.win_high < 0.5 else "neither clearly better nor worse"
-    items = f"{len(found.after.ids)} held-out items (same prompts, same noise)"
-    told = [f"By the learned reward the tuned policy is {verdict}: it wins {won.win:.0%} of {items}."]
+    pairs, count = found.comparison, len(found.after.ids)
+    items = f"{count} held-out items (same prompts, same noise)"
+    lines = [
+        f"By the learned reward the LoRA is {verdict(pairs)} the base policy: win rate {pairs.win:.0%} on {items}."
+    ]
     if found.before.identity and found.after.identity:
         gain = _mean(found.after.identity) / max(1e-9, _mean(found.before.identity)) - 1
-        told.append(f"The renderer's own measure of identity, which no reward sees, changed by {gain:+.1%}.")
-    return told
+        lines.append(f"TinyWorld's oracle of identity, which is never trained on, changed by {gain:+.1%}.")
+    return lines
 
 
-def files_told(found: Evaluated) -> list[str]:
+def verdict(pairs: Comparison) -> str:
+    """Whether the LoRA is better, by the interval of its win rate with ties counted as half a win."""
+    if pairs.tie == 1:
+        return "equal to (every pair is a tie)"
+    low, high = pairs.win_low + pairs.tie / 2, pairs.win_high + pairs.tie / 2
+    return "better than" if low > 0.5 else "worse than" if high < 0.5 else "neither clearly better nor worse than"
+
+
+def file_lines(found: Evaluated) -> list[str]:
     return [
         f"LoRA            {found.lora}",
         *(
@@ -142,11 +163,11 @@ def _draw(run: RunFolder, config: TrainConfig, folder: Path, items, old, new, fo
         list(new[shown].cpu().numpy()),
     )
     captions = [item.prompt for item in items[shown]]
-    curve = plot_curve(run.read_metrics(), run.path / "curve.png", run.id)
+    curve = plot_curve(run.read_metrics(), run.curve_file, run.id)
     sheet = clip_sheet(*pictures, folder / "before_after.png", captions, notes[shown])
     moving = before_after(*pictures, folder / "before_after.webp", config.reward.fps, captions, notes[shown])
     numbers = folder / "metrics.md"
-    write_atomic(numbers, table(rows(found)) + "\n\n" + "\n".join(sentences(found)) + "\n")
+    write_atomic(numbers, markdown_table(rows(found)) + "\n\n" + "\n".join(sentences(found)) + "\n")
     return [curve, sheet, moving, numbers]
 
 

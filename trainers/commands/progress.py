@@ -1,18 +1,16 @@
-"""A run's progress: a bar where somebody looks on, lines in a file."""
+"""A run's progress: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from typing import TYPE_CHECKING
 
-from ..runs.table import duration
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from ..grpo.loop import Report
+from ..runs.progress import ProgressReport, duration
 
-WIDTH = 30
+QUIET_SECONDS = 30.0
+"""A log gets a line at least this often while something goes on."""
 
 
 class Bar:
@@ -20,42 +18,45 @@ class Bar:
 
     def __init__(self) -> None:
         self.reward = ""
+        layout = "{percentage:3.0f}%|{bar}| {desc}"
+        self.bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, dynamic_ncols=True, leave=True)
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: ProgressReport) -> None:
         if "reward_mean" in report.metrics:
             self.reward = f", reward {report.metrics['reward_mean']:.3f}"
         self.show(report.iteration, report.iterations, report.phase, report.fraction, report.eta_seconds)
 
     def show(self, iteration: int, iterations: int, phase: str, fraction: float, eta: float | None) -> None:
-        """Draw over the last line; `eta` in seconds, None while it is not known."""
+        """Redraw the line; `eta` in seconds, None while it is not known."""
         left = f", {duration(eta)} left" if eta is not None else ""
-        filled = round(WIDTH * fraction)
-        line = f"{'#' * filled}{'.' * (WIDTH - filled)} {fraction:4.0%}  {min(iteration + 1, iterations)}/{iterations} {phase}{self.reward}{left}"
-        columns = shutil.get_terminal_size((100, 24)).columns
-        print(f"\r\x1b[K{line[: columns - 1]}", end="", file=sys.stderr, flush=True)
+        self.bar.n = min(1.0, fraction)
+        self.bar.set_description_str(f"{min(iteration + 1, iterations)}/{iterations} {phase}{self.reward}{left}")
 
     def close(self) -> None:
-        print(file=sys.stderr)
+        self.bar.close()
 
 
 class Lines:
-    """Progress in a log: one line an iteration."""
+    """Progress in a log: one line per iteration, and every half minute how far the one in flight is."""
 
-    def __call__(self, report: Report) -> None:
-        if report.metrics:
-            left = f", {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
-            reward = report.metrics.get("reward_mean")
-            told = f", reward {reward:.4f}" if reward is not None else ""
-            print(
-                f"{time.strftime('%H:%M:%S')} iteration {report.iteration}/{report.iterations}{told}{left}", flush=True
-            )
+    def __init__(self) -> None:
+        self.printed = time.monotonic()
+
+    def __call__(self, report: ProgressReport) -> None:
+        if not report.metrics and time.monotonic() - self.printed < QUIET_SECONDS:
+            return
+        self.printed = time.monotonic()
+        left = f", {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
+        reward = report.metrics.get("reward_mean")
+        said = f", reward {reward:.4f}" if reward is not None else "" if report.metrics else f", {report.phase}"
+        print(f"{time.strftime('%H:%M:%S')} iteration {report.iteration}/{report.iterations}{said}{left}", flush=True)
 
     def close(self) -> None:
         pass
 
 
 def quiet_libraries() -> None:
-    """Without the bars that transformers and diffusers draw over ours while they load."""
+    """Without the progress bars of transformers and diffusers, which would break into ours while they load."""
     import diffusers
     import transformers
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 import subprocess
 import time
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from ..config import PolicyKind, TrainConfig, make_config, preset_for
 from ..errors import UserError
+from ..files import write_atomic
 from ..runs.folder import RunFolder
-from ..runs.launcher import start, stop
-from ..runs.report import table
+from ..runs.launcher import cores, start, stop
+from .options import add_runs_folder, add_set, add_tinyworld_policy, parse_settings
+from .tables import markdown_table
 
 PROOF = {
     "iterations": 40,
@@ -58,15 +60,14 @@ def proof_config(seed: int, control: bool, changes: dict | None = None, policy: 
 
 def outcome(run: RunFolder, name: str) -> Outcome:
     """Raises UserError when the run did not reach its last evaluation."""
-    rows = [row for row in run.read_metrics() if row["kind"] == "evaluation"]
-    config = run.config()
-    if not rows or rows[-1]["iteration"] != config.iterations:
+    evaluations, config = run.evaluations(), run.config()
+    if not evaluations or evaluations[-1]["iteration"] != config.iterations:
         status = run.status()
         raise UserError(
-            f"run {run.id} did not finish ({status['state']}: {status.get('last_error', '')}); see {run.log_file}\n{run.log_tail(5)}"
+            f"run {run.id} did not finish ({status.state}: {status.last_error}); see {run.log_file}\n{run.log_tail(5)}"
         )
-    first, last = rows[0], rows[-1]
-    seconds = sum(r["seconds_rollout"] + r["seconds_update"] for r in run.read_metrics() if r["kind"] == "train")
+    first, last = evaluations[0], evaluations[-1]
+    seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in run.training())
     return Outcome(
         name,
         config.seed,
@@ -124,27 +125,33 @@ def rows(outcomes: list[Outcome]) -> list[dict[str, str]]:
     ]
 
 
-def main(
-    root: Path, seeds: int, controls: int, jobs: int, changes: dict | None = None, policy: PolicyKind = "vace"
-) -> int:
-    """Run everything, print the table and write it to `root/proof.md`; 0 if every claim holds, else 1."""
-    waiting = [("tuned", s) for s in range(seeds)] + [("control", s) for s in range(controls)]
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, default=5, help="trained runs (default: 5)")
+    parser.add_argument("--controls", type=int, default=5, help="runs with shuffled rewards (default: 5)")
+    parser.add_argument("--jobs", type=int, default=3, help="runs at a time on the device (default: 3)")
+    add_tinyworld_policy(parser)
+    add_set(parser)
+    add_runs_folder(parser, "runs/proof")
+
+
+def main(options: Namespace) -> int:
+    """Run everything, print the table and write it to `<runs>/proof.md`; 0 if every claim holds, else 1."""
+    root, changes = options.runs, parse_settings(options.set)
+    waiting = [("tuned", s) for s in range(options.seeds)] + [("control", s) for s in range(options.controls)]
     runs: list[tuple[str, RunFolder]] = []
     active: dict[str, subprocess.Popen] = {}
     started = time.time()
+    threads = max(1, cores() // options.jobs)
     try:
         while waiting or active:
             active = {run_id: child for run_id, child in active.items() if child.poll() is None}
-            while waiting and len(active) < jobs:
+            while waiting and len(active) < options.jobs:
                 name, seed = waiting.pop(0)
-                run = RunFolder.create(
-                    root, proof_config(seed, name == "control", changes, policy), name=f"{name}-{seed}"
-                )
+                config = proof_config(seed, name == "control", changes, options.policy)
+                run = RunFolder.create(root, config, name=f"{name}-{seed}")
                 runs.append((name, run))
-                active[run.id] = start(run, share_devices=True)
-            states = [
-                f"{run.id.split('-2')[0]} {run.status()['iteration']}/{run.status()['iterations']}" for _, run in runs
-            ]
+                active[run.id] = start(run, share_devices=True, threads=threads)
+            states = [f"{run.name} {run.status().iteration}/{run.status().iterations}" for _, run in runs]
             print(f"{time.time() - started:5.0f}s  {'  '.join(states)}", flush=True)
             time.sleep(10 if active else 0)
     except KeyboardInterrupt:
@@ -156,11 +163,11 @@ def main(
     tuned, control = ([o for o in outcomes if o.name == n] for n in ("tuned", "control"))
     held = verdicts(tuned, control)
     text = (
-        table(rows(outcomes))
+        markdown_table(rows(outcomes))
         + "\n\n"
         + "\n".join(f"- {'holds' if ok else 'FAILS'}: {claim}" for claim, ok in held)
         + "\n"
     )
-    (root / "proof.md").write_text(text, encoding="utf-8")
+    write_atomic(root / "proof.md", text)
     print(text)
     return 0 if all(ok for _, ok in held) and not any(math.isnan(o.win) for o in outcomes) else 1

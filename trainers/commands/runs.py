@@ -3,61 +3,76 @@
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..runs import launcher
 from ..runs.folder import RunFolder
+from ..runs.progress import duration
 from ..runs.registry import find, list_runs, refresh
-from ..runs.table import duration, table
+from ..runs.summary import sentence
+from .options import RUN_HELP, add_runs_folder
+from .tables import markdown_table
 
 
-def main(action: str, root: Path, run: str, wait: float) -> int:
-    if action == "list":
-        return _list(root)
-    found = find(root, run)
-    return _show(found) if action == "show" else _stop(found, wait)
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", choices=["list", "show", "stop"], default="list")
+    parser.add_argument("run", nargs="?", default="latest", help=f"for show and stop: {RUN_HELP}")
+    parser.add_argument(
+        "--wait", type=float, default=60, help="stop: seconds before the run is ended by force (default: 60)"
+    )
+    add_runs_folder(parser)
+
+
+def main(options: Namespace) -> int:
+    if options.action == "list":
+        return _list(options.runs)
+    run = find(options.runs, options.run)
+    return _show(run) if options.action == "show" else _stop(run, options.wait)
 
 
 def _list(root: Path) -> int:
     runs = list_runs(root)
-    print(table([_row(run) for run in runs]) if runs else f"no runs in {root.absolute()}")
+    print(markdown_table([_row(run) for run in runs]) if runs else f"no runs in {root.absolute()}")
     return 0
 
 
 def _row(run: RunFolder) -> dict[str, Any]:
     status = refresh(run)
-    left = status.get("eta_seconds") if status["state"] == "running" else None
+    left = status.eta_seconds if status.state == "running" else None
     return {
         "run": run.id,
-        "state": status["state"],
-        "iteration": f"{status.get('iteration', 0)}/{status.get('iterations', '?')}",
-        "held-out wins": _wins(run),
+        "state": status.state,
+        "iteration": f"{status.iteration}/{'?' if status.iterations is None else status.iterations}",
+        "win rate": _wins(run),
         "left": duration(left) if left is not None else "",
-        "updated": _ago(status.get("updated")),
+        "updated": _ago(status.updated),
     }
 
 
 def _show(run: RunFolder) -> int:
     status = refresh(run)
-    config = run.config()
-    print(
-        f"{run.id}: {status['state']}, iteration {status.get('iteration', 0)} of {config.iterations}, updated {_ago(status.get('updated'))}"
-    )
+    print(f"{sentence(run)}, updated {_ago(status.updated)}")
     print(f"folder   {run.path}")
-    print(
-        f"trains   {config.policy.source} by {config.reward.source} on {config.prompts}, preset {config.preset}, seed {config.seed}"
-    )
+    try:
+        config = run.config()
+    except UserError as error:
+        print(f"settings {error}")
+    else:
+        print(
+            f"trains   {config.policy.source} by {config.reward.source} on {config.prompts}, preset {config.preset}, "
+            f"seed {config.seed}"
+        )
     for name in ("message", "last_error"):
-        if status.get(name):
-            print(f"{name.replace('_', ' ')}: {status[name]}")
-    held_out = [row for row in run.read_metrics() if row.get("kind") == "evaluation"]
-    if held_out:
+        if text := getattr(status, name):
+            print(f"{name.replace('_', ' ')}: {text}")
+    if evaluations := run.evaluations():
         names = ("iteration", "reward_mean", "win", "tie", "loss", "margin", "identity", "alignment")
-        print("\n" + table([{n: row[n] for n in names if row.get(n) is not None} for row in held_out[-5:]]))
-    exports = sorted(run.exports.glob("*.safetensors"))
-    if exports:
-        print(f"\nLoRA     {exports[-1]}")
+        print("\n" + markdown_table([{n: row[n] for n in names if row.get(n) is not None} for row in evaluations[-5:]]))
+    if newest := run.newest():
+        print(f"\nLoRA     {newest.path}")
     return 0
 
 
@@ -67,7 +82,7 @@ def _stop(run: RunFolder, wait: float) -> int:
 
 
 def _wins(run: RunFolder) -> str:
-    won = [row["win"] for row in run.read_metrics() if row["iteration"] > 0 and row.get("win") is not None]
+    won = [row["win"] for row in run.evaluations() if row["iteration"] > 0]
     return f"{won[-1]:.0%}" if won else ""
 
 

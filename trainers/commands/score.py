@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import math
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import numpy as np
-
-from ..clips import read_clip, read_picture
 from ..config import RewardConfig
-from ..runs.table import table
+from ..errors import UserError
+from ..pictures.clips import read_clip
+from ..pictures.reading import read_pixels
 from .progress import quiet_libraries
+from .tables import markdown_table
 
 
-def main(clips: list[Path], references: list[Path], config: RewardConfig, fps: float | None) -> int:
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("clip", nargs="+", type=Path, help="animation (GIF, WebP), folder of frames, or video file")
+    parser.add_argument(
+        "--reference", nargs="+", type=Path, required=True, metavar="IMAGE", help="one picture per person"
+    )
+    parser.add_argument("--reward", default="tinyworld", help="a reward checkpoint's folder, or `tinyworld` (default)")
+    parser.add_argument("--base-model", help="the Qwen2.5-VL folder, if the checkpoint does not name it")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--fps", type=float, help="it enters the score (default: the file's, 10 for a folder of frames)"
+    )
+
+
+def main(options: Namespace) -> int:
     """Print the score of every clip; of two, the probability that one is preferred."""
-    read = [read_clip(path) for path in clips]
-    pictures = [np.asarray(read_picture(path)) for path in references]
-    rates = [fps or found or config.fps for _, found in read]
+    if options.fps is not None and not (0 < options.fps < math.inf):
+        raise UserError(f"--fps {options.fps}: give a positive number of frames per second")
+    clips = [read_clip(path) for path in options.clip]
+    pictures = [read_pixels(path) for path in options.reference]
+    config = RewardConfig(source=options.reward, base_model=options.base_model, dtype=options.dtype)
+    rates = [options.fps or found or config.fps for _, found in clips]
 
     from accelerate import PartialState
 
@@ -25,12 +43,12 @@ def main(clips: list[Path], references: list[Path], config: RewardConfig, fps: f
 
     quiet_libraries()
     reward = load_reward(config, PartialState().device)
-    scores = reward.score([frames for frames, _ in read], [pictures] * len(read), fps=rates).tolist()
+    scores = reward.score([frames for frames, _ in clips], [pictures] * len(clips), fps=rates).tolist()
     print(
-        table(
+        markdown_table(
             [
                 {"clip": str(path), "score": f"{score:.4f}", "frames": len(frames), "fps": f"{rate:g}"}
-                for path, score, (frames, _), rate in zip(clips, scores, read, rates, strict=True)
+                for path, score, (frames, _), rate in zip(options.clip, scores, clips, rates, strict=True)
             ]
         )
     )

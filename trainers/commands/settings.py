@@ -1,97 +1,108 @@
-"""From the words of a command line to a configuration."""
+"""`settings`: every setting of a run, from the configuration classes themselves."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
 
-import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from ..config import BUILT_IN, PolicyKind, TrainConfig, make_config, preset_for
-from ..errors import UserError
+from ..config import PRESETS, TrainConfig, make_config
+from .tables import markdown_table
 
-# Options of commands that are settings by another name.
-FLAGS = {
-    "policy": "policy.source",
-    "reward": "reward.source",
-    "prompts": "prompts",
-    "evaluation_prompts": "evaluation_prompts",
-    "held_out": "held_out",
-    "iterations": "iterations",
-    "seed": "seed",
-    "start_lora": "start_lora",
-    "steps": "evaluation.steps",
-    "guidance": "evaluation.guidance",
-    "image_guidance": "evaluation.image_guidance",
-    "shift": "rollout.shift",
-}
-SIZES = ("height", "width", "frames")
+LONGEST = 40  # characters of a value in a table
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """`["rollout.steps=8", …]` as a nested dict; values are YAML, so 8 is a number and [a, b] a list. Raises UserError."""
-    changes: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not all(key.split(".")):
-            raise UserError(f"--set {setting}: write it as name=value, e.g. --set rollout.steps=8")
-        try:
-            _put(changes, key, yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {setting}: the value is not YAML ({error}); quote it") from error
-    return changes
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its dotted name, type, default and meaning."""
+
+    name: str
+    type: str
+    default: Any
+    meaning: str
 
 
-def config_from(options: Namespace) -> TrainConfig:
-    """The preset, changed by --set and then by the options that were given. Raises UserError for an impossible one."""
-    changes = parse_settings(options.set)
-    for option, key in FLAGS.items():
-        value = getattr(options, option, None)
-        if value is not None:
-            _put(changes, key, value)
-    preset = options.preset or _preset_of(changes)
-    config = make_config(preset, changes)
-    _check_preset(config)
-    size = {name: getattr(options, name) for name in SIZES if getattr(options, name, None) is not None}
-    if not size:
-        return config
-    video = (config.evaluation.video or config.video).model_dump() | size
-    _put(changes, "evaluation.video", video)
-    return make_config(preset, changes)
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=list(PRESETS), help="show this preset's values only (default: all presets)")
+    parser.add_argument("--diff", action="store_true", help="only settings that a preset changes")
+    parser.add_argument("--markdown", action="store_true", help="as the page web/docs/settings.md")
 
 
-def _preset_of(changes: dict[str, Any]) -> str:
-    """What the given policy is trained with when nobody says."""
-    policy = changes.get("policy")
-    source = str(policy.get("source", "tinyworld")) if isinstance(policy, dict) else "tinyworld"
-    return preset_for("tiny" if source in BUILT_IN else "paper", _kind_of(source) or "vace")
+def main(options: Namespace) -> int:
+    presets = [options.preset] if options.preset else list(PRESETS)
+    print(page() if options.markdown else markdown_table(rows(presets, options.diff)))
+    return 0
 
 
-def _kind_of(source: str) -> PolicyKind | None:
-    """None where it cannot be told: whoever loads the policy says why."""
-    if source in BUILT_IN:
-        return BUILT_IN[source]
-    from ..policies.load import recognise
+def settings(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[Setting]:
+    """All settings of the configuration, sections in depth."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from settings(type(field.default), f"{prefix}{name}.")
+        elif section := _section(field):
+            yield Setting(f"{prefix}{name}", _type(field), field.default, field.description or "")
+            yield from settings(section, f"{prefix}{name}.")
+        else:
+            yield Setting(f"{prefix}{name}", _type(field), field.default, field.description or "")
 
-    try:
-        return recognise(source)
-    except UserError:
-        return None
 
-
-def _check_preset(config: TrainConfig) -> None:
-    kind, source = _kind_of(config.policy.source), config.policy.source
-    if kind and config.preset != (fitting := preset_for(config.preset, kind)):
-        raise UserError(
-            f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "
-            "or another --policy"
+def rows(presets: list[str], only_changed: bool) -> list[dict[str, str]]:
+    """A table row per setting: default, the values of the presets where they differ from it, and the meaning."""
+    values = {preset: make_config(preset).model_dump() for preset in presets}
+    found = []
+    for setting in settings():
+        own = {preset: _value(setting, values[preset]) for preset in presets}
+        changed = {preset: value for preset, value in own.items() if value != setting.default}
+        if only_changed and not changed:
+            continue
+        found.append(
+            {"setting": setting.name, "type": setting.type, "default": _text(setting.default)}
+            | {preset: _text(changed[preset]) if preset in changed else "" for preset in presets}
+            | {"meaning": setting.meaning}
         )
+    return found
 
 
-def _put(changes: dict[str, Any], key: str, value: Any) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        changes = changes.setdefault(section, {})
-        if not isinstance(changes, dict):
-            raise UserError(f"{key} cannot be set: {section} was already given a value of its own")
-    changes[name] = value
+def page() -> str:
+    """web/docs/settings.md."""
+    text = [
+        "# Settings",
+        "",
+        "Every setting of a run. `--set NAME=VALUE` changes one on the command line; a preset's column shows only what it "
+        "changes. Made by `python -m trainers settings --markdown`.",
+        "",
+        markdown_table(rows(list(PRESETS), False)),
+    ]
+    return "\n".join(text)
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of an optional section, such as `evaluation.video`."""
+    kinds = (kind for kind in get_args(field.annotation) if isinstance(kind, type))
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+
+
+def _type(field: FieldInfo) -> str:
+    choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
+    if choices:
+        return " or ".join(choices)
+    return (
+        str(getattr(field.annotation, "__name__", field.annotation)).replace("trainers.config.", "").replace("|", "or")
+    )
+
+
+def _value(setting: Setting, values: Any) -> Any:
+    for part in setting.name.split("."):
+        if values is None:
+            return setting.default
+        values = values[part]
+    return values
+
+
+def _text(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

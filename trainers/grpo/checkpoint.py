@@ -1,29 +1,41 @@
 """A run's memory: what a checkpoint holds, and how it is written and read.
 
 `checkpoints/<iteration>/`: `lora.safetensors` (the trained parameters), `ema.safetensors` (their average),
-`optimiser.safetensors` (AdamW's moments), `progress.json`. Noise, items and windows are functions of the seed and the
-iteration (plan.py), so there is no generator state to keep. Nothing is pickled.
+`optimiser.safetensors` (AdamW's moments), `progress.json` with the digests of the three. Noise, items and windows are
+functions of the seed and the iteration (plan.py), so there is no generator state to keep. Nothing is pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
-from ..runs.atomic import atomic_folder
+from ..files import atomic_folder
+from ..runs.folder import RunFolder
+from .update import PolicyUpdate
+
+FILES = ("lora", "ema", "optimiser")
 
 
-@dataclass
-class Progress:
-    """Where a run stands: `iteration` iterations and `updates` optimiser steps are done."""
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read, or is not what was written."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run stands: `iteration` iterations and `updates` optimiser steps are done.
+
+    `policy` and `prompts` (a digest) say what it was trained with; `best_iteration` has the best evaluation's margin.
+    """
 
     iteration: int = 0
     updates: int = 0
@@ -33,93 +45,155 @@ class Progress:
     best_margin: float = float("-inf")
 
 
-def save_checkpoint(
-    root: Path,
-    progress: Progress,
-    parameters: dict[str, nn.Parameter],
-    ema: dict[str, Tensor],
-    optimiser: torch.optim.AdamW,
-) -> Path:
-    """Write `root/<iteration>` aside, sync it to disk and rename it. Raises UserError when the disk is full."""
-    folder = root / f"{progress.iteration:06d}"
+@dataclass(frozen=True)
+class Snapshot:
+    """A training state with its tensors on the CPU, by the name of their file."""
+
+    state: TrainingState
+    tensors: dict[str, dict[str, Tensor]] = field(repr=False)
+
+
+def capture(state: TrainingState, update: PolicyUpdate) -> Snapshot:
+    """A copy of the LoRA, its average and the optimiser's moments as they are now.
+
+    Raises UserError when one of them holds a number that is not finite.
+    """
     moments = {
-        f"{name}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for name, parameter in parameters.items()
-        for key, value in optimiser.state.get(parameter, {}).items()
+        f"{name}|{key}": torch.as_tensor(value)
+        for name, parameter in update.parameters.items()
+        for key, value in update.optimiser.state.get(parameter, {}).items()
     }
+    tensors = {"lora": dict(update.parameters), "ema": update.ema.average, "optimiser": moments}
+    copied = {file: {n: t.detach().cpu().clone().contiguous() for n, t in own.items()} for file, own in tensors.items()}
+    for file, own in copied.items():
+        bad = next((name for name, tensor in own.items() if not torch.isfinite(tensor).all()), None)
+        if bad:
+            raise UserError(
+                f"after iteration {state.iteration} the {file} holds numbers that are not finite in {bad}; nothing was "
+                "saved. Lower optim.learning_rate, then resume from the last checkpoint"
+            )
+    return Snapshot(state, copied)
+
+
+def restore(snapshot: Snapshot, update: PolicyUpdate) -> None:
+    """Make the parameters, their average and the optimiser what the snapshot holds."""
+    with torch.no_grad():
+        for name, parameter in update.parameters.items():
+            parameter.copy_(snapshot.tensors["lora"][name])
+            parameter.grad = None
+            moments = snapshot.tensors["optimiser"]
+            own = {key.split("|")[1]: value for key, value in moments.items() if key.split("|")[0] == name}
+            update.optimiser.state.pop(parameter, None)
+            if own:
+                # AdamW counts its steps on the CPU, and keeps its moments beside the parameter.
+                own = {k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in own.items()}
+                update.optimiser.state[parameter] = own
+    update.ema.load_state_dict(snapshot.tensors["ema"])
+
+
+def save_checkpoint(root: Path, snapshot: Snapshot) -> Path:
+    """Write `root/<iteration>` aside, sync it to disk and rename it. Raises UserError when the disk is full."""
+    folder = root / f"{snapshot.state.iteration:06d}"
     with atomic_folder(folder) as aside:
-        save_file({n: p.detach().cpu().contiguous() for n, p in parameters.items()}, aside / "lora.safetensors")
-        save_file({n: t.detach().cpu().contiguous() for n, t in ema.items()}, aside / "ema.safetensors")
-        save_file(moments, aside / "optimiser.safetensors")
-        (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n", encoding="utf-8")
+        for file in FILES:
+            save_file(snapshot.tensors[file], aside / f"{file}.safetensors")
+        written = asdict(snapshot.state) | {"sha256": {file: _sha256(aside / f"{file}.safetensors") for file in FILES}}
+        (aside / "progress.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
-def checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return (
-        sorted(p for p in root.glob("[0-9]*") if p.name.isdigit() and (p / "progress.json").is_file())
-        if root.is_dir()
-        else []
-    )
-
-
-def read_progress(folder: Path) -> Progress:
-    """Raises UserError when the checkpoint cannot be read."""
+def read_state(folder: Path) -> tuple[TrainingState, dict[str, str]]:
+    """The training state of a checkpoint, and the digests of its files. Raises DamagedCheckpoint."""
     try:
-        return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"checkpoint {folder} cannot be read ({error}); delete this folder to resume from the one before"
-        ) from error
+        values = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        digests = values.pop("sha256")
+        state = TrainingState(**values)
+        numbers = (state.iteration, state.updates, state.best_iteration)
+        if not all(type(n) is int and n >= 0 for n in numbers) or set(digests) != set(FILES):
+            raise ValueError("a value has another type than expected")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
+    if state.iteration != int(folder.name):
+        raise DamagedCheckpoint(f"checkpoint {folder} says that it is of iteration {state.iteration}")
+    return state, digests
 
 
-def load_checkpoint(
-    folder: Path, policy: str, prompts: str, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW
-) -> tuple[Progress, dict[str, Tensor]]:
-    """Fill the parameters and the optimiser in place; return the progress and the EMA.
+def load_checkpoint(folder: Path, policy: str, prompts: str, update: PolicyUpdate) -> TrainingState:
+    """Make `update` what the checkpoint holds.
 
-    Raises UserError for a checkpoint of another policy or prompt set, or one that cannot be read; nothing is changed then.
+    Raises DamagedCheckpoint for one that cannot be read or was changed since, UserError for one of another policy, prompt
+    set or rank; nothing is changed then.
     """
-    progress = read_progress(folder)
-    if progress.policy != policy:
+    state, digests = read_state(folder)
+    if state.policy != policy:
         raise UserError(
-            f"checkpoint {folder} belongs to the policy `{progress.policy}`, this run trains `{policy}`: "
-            "resume with the policy it was made with, or start a new run"
+            f"checkpoint {folder} belongs to the policy `{state.policy}`, this run trains `{policy}`: resume with the "
+            "policy it was made with, or start a new run"
         )
-    if progress.prompts != prompts:
+    if state.prompts != prompts:
         raise UserError(
-            f"checkpoint {folder} was made with another prompt set (rows or pictures changed since): "
-            "put the old files back, or start a new run with --start-lora and this run's export"
+            f"checkpoint {folder} was made with another prompt set (rows or pictures changed since): put the old files "
+            "back, or start a new run with --start-lora and this run's export"
         )
-    try:
-        lora, ema, moments = (load_file(folder / f"{name}.safetensors") for name in ("lora", "ema", "optimiser"))
-    except (OSError, SafetensorError) as error:
+    tensors = {}
+    for file in FILES:
+        path = folder / f"{file}.safetensors"
+        try:
+            if _sha256(path) != digests[file]:
+                raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {path.name} is not what was written")
+            tensors[file] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DamagedCheckpoint(f"checkpoint {folder} cannot be read ({error})") from error
+    shapes = {n: p.shape for n, p in update.parameters.items()}
+    if any({n: t.shape for n, t in tensors[file].items()} != shapes for file in ("lora", "ema")):
         raise UserError(
-            f"checkpoint {folder} cannot be read ({error}); delete this folder to resume from the one before"
-        ) from error
-    shapes = {n: p.shape for n, p in parameters.items()}
-    if {n: t.shape for n, t in lora.items()} != shapes or {n: t.shape for n, t in ema.items()} != shapes:
-        raise UserError(
-            f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; "
-            "resume with the policy it was made with, or start a new run"
+            f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; resume with the policy it "
+            "was made with, or start a new run"
         )
-    if progress.updates and {key.split("|")[0] for key in moments} != set(parameters):
-        raise UserError(
-            f"checkpoint {folder} lacks the optimiser's moments; delete this folder to resume from the one before"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(lora[name])
-            state = {key.split("|")[1]: value for key, value in moments.items() if key.split("|")[0] == name}
-            if state:
-                # AdamW counts its steps on the CPU, and keeps its moments beside the parameter.
-                optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-    return progress, ema
+    if state.updates and {key.split("|")[0] for key in tensors["optimiser"]} != set(shapes):
+        raise DamagedCheckpoint(f"checkpoint {folder} lacks the optimiser's moments")
+    restore(Snapshot(state, tensors), update)
+    return state
 
 
-def prune(root: Path, keep: int, spare: int) -> None:
+def load_newest(run: RunFolder, policy: str, prompts: str, update: PolicyUpdate) -> tuple[TrainingState, str]:
+    """The newest checkpoint that can be read, and what to report about newer ones that cannot (else empty).
+
+    Damaged ones are renamed to `<iteration>.damaged`. Raises UserError as `load_checkpoint`, or when none can be read.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in reversed(run.checkpoints()):
+        try:
+            state = load_checkpoint(folder, policy, prompts, update)
+        except DamagedCheckpoint as error:
+            damaged[folder] = str(error)
+            continue
+        for broken in damaged:
+            _set_aside(broken)
+        said = "; ".join(damaged.values())
+        return state, f"{said}. Resumed from iteration {state.iteration}" if damaged else ""
+    if damaged:
+        said = "; ".join(damaged.values())
+        raise UserError(f"run {run.id} has no checkpoint that can be read: {said}. Start a new run")
+    raise UserError(f"run {run.id} has no checkpoint to resume from; start it again with `train`")
+
+
+def prune(run: RunFolder, keep: int, spare: int) -> None:
     """Delete all but the `keep` newest checkpoints and that of iteration `spare`."""
-    for folder in checkpoints(root)[:-keep]:
+    for folder in run.checkpoints()[:-keep]:
         if int(folder.name) != spare:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> None:
+    target = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

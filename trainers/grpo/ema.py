@@ -5,53 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 
 class Ema:
-    """average <- decay average + (1 - decay) parameter, once in `every` optimiser steps, float32.
+    """diffusers' EMAModel over named parameters, stepped once in `every` optimiser steps.
 
-    parameters: name -> Parameter; the average starts at their present values and never shares memory with them.
+    Its decay warms up as in the published recipe: min((1 + n) / (10 + n), `decay`) with n the averages made before, and
+    0 for the first, which replaces the initial values. So the average does not lag behind what was learned.
+    parameters: name -> Parameter; the average never shares memory with them.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float = 0.9, every: int = 8) -> None:
         self.parameters = dict(parameters)
-        self.decay = decay
         self.every = every
-        self.average = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        self.model = EMAModel(self.parameters.values(), decay=decay)
 
-    @torch.no_grad()
+    @property
+    def average(self) -> dict[str, Tensor]:
+        return dict(zip(self.parameters, self.model.shadow_params, strict=True))
+
     def step(self, optimizer_step: int) -> None:
-        """To be called after every optimiser step with its number, counted from 1."""
+        """Call after every optimiser step with its number, counted from 1."""
         if optimizer_step % self.every == 0:
-            for name, parameter in self.parameters.items():
-                self.average[name].lerp_(parameter.float(), 1 - self.decay)
+            self.model.optimization_step = optimizer_step // self.every - 1
+            self.model.step(self.parameters.values())
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the parameters hold the average; afterwards exactly what they held before."""
-        trained = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._write(self.average)
+        trained = [p.detach().clone() for p in self.parameters.values()]
+        self.model.copy_to(self.parameters.values())
         try:
             yield
         finally:
-            self._write(trained)
+            for parameter, value in zip(self.parameters.values(), trained, strict=True):
+                parameter.data.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Name -> average, copied."""
+        """Name -> average, copied. How many averages were made follows from the number of optimiser steps."""
         return {name: value.clone() for name, value in self.average.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over averages saved by `state_dict`. Raises ValueError when names or shapes are not this model's."""
-        wrong = sorted(set(state) ^ set(self.average))
-        wrong += [n for n, v in self.average.items() if n in state and state[n].shape != v.shape]
+        own = self.average
+        wrong = sorted(set(state) ^ set(own))
+        wrong += [n for n, v in own.items() if n in state and state[n].shape != v.shape]
         if wrong:
             raise ValueError(f"the saved average is of another model; first difference: {wrong[0]}")
-        for name, value in self.average.items():
+        for name, value in own.items():
             value.copy_(state[name])
-
-    @torch.no_grad()
-    def _write(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])

@@ -1,24 +1,43 @@
-"""Held-out measurement: the same items and noise every time, deterministic sampling, paired against the untouched policy."""
+"""Held-out evaluation: the same items and noise every time, deterministic sampling, paired against the base policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..diffusion.noise import derive_seed
+from ..diffusion.sampling import sample_videos
+from ..errors import UserError
+from ..lora.inject import lora_disabled
 from ..policies.base import Guidance, Policy, VideoSize
 from ..prompts import PromptItem
-from .plan import derive_seed
-from .rollout import sample
+from ..rewards.scoring import score_videos
+from ..runs.folder import RunFolder
+from .ema import Ema
+from .ranks import Ranks
+
+SAMPLES = 4
+"""Held-out clips that are written after every evaluation."""
+
+
+class Judge(Protocol):
+    """A measure that is reported and never trained on."""
+
+    def __call__(self, videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
+        """`identity` and `alignment` of each video, uint8 [n, F, H, W, 3]."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Per held-out item: its score, and for drawn worlds the renderer's own measures. Lists of equal length."""
+    """Per held-out item: its reward, and what the judge measured where there is one. Lists of equal length."""
 
     ids: list[str]
     rewards: list[float]
@@ -28,10 +47,17 @@ class Measurement:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    @classmethod
+    def join(cls, parts: Iterable[dict]) -> Measurement:
+        """The measurements of several processes (as `to_dict`), in order, as one."""
+        filled = [part for part in parts if part["ids"]]
+        names = cls.__dataclass_fields__
+        return cls(**{n: None if filled[0][n] is None else [v for part in filled for v in part[n]] for n in names})
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired comparison with the untouched policy: shares of won, tied and lost items, 95% bootstrap interval of `win`,
+    """Paired comparison with the base policy: shares of won, tied and lost items, 95% bootstrap interval of `win`,
     and `margin`, the mean difference of the rewards.
     """
 
@@ -44,13 +70,29 @@ class Comparison:
 
 
 def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
-    """`after` wins an item when its reward exceeds that of `before`; items are drawn anew 2000 times for the interval."""
+    """`after` wins an item when its reward exceeds that of `before`; 2000 bootstrap resamples of the items."""
     difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     wins = difference > 0
-    draws = np.random.default_rng(0).integers(len(wins), size=(2000, len(wins)))
-    low, high = np.quantile(wins[draws].mean(1), [0.025, 0.975])
+    resampled = np.random.default_rng(0).integers(len(wins), size=(2000, len(wins)))
+    low, high = np.quantile(wins[resampled].mean(1), [0.025, 0.975])
     loss, tie = float((difference < 0).mean()), float((difference == 0).mean())
     return Comparison(float(wins.mean()), tie, loss, float(low), float(high), float(difference.mean()))
+
+
+def evaluation_row(iteration: int, baseline: Measurement, found: Measurement) -> dict:
+    """One line of metrics.jsonl: `found` at `iteration` against the base policy's `baseline`."""
+    row = {
+        "kind": "evaluation",
+        "iteration": iteration,
+        "reward_mean": sum(found.rewards) / len(found.rewards),
+        **vars(compare(baseline.rewards, found.rewards)),
+    }
+    for name in ("identity", "alignment"):
+        values, before = getattr(found, name), getattr(baseline, name)
+        if values is not None:
+            row[name] = sum(values) / len(values)
+            row[f"{name}_gain"] = row[name] / max(1e-9, sum(before) / len(before)) - 1
+    return row
 
 
 def evaluation_size(config: TrainConfig) -> VideoSize:
@@ -59,11 +101,18 @@ def evaluation_size(config: TrainConfig) -> VideoSize:
 
 
 def evaluation_guidance(config: TrainConfig) -> Guidance:
-    """The scales that evaluation and samples are drawn with: training's, where it has none of its own."""
+    """The scales that evaluation and samples use: training's, where evaluation has none of its own."""
     text, image = config.evaluation.guidance, config.evaluation.image_guidance
     return Guidance(
         config.rollout.guidance if text is None else text, config.rollout.image_guidance if image is None else image
     )
+
+
+def evaluation_micro_batch(config: TrainConfig) -> int:
+    """Videos sampled at once: as many as have the pixels of a micro-batch of rollouts, at least one."""
+    own, training = evaluation_size(config), config.video
+    pixels = training.height * training.width * training.frames
+    return max(1, config.rollout.micro_batch * pixels // (own.height * own.width * own.frames))
 
 
 def held_out_videos(
@@ -75,12 +124,12 @@ def held_out_videos(
 ) -> Tensor:
     """Videos uint8 [n, F, H, W, 3] of the items with the noise that every evaluation of this config uses.
 
-    `check` is called before every step, `progress` goes through the micro-batches.
+    `check` is called before every step, `progress` iterates over the micro-batches.
     """
     size = evaluation_size(config)
     conditions = [policy.encode(item, size) for item in items]
     seeds = [derive_seed(config.evaluation.seed, "evaluation", item.id) for item in items]
-    return sample(
+    return sample_videos(
         policy,
         conditions,
         size,
@@ -88,33 +137,99 @@ def held_out_videos(
         config.rollout.shift,
         evaluation_guidance(config),
         seeds,
-        config.rollout.micro_batch,
+        evaluation_micro_batch(config),
         check,
         progress,
     )
 
 
 @torch.no_grad()
-def measure(reward, videos: Tensor, items: Sequence[PromptItem], config: TrainConfig) -> Measurement:
-    """Score the videos; items of a drawn world are measured by its oracle as well, which no reward ever sees."""
-    rewards = score_videos(reward, videos, items, config)
-    identity = alignment = None
-    if items and all("scene" in item.extra for item in items):
-        from ..tinyworld.oracle import measure as oracle
-        from ..tinyworld.prompts import scenes_of
+def measure(
+    reward, videos: Tensor, items: Sequence[PromptItem], config: TrainConfig, judge: Judge | None = None
+) -> Measurement:
+    """Rewards of the videos uint8 [n, F, H, W, 3], and what the judge says of them.
 
-        found = oracle(videos, scenes_of(items))
-        identity, alignment = found.identity.tolist(), found.alignment.tolist()
-    return Measurement([item.id for item in items], rewards.tolist(), identity, alignment)
+    Raises UserError when a reward is not finite.
+    """
+    rewards = score_videos(reward, videos, items, config.reward).tolist()
+    for item, value in zip(items, rewards, strict=True):
+        if not math.isfinite(value):
+            raise UserError(
+                f"the reward of held-out item `{item.id}` is {value}; check its reference images and the reward model"
+            )
+    judged = judge(videos, items) if judge and items else {}
+    return Measurement([item.id for item in items], rewards, **judged)
 
 
-def score_videos(reward, videos: Tensor, items: Sequence[PromptItem], config: TrainConfig) -> Tensor:
-    """Rewards float64 [n] of videos uint8 [n, F, H, W, 3], in micro-batches."""
-    size = config.reward.micro_batch
-    scores = [
-        reward.score(
-            list(videos[i : i + size]), [item.references for item in items[i : i + size]], fps=config.reward.fps
-        )
-        for i in range(0, len(videos), size)
-    ]
-    return torch.cat([s.double().cpu() for s in scores]) if scores else torch.zeros(0, dtype=torch.float64)
+class Evaluator:
+    """Measures a run's averaged LoRA on its held-out items, shared by all processes, and writes what it found.
+
+    `check` is called before every denoising step and may raise to stop; `report` gets the fraction that is done.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward: object,
+        held_out: Sequence[PromptItem],
+        judge: Judge | None,
+        config: TrainConfig,
+        run: RunFolder,
+        ranks: Ranks,
+        check: Callable[[], None],
+        report: Callable[[float], None],
+    ) -> None:
+        self.policy, self.reward, self.judge, self.config = policy, reward, judge, config
+        self.items = held_out[: config.evaluation.items]
+        self.run, self.ranks, self.check, self.report = run, ranks, check, report
+        self.baseline = run.read_measurement("base", Measurement)
+
+    def evaluate(self, iteration: int, ema: Ema) -> dict:
+        """The row of metrics.jsonl for the averaged LoRA against the base policy, which is measured once, first."""
+        untrained = iteration == 0 and not self.config.start_lora
+        if self.baseline is None or untrained:
+            self.baseline, videos = self._measure(lora_disabled(self.policy.transformer))
+        # The LoRA of an untrained run changes nothing yet.
+        found = self.baseline
+        if not untrained:
+            found, videos = self._measure(ema.applied())
+        row = evaluation_row(iteration, self.baseline, found)
+
+        def write() -> None:
+            if self.ranks.is_main:
+                self.run.write_measurement("base", self.baseline.to_dict())
+                self.run.write_measurement(iteration, found.to_dict())
+                self.run.write_clips(iteration, self.items[:SAMPLES], videos[:SAMPLES], self.config.reward.fps)
+                self.run.append_metrics(row)
+
+        self.ranks.on_all_ranks(write)
+        return row
+
+    def write_samples(self, iteration: int, ema: Ema) -> None:
+        """Clips of the present average, between two evaluations."""
+
+        def write() -> None:
+            if self.ranks.is_main:
+                items = self.items[:SAMPLES]
+                with ema.applied():
+                    videos = held_out_videos(self.policy, items, self.config, self.check)
+                self.run.write_clips(iteration, items, videos, self.config.reward.fps)
+
+        self.ranks.on_all_ranks(write)
+
+    def _measure(self, weights: AbstractContextManager) -> tuple[Measurement, Tensor]:
+        """The measurement of all items, and this process's own videos, with the weights that hold in the context."""
+        own = [self.items[i] for i in self.ranks.slice(len(self.items))]
+
+        def reported(chunks: Sequence) -> Iterator:
+            for index, chunk in enumerate(chunks):
+                self.report(index / len(chunks))
+                yield chunk
+
+        def part() -> tuple[Tensor, Measurement]:
+            with weights:
+                videos = held_out_videos(self.policy, own, self.config, self.check, reported)
+            return videos, measure(self.reward, videos, own, self.config, self.judge)
+
+        videos, mine = self.ranks.on_all_ranks(part)
+        return Measurement.join(self.ranks.gather([mine.to_dict()])), videos

@@ -6,14 +6,12 @@ processes, with any micro-batch, before and after a resume.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..config import RolloutConfig
+from ..diffusion.noise import derive_seed
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,6 @@ class Planned:
     member: int
     item: int
     seed: int
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the parts, the same on every platform."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def plan_items(seed: int, iteration: int, groups: int, items: int) -> list[int]:
@@ -68,18 +60,3 @@ def plan_window(seed: int, iteration: int, config: RolloutConfig) -> range:
     else:
         start = iteration // window.slide_every % starts
     return range(start, start + window.size)
-
-
-def noise_generators(seeds: list[int]) -> list[torch.Generator]:
-    """One CPU generator a sample, so that a sample's noise depends neither on its batch nor on the device."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def draw_noise(generators: list[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The next unit noise of each sample: float32 [B, *shape]."""
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-
-
-def share(count: int, rank: int, processes: int) -> range:
-    """The contiguous slice of `count` that process `rank` works on; slices differ by one at most, the first is empty last."""
-    return range(-(-count * rank // processes), -(-count * (rank + 1) // processes))

@@ -1,60 +1,120 @@
-"""The loss of one step of some rollouts: the only place where a gradient is made."""
+"""The policy update: gradients of one update's rollouts, and the optimiser step."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..lora.inject import lora_disabled
+from ..diffusion.schedule import Schedule
+from ..errors import UserError
+from ..lora.inject import lora_disabled, lora_parameters
 from ..policies.base import ConditionBatch, Policy
-from .dynamics import Schedule
-from .losses import guard_log_ratio, guard_loss, kl_divergence, policy_loss, stats
-from .rollout import Trajectory, guidance_of, timestep_batch, transition
+from .ema import Ema
+from .losses import LOSSES, kl_divergence
+from .ranks import Ranks
+from .rollout import RolloutBatch, training_guidance
+from .sde import DYNAMICS
+
+METRICS = ("policy_loss", "ratio_error", "approx_kl", "clipfrac")
 
 
-def step_losses(
-    policy: Policy,
-    batch: ConditionBatch,
-    trajectory: Trajectory,
-    step: int,
-    advantages: Tensor,
-    schedule: Schedule,
-    config: TrainConfig,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss [B] of the window's `step`-th transition for B rollouts on the policy's device, and what to watch, each [B].
+class PolicyUpdate:
+    """The trained LoRA of a policy with its optimiser and its moving average."""
 
-    loss = clipped policy loss + kl * KL(policy || base), as the published trainer (golden/sde facts 7-8).
-    """
-    rollout, optim = config.rollout, config.optim
-    index = trajectory.window[step]
-    latents, next_latents = trajectory.latents[:, step], trajectory.latents[:, step + 1]
-    timesteps, guidance = timestep_batch(schedule, index, len(latents)), guidance_of(rollout)
-    velocity = policy.velocity(latents, timesteps, batch, guidance)
-    now = transition(rollout, latents, velocity, schedule, index, next_latents=next_latents)
-    old = trajectory.log_probs[:, step]
-    if optim.ratio == "guard":
-        log_ratio = guard_log_ratio(now.log_prob, old, now.mean, trajectory.means[:, step], now.std, now.sqrt_neg_dt)
-        loss, ratio = guard_loss(log_ratio, now.sqrt_neg_dt, advantages, optim.clip_range, optim.advantage_clip)
-    else:
-        log_ratio = now.log_prob - old
-        loss, ratio = policy_loss(now.log_prob, old, advantages, optim.clip_range, optim.advantage_clip)
-    watched = {
-        "policy_loss": loss.detach(),
-        "ratio_error": (ratio.detach() - 1).abs(),
-        **stats(log_ratio, optim.clip_range),
-    }
-    if optim.kl:
-        with torch.no_grad(), lora_disabled(policy.transformer):
-            base = transition(
-                rollout,
-                latents,
-                policy.velocity(latents, timesteps, batch, guidance),
-                schedule,
-                index,
-                next_latents=next_latents,
+    def __init__(self, policy: Policy, config: TrainConfig, schedule: Schedule, ranks: Ranks) -> None:
+        self.policy, self.config, self.schedule, self.ranks = policy, config, schedule, ranks
+        optim = config.optim
+        self.parameters = lora_parameters(policy.transformer)
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), optim.learning_rate, optim.betas, optim.epsilon, optim.weight_decay
+        )
+        self.ema = Ema(self.parameters, config.ema.decay, config.ema.every)
+        self.loss = LOSSES[optim.ratio](optim.clip_range, optim.advantage_clip)
+
+    def accumulate(
+        self,
+        batches: Sequence[RolloutBatch],
+        advantages: Tensor,
+        terms: int,
+        check: Callable[[], None],
+        report: Callable[[float], None],
+    ) -> dict[str, float]:
+        """Add the gradients of this process's rollouts of one update; returns the sums of the metrics.
+
+        `advantages` [n]: of the whole iteration, by place in the plan. `terms`: rollouts times window steps of the update
+        over all processes, so that the sum of gradients is that of the mean loss. `check` is called before every step,
+        `report` gets the fraction that is done.
+        """
+        size, sums = self.config.optim.micro_batch, {}
+        done, total = 0, sum(map(len, batches))
+        for batch in batches:
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
+                self._backward(part, advantages[part.members], terms, check, sums)
+            done += len(batch)
+            report(done / total)
+        return {name: value.item() for name, value in sums.items()}
+
+    def step(self, number: int) -> float:
+        """Sum the gradients of all processes, clip and apply them; returns their norm before clipping.
+
+        `number`: of this optimiser step, counted from 1. Raises UserError when the norm is not finite; nothing is changed
+        then.
+        """
+        self.ranks.sum_gradients(self.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.optim.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise UserError(
+                f"the gradient of update {number} is {norm}; the run stops before it spoils the weights. Lower "
+                "optim.learning_rate or set policy.dtype to float32, then resume from the last checkpoint"
             )
-        kl = kl_divergence(now.mean, base.mean, now.std, now.sqrt_neg_dt)
-        loss = loss + optim.kl * kl
-        watched["kl"] = kl.detach()
-    return loss, watched
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.ema.step(number)
+        return norm
+
+    def _backward(
+        self, batch: RolloutBatch, advantages: Tensor, terms: int, check: Callable[[], None], sums: dict[str, Tensor]
+    ) -> None:
+        """Add the gradients of all window steps of some rollouts, and their metrics to `sums`."""
+        if not self.config.optim.kl and not advantages.any():
+            return
+        device = self.policy.device
+        conditions = self.policy.batch(batch.conditions)
+        batch, advantages = batch.to(device), advantages.to(device, torch.float32)
+        for step in range(len(batch.window)):
+            check()
+            losses, metrics = self.step_losses(conditions, batch, step, advantages)
+            (losses.sum() / terms).backward()
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0) + value.sum()
+
+    def step_losses(
+        self, conditions: ConditionBatch, batch: RolloutBatch, step: int, advantages: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [B] of the window's `step`-th transition for rollouts on the policy's device, and metrics, each [B].
+
+        loss = clipped policy loss + kl * KL(policy || base policy), as the published trainer (golden/sde facts 7-8).
+        """
+        rollout, kl_weight = self.config.rollout, self.config.optim.kl
+        index, transition = batch.window[step], DYNAMICS[rollout.dynamics]
+        latents, next_latents = batch.latents[:, step], batch.latents[:, step + 1]
+        timesteps = self.schedule.timestep_batch(index, len(latents))
+        guidance = training_guidance(rollout)
+        velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
+        now = transition(latents, velocity, self.schedule, index, next_latents=next_latents)
+        old_mean = None if batch.means is None else batch.means[:, step]
+        loss, metrics = self.loss.compute(now, batch.log_probs[:, step], advantages, old_mean)
+        metrics["ratio_error"] = (metrics.pop("ratio") - 1).abs()
+        if kl_weight:
+            with torch.no_grad(), lora_disabled(self.policy.transformer):
+                velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
+                base = transition(latents, velocity, self.schedule, index, next_latents=next_latents)
+            kl = kl_divergence(now, base.mean)
+            loss = loss + kl_weight * kl
+            metrics["kl"] = kl.detach()
+        return loss, metrics

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..config import BUILT_IN, PolicyConfig, PolicyKind
+from ..config import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind
 from ..errors import UserError
 from ..lora.names import to_diffusers
-from ..weights import fill, whole
+from ..weights import load_full_state, require_complete
 from .base import Policy
 from .text_file import load_text_encoder
 from .vae_file import load_vae
-from .wan import exact_time
+from .wan import use_exact_time_features
 
 T = TypeVar("T")
 
@@ -63,11 +63,9 @@ def find_parts(source: str | Path, text_encoder: str | Path | None = None, vae: 
 def _places(source: str | Path) -> dict[str, Path]:
     """Where each part should be when only `source` is told."""
     if str(source) in BUILT_IN:
-        from ..tinyworld.models import WEIGHTS
-
         # One VAE and one text encoder serve both miniatures.
-        shared = {name: WEIGHTS / "vace" / name for name in ("text_encoder", "vae")}
-        return {"transformer": WEIGHTS / BUILT_IN[str(source)] / "transformer", **shared}
+        shared = {name: TINYWORLD_WEIGHTS / "vace" / name for name in ("text_encoder", "vae")}
+        return {"transformer": TINYWORLD_WEIGHTS / BUILT_IN[str(source)] / "transformer", **shared}
     source = Path(source)
     root = source.parent if source.is_file() else source
     places = {name: root / name for name in ("transformer", "text_encoder", "vae")}
@@ -164,7 +162,7 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
     """A frozen transformer of diffusers, VACE's or Phantom's, from its folder or one original-naming .safetensors file."""
     path = Path(path)
     model = _from_original(path, dtype) if path.is_file() else _from_folder(path, dtype)
-    exact_time(model)
+    use_exact_time_features(model)
     return model.eval().requires_grad_(False)
 
 
@@ -176,7 +174,7 @@ def _from_folder(path: Path, dtype: torch.dtype) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the transformer from {path}: {error}") from error
-    return whole(loaded, path)
+    return require_complete(loaded, path)
 
 
 def _class_of(kind: PolicyKind) -> type:
@@ -238,7 +236,7 @@ def _from_original(path: Path, dtype: torch.dtype) -> nn.Module:
             renamed = to_diffusers(name)
             keep = any(part in wide for part in renamed.split("."))
             state[renamed] = file.get_tensor(key).to(torch.float32 if keep else dtype)
-        fill(model, state, path)
+        load_full_state(model, state, path)
         return model
 
     return _read_original(path, build)

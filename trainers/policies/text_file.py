@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..weights import fill, whole
+from ..weights import load_full_state, require_complete
 
 SPIECE = "spiece_model"
 _BLOCK = re.compile(r"encoder\.block\.(\d+)\.")
@@ -57,7 +57,7 @@ def _from_folder(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the text encoder from {path}: {error}") from error
     # In half precision transformers leaves some weights in float32.
-    return whole(loaded, path).to(dtype).eval().requires_grad_(False), tokenizer
+    return require_complete(loaded, path).to(dtype).eval().requires_grad_(False), tokenizer
 
 
 def _from_file(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
@@ -82,7 +82,7 @@ def _from_file(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
             f"cannot read the text encoder {path} ({error}); give a complete .safetensors file of UMT5-XXL"
         ) from error
     state["encoder.embed_tokens.weight"] = state["shared.weight"]
-    fill(model, state, path)
+    load_full_state(model, state, path)
     # Two parameters of one tensor would become two tensors, of 2 GB each, on their way to another device.
     model.encoder.embed_tokens = model.shared
     return model.eval().requires_grad_(False), tokenizer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..weights import fill, whole
+from ..weights import load_full_state, require_complete
 
 CHANNELS = 16
 COLOURS = 3
@@ -34,7 +34,7 @@ def _from_folder(path: Path) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"cannot load the VAE from {path}: {error}") from error
-    return whole(loaded, path)
+    return require_complete(loaded, path)
 
 
 def _from_file(path: Path) -> nn.Module:
@@ -54,7 +54,7 @@ def _from_file(path: Path) -> nn.Module:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot read the VAE {path} ({error}); {REMEDY}, complete") from error
-    fill(model, {name: tensor.float() for name, tensor in state.items()}, path)
+    load_full_state(model, {name: tensor.float() for name, tensor in state.items()}, path)
     return model
 
 

@@ -6,7 +6,6 @@ import hashlib
 import html
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..pictures.reading import read_pixels
 from .base import Policy, VideoSize
 
 CACHE_BYTES = 2**30
@@ -52,29 +52,6 @@ class Cache:
             for position, value in zip(missing, compute(missing), strict=True):
                 self[keys[position]] = held[keys[position]] = value
         return [held[key] for key in keys]
-
-
-def load_picture(source: Path | str | np.ndarray) -> np.ndarray:
-    """RGB uint8 [H, W, 3] of a file, or of pixels [H, W], [H, W, 3] or [H, W, 4].
-
-    Transparency becomes white, grey becomes RGB. Raises UserError naming the file when it cannot be read.
-    """
-    try:
-        picture = Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source)
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture)
-        return np.array(picture.convert("RGB"))
-    except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        if isinstance(source, np.ndarray):
-            raise UserError(
-                f"a reference image of shape {source.shape} and type {source.dtype} is no picture; "
-                "give uint8 pixels [height, width, 3]"
-            ) from error
-        raise UserError(
-            f"cannot read the reference image {source} ({error}); give an existing PNG, JPEG or WebP file"
-        ) from error
 
 
 def fit_on_white(picture: np.ndarray, height: int, width: int) -> Tensor:
@@ -256,7 +233,7 @@ class TimeFeatures(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1).float().to(timesteps.device)
 
 
-def exact_time(transformer: nn.Module) -> None:
+def use_exact_time_features(transformer: nn.Module) -> None:
     """Give a Wan transformer of diffusers `TimeFeatures`; its weights stay as they are."""
     transformer.condition_embedder.timesteps_proj = TimeFeatures(transformer.config.freq_dim)
 
@@ -274,7 +251,7 @@ class WanVideoPolicy(Policy):
         self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int | None = None
     ) -> None:
         self.transformer = transformer
-        exact_time(transformer)
+        use_exact_time_features(transformer)
         self.vae = WanVae(vae, vae_pixels)
         self.text = WanText(text_encoder, tokenizer, text_len)
         self.patch = tuple(transformer.config.patch_size)
@@ -303,7 +280,7 @@ class WanVideoPolicy(Policy):
 
     def encode_references(self, sources: Sequence, size: VideoSize) -> list[Tensor]:
         """Latents [z, 1, h, w] of each reference, encoded alone, in order."""
-        pictures = [load_picture(s) for s in sources]
+        pictures = [read_pixels(s) for s in sources]
 
         def compute(missing: list[int]) -> Tensor:
             # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pictures.reading import Picture
 from ..rewards.identity import IdentityReward, preference_probabilities
-from ..rewards.pixels import Reference
 from .loss import A_BETTER, B_BETTER, INVALID, TIE
 
 
@@ -21,7 +21,7 @@ class Pair:
     Clips are uint8 [F, H, W, 3] at `fps` frames per second; `kind` names where the pair comes from, for reports.
     """
 
-    references: Sequence[Reference]
+    references: Sequence[Picture]
     video_a: Tensor | np.ndarray
     video_b: Tensor | np.ndarray
     label: int

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UserError, some
+from ..errors import UserError, shorten
 from .model import RewardModel
 
 PREFIX = "base_model.model."
@@ -135,7 +135,7 @@ def _lora_names(config: Mapping[str, Any], own: Iterable[str]) -> set[str]:
 
 
 def _refuse_incomplete(folder: Path, lacking: Iterable[str], what: str) -> None:
-    if told := some(lacking):
+    if told := shorten(lacking):
         raise UserError(
             f"{folder} is no complete identity reward: it lacks {what}{told}. Unpack the whole released "
             "archive, and give the base model it was trained on."

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..pictures.reading import Picture
 from .checkpoint import find_base, find_checkpoint, read_weights
 from .geometry import MAX_PIXELS, frame_count, frame_indices, seconds_per_step
 from .model import Batch, RewardModel, load_base
-from .pixels import MERGE, Grid, Reference, clip_rows, image_rows, reference_pixels
+from .pixels import MERGE, Grid, clip_rows, image_rows, reference_pixels
 from .sequence import Sequencer
 
 CACHED_REFERENCES = 128
@@ -75,7 +76,7 @@ class Collator:
     def collate(
         self,
         videos: Sequence[Tensor | np.ndarray],
-        references: Sequence[Sequence[Reference]],
+        references: Sequence[Sequence[Picture]],
         fps: float | Sequence[float],
         device: torch.device | str = "cpu",
     ) -> Batch:
@@ -84,7 +85,7 @@ class Collator:
         return self.batch(videos, grids, _rates(fps, len(videos)), device, rows=rows)
 
     def reference_rows(
-        self, references: Sequence[Sequence[Reference]], device: torch.device | str
+        self, references: Sequence[Sequence[Picture]], device: torch.device | str
     ) -> tuple[Tensor, list[list[Grid]]]:
         """Patch rows of all references on `device`, and the grids of each item's."""
         pixels = [reference_pixels(r, self.max_pixels).to(device) for images in references for r in images]
@@ -141,7 +142,7 @@ class IdentityReward:
     def score(
         self,
         videos: Sequence[Tensor | np.ndarray],
-        references: Sequence[Sequence[Reference]],
+        references: Sequence[Sequence[Picture]],
         fps: float | Sequence[float] = 10.0,
         batch_size: int = 8,
     ) -> Tensor:
@@ -167,7 +168,7 @@ class IdentityReward:
             scores.append(self.model(batch))
         return torch.cat(scores).cpu() if scores else torch.empty(0)
 
-    def _embed_references(self, references: list[list[Reference]]) -> list[list[tuple[Grid, Tensor]]]:
+    def _embed_references(self, references: list[list[Picture]]) -> list[list[tuple[Grid, Tensor]]]:
         if any(not images for images in references):
             raise UserError("A clip came without reference images: the identity reward needs at least one.")
         keys = [[_content(r) for r in images] for images in references]
@@ -223,13 +224,13 @@ def _rates(fps: float | Sequence[float], count: int) -> list[float]:
     return list(fps) if isinstance(fps, Sequence) else [float(fps)] * count
 
 
-def _content(reference: Reference) -> bytes:
+def _content(reference: Picture) -> bytes:
     """A key that changes when the picture does."""
     if isinstance(reference, str | Path):
         try:
             status = Path(reference).stat()
         except OSError:
-            raise UserError(f"Reference image {reference} does not exist: check the path.") from None
+            raise UserError(f"Picture image {reference} does not exist: check the path.") from None
         return f"{Path(reference).resolve()} {status.st_mtime_ns} {status.st_size}".encode()
     if isinstance(reference, Image.Image):
         pixels, kind = reference.tobytes(), f"{reference.mode} {reference.size} {sorted(reference.info)}"

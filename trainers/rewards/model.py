@@ -14,7 +14,7 @@ from torch import Tensor, autocast, nn
 from torch.nn import Linear
 
 from ..errors import UserError
-from ..weights import whole
+from ..weights import require_complete
 from .pixels import Grid
 from .vision import vision_embeddings
 
@@ -117,7 +117,9 @@ def load_base(
         raise UserError(
             f"The base model in {folder} cannot be loaded ({error}): it must be a complete Qwen2.5-VL folder."
         ) from error
-    whole((model, {"missing_keys": [key for key in found["missing_keys"] if key != "lm_head.weight"]}), folder)
+    require_complete(
+        (model, {"missing_keys": [key for key in found["missing_keys"] if key != "lm_head.weight"]}), folder
+    )
     model.resize_token_embeddings(vocabulary, mean_resizing=False)
     inner = model.model
     visual = inner.visual if hasattr(inner, "visual") else model.visual

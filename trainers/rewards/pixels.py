@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, autocast
 
 from ..errors import UserError
+from ..pictures.reading import Picture, read_picture
 from .geometry import IMAGE_MIN_PIXELS, MAX_PIXELS, TEMPORAL_PATCH, VIDEO_MIN_PIXELS, resized
 
 PATCH, MERGE = 14, 2
@@ -20,49 +21,18 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's channel statistics, from Qwen2.5-VL's `preprocessor_config.json`."""
 
-Reference = Image.Image | np.ndarray | Tensor | Path | str
 Grid = tuple[int, int, int]
 """Patches along time, height and width."""
 
 
-def open_reference(reference: Reference) -> Image.Image:
-    """An RGB image: transparency is pasted on white, grey becomes RGB. Arrays are uint8 [H, W, 3].
-
-    Raises UserError for a file that is missing or is no picture, ValueError for an array of another kind.
-    """
-    if isinstance(reference, str | Path):
-        try:
-            with Image.open(reference) as image:
-                image.load()
-        except FileNotFoundError:
-            raise UserError(f"Reference image {reference} does not exist: check the path.") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(
-                f"Reference image {reference} cannot be read ({error}): save it again as PNG or JPEG."
-            ) from None
-    elif isinstance(reference, Image.Image):
-        image = reference
-    else:
-        pixels = reference.cpu().numpy() if isinstance(reference, Tensor) else np.asarray(reference)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(f"a reference array must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-        image = Image.fromarray(pixels)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image.getchannel("A"))
-        return white
-    return image.convert("RGB")
-
-
-def reference_pixels(reference: Reference, maximum: int = MAX_PIXELS) -> Tensor:
+def reference_pixels(reference: Picture, maximum: int = MAX_PIXELS) -> Tensor:
     """The reference at the size it is read at: uint8 [H, W, 3], sides multiples of 28 (PIL's bicubic).
 
     A uint8 tensor that has that size already stays as it is, on its device.
     """
     if isinstance(reference, Tensor) and _fits(reference, maximum):
         return reference
-    image = open_reference(reference)
+    image = read_picture(reference)
     try:
         height, width = resized(image.height, image.width, IMAGE_MIN_PIXELS, maximum)
     except ValueError as error:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import UserError
+from ..errors import UserError, program
+from ..files import write_atomic
 
 
 def locks_folder() -> Path:
@@ -34,8 +35,8 @@ def device_name(kind: str, index: int | None = None) -> str:
     return f"cuda-{torch.cuda.get_device_properties(index or 0).uuid}"
 
 
-def holders(devices: Iterable[str]) -> dict[str, str]:
-    """Which of the `devices` are held now, and by whom, in words."""
+def holders(devices: Iterable[str]) -> dict[str, Path]:
+    """Which of the `devices` are held now, and the folders of the runs that hold them."""
     found = {}
     for device in devices:
         try:
@@ -46,27 +47,25 @@ def holders(devices: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _holder(device: str) -> str:
-    file = locks_folder() / f"{device}.run"
-    return file.read_text(encoding="utf-8") if file.is_file() else "another run"
-
-
 @contextmanager
-def hold_device(device: str, run_id: str) -> Iterator[None]:
-    """Hold `device` for the run.
-
-    Raises UserError naming the run that has it.
-    """
+def hold_device(device: str, run: Path) -> Iterator[None]:
+    """Hold `device` for the run in the folder `run`. Raises UserError naming the run that has it."""
     folder = locks_folder()
-    lock, holder = FileLock(folder / f"{device}.lock"), folder / f"{device}.run"
+    lock = FileLock(folder / f"{device}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        holder = _holder(device)
         raise UserError(
-            f"{device} is in use by {_holder(device)}; stop that run (`runs stop`), or wait for it to end"
+            f"{device} is in use by run {holder.name}; stop it with `{program()} runs stop {holder}`, or wait for it to end"
         ) from None
     try:
-        holder.write_text(f"run {run_id} (pid {os.getpid()})", encoding="utf-8")
+        write_atomic(folder / f"{device}.run", str(run), sync=False)
         yield
     finally:
         lock.release()
+
+
+def _holder(device: str) -> Path:
+    file = locks_folder() / f"{device}.run"
+    return Path(file.read_text(encoding="utf-8")) if file.is_file() else Path("unknown")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,44 +12,24 @@ from pathlib import Path
 
 import psutil
 
+from ..processes import adopt, alive, host, reap, start_token
 from .folder import RunFolder
-from .processes import adopt, alive, reap, started
-from .registry import ALIVE, refresh
+from .registry import refresh
+from .status import ALIVE, State
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 10.0  # seconds between SIGINT and force
+SAVING_SECONDS = 600.0
+"""How long a run that is writing a checkpoint is waited for before it is ended by force."""
 
 
-def command(
-    run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False, on_gpus: bool | None = None
-) -> list[str]:
-    """The argument list of the child: never a shell line, nothing in it that a user wrote but the run's folder.
-
-    `on_gpus`: whether several processes share GPUs; None: if there are any.
-    """
+def command(run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False) -> list[str]:
+    """The argument list of the child: never a shell line, nothing in it that a user wrote but the run's folder."""
     launch = [sys.executable]
     if processes > 1:
-        if on_gpus is None:
-            import torch
-
-            on_gpus = torch.cuda.is_available()
-        launch += [
-            "-m",
-            "accelerate.commands.launch",
-            "--num_processes",
-            str(processes),
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            str(_free_port()),
-        ]
-        launch.append("--multi_gpu" if on_gpus else "--cpu")
-    module = ["-m", "trainers", "work", str(run.path)]
-    return launch + module + ["--resume"] * resume + ["--share-devices"] * share_devices
+        # torchrun, on GPUs and on the CPU alike; it ends all processes when one dies.
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    work = ["-m", "trainers", "work", str(run.path)]
+    return launch + work + ["--resume"] * resume + ["--share-devices"] * share_devices
 
 
 def start(
@@ -59,28 +38,33 @@ def start(
     processes: int = 1,
     share_devices: bool = False,
     gpus: Sequence[int] | None = None,
+    threads: int | None = None,
 ) -> subprocess.Popen:
-    """Start the run in its own session: it is not ended with us, nor by a Ctrl-C meant for us. Its words go to log.txt.
+    """Start the run in its own session: it is not ended with us, nor by a Ctrl-C meant for us. It writes to log.txt.
 
-    It works wherever the pack lies and whatever its folder is called: the child finds `trainers` by PYTHONPATH, and stands
-    in the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA devices, as this process counts
-    them, that get one process each, in place of `processes`; none of them: the CPU. The status keeps them for a resume.
+    It works wherever the pack lies and whatever its folder is called: the child finds `trainers` by PYTHONPATH, and its
+    working directory is the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA devices, as
+    this process counts them, that get one process each, in place of `processes`; none of them: the CPU. The status keeps
+    them for a resume. `threads`: CPU threads of each process; None: its share of the cores.
     """
     environment = dict(os.environ)
     if gpus is not None:
         processes = max(1, len(gpus))
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(gpus))
-        run.set_status(gpus=list(gpus))
+        environment["ACCELERATE_USE_CPU"] = str(not gpus).lower()
+    if threads or (processes > 1 and "OMP_NUM_THREADS" not in environment):
+        environment["OMP_NUM_THREADS"] = str(threads or max(1, cores() // processes))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment |= {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     detached = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
-    run.clear_requests()
+    run.prepare()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(
-            command(run, resume, processes, share_devices, None if gpus is None else bool(gpus)),
+            command(run, resume, processes, share_devices),
             cwd=run.path,
-            env=environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -88,32 +72,42 @@ def start(
         )
     # Written long before the child, which has torch to import, writes its own.
     run.set_status(
-        state="starting", group=child.pid, pid=child.pid, pid_started=started(child.pid), last_error="", message=""
+        state="starting",
+        group=child.pid,
+        pid=child.pid,
+        pid_started=start_token(child.pid),
+        gpus=list(gpus or ()),
+        last_error="",
+        message="",
     )
     adopt(child)
     return child
 
 
-def stop(run: RunFolder, wait: float = 60.0) -> str:
-    """End the run: by request (it stops after the step in flight), after `wait` seconds by SIGINT, PATIENCE later by force.
+def stop(run: RunFolder, wait: float = 60.0) -> State:
+    """End the run: by request (it stops after the step in flight), after `wait` seconds by force.
 
-    Returns the state it ends in: `stopped`, or what it was already if nothing ran.
+    A run that is writing a checkpoint is waited for longer. Returns the state it ends in: `stopped`, or what it was already
+    if nothing ran. A run on another machine is only asked.
     """
-    state = refresh(run)["state"]
+    state = refresh(run).state
     if state not in ALIVE:
         return state
     run.request("stop")
-    if not _ended(run, wait):
-        _signal(run, signal.SIGINT)
-        if not _ended(run, PATIENCE):
-            _signal(run, getattr(signal, "SIGKILL", signal.SIGTERM))
-            _ended(run, 10)
-            run.take("stop")
-            run.set_status(
-                state="stopped",
-                message="it did not stop by itself and was ended by force; resume takes its last checkpoint",
-            )
-    return refresh(run)["state"]
+    if run.status().host not in ("", host()):
+        return run.status().state
+    if not _ended(run, wait) and not (run.status().phase == "saving" and _ended(run, SAVING_SECONDS)):
+        _kill(run)
+        _ended(run, 10)
+        run.take("stop")
+        message = "it did not stop by itself and was ended by force; resume continues from its last checkpoint"
+        run.set_status(state="stopped", message=message)
+    return refresh(run).state
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ended(run: RunFolder, seconds: float) -> bool:
@@ -121,23 +115,23 @@ def _ended(run: RunFolder, seconds: float) -> bool:
     while True:
         reap()
         status = run.status()
-        if not alive(status.get("pid"), status.get("pid_started")):
+        if not alive(status.pid, status.pid_started):
             return True
         if time.monotonic() > until:
             return False
         time.sleep(0.2)
 
 
-def _signal(run: RunFolder, number: int) -> None:
-    """To the run's whole process group, or to its process where it was not started by us."""
+def _kill(run: RunFolder) -> None:
+    """The run's whole process group, or its process where it was not started by us."""
     status = run.status()
-    if not alive(status.get("pid"), status.get("pid_started")):
+    if not alive(status.pid, status.pid_started):
         return
     try:
-        if status.get("group") and os.name == "posix":
-            os.killpg(status["group"], number)
+        if status.group and os.name == "posix":
+            os.killpg(status.group, signal.SIGKILL)
         else:
-            psutil.Process(status["pid"]).send_signal(number)
+            psutil.Process(status.pid).kill()
     except (ProcessLookupError, psutil.Error):
         pass
 
@@ -147,9 +141,3 @@ def _visible(gpus: Sequence[int]) -> list[str]:
     ours = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in ours.split(",")] if ours else []
     return [names[gpu] if names else str(gpu) for gpu in gpus]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,16 +1,14 @@
-"""The runs under one folder, and what has become of them."""
+"""The runs under one folder, and how they stand."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
+from ..processes import alive, host, reap
 from .folder import RUN_ID, RunFolder
-from .processes import alive, reap
-
-ALIVE = ("starting", "running", "stopping")
+from .status import ALIVE, RunStatus
 
 
 def list_runs(root: str | Path) -> list[RunFolder]:
@@ -21,7 +19,12 @@ def list_runs(root: str | Path) -> list[RunFolder]:
         if root.is_dir()
         else []
     )
-    return [RunFolder(p) for p in sorted(folders, key=lambda p: (p.name.split("-")[-3:], p.name))]
+    runs = []
+    for path in sorted(folders, key=lambda p: (p.name.split("-")[-3:], p.name)):
+        # It may be deleted between the two looks.
+        with contextlib.suppress(UserError):
+            runs.append(RunFolder(path))
+    return runs
 
 
 def latest(root: str | Path) -> RunFolder:
@@ -45,31 +48,38 @@ def find(root: str | Path, text: str) -> RunFolder:
         return found[0]
     if len(found) > 1:
         raise UserError(f"`{text}` may be any of {', '.join(r.id for r in found)}; write more of the id")
-    if (Path(text) / "config.yaml").is_file():
-        return RunFolder(text)
+    with contextlib.suppress(OSError, ValueError):
+        if (Path(text) / "config.yaml").is_file():
+            return RunFolder(text)
     known = f"there are {', '.join(r.id for r in runs[-5:])}" if runs else "there are no runs there"
     raise UserError(f"no run `{text}` in {Path(root).absolute()}: {known}")
 
 
-def refresh(run: RunFolder) -> dict[str, Any]:
-    """The run's status; a run whose process is gone becomes `failed` with the end of its log, never `running` for ever."""
+def refresh(run: RunFolder) -> RunStatus:
+    """The run's status; a run whose process is gone becomes `failed` with the end of its log, never `running` for ever.
+
+    A run on another machine that shares the disk is believed: its processes cannot be seen from here.
+    """
     reap()
     status = run.status()
-    if status["state"] not in ALIVE or alive(status.get("pid"), status.get("pid_started")):
+    if not _died(status):
         return status
     # It may have ended well between the two looks.
     status = run.status()
-    if status["state"] in ALIVE:
+    if _died(status):
         tail = run.log_tail()
-        status |= {
-            "state": "failed",
-            "last_error": f"process {status.get('pid')} is gone" + (f"; its last words:\n{tail}" if tail else ""),
-        }
-        # Whoever may only look, or finds the disk full, is told as well.
+        error = f"process {status.pid} is gone" + (f"; the end of its log:\n{tail}" if tail else "")
+        status = status.model_copy(update={"state": "failed", "last_error": error})
+        # Whoever may only read, or finds the disk full, gets the same answer.
         with contextlib.suppress(OSError, UserError):
-            run.set_status(state=status["state"], last_error=status["last_error"])
+            run.set_status(state="failed", last_error=error)
     return status
 
 
 def is_alive(run: RunFolder) -> bool:
-    return refresh(run)["state"] in ALIVE
+    return refresh(run).state in ALIVE
+
+
+def _died(status: RunStatus) -> bool:
+    here = status.host in ("", host())
+    return status.state in ALIVE and here and not alive(status.pid, status.pid_started)

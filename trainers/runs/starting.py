@@ -44,24 +44,27 @@ def start_once(root: Path, config: TrainConfig, name: str, gpus: Sequence[int]) 
     gpus: CUDA devices as this process counts them; none: the CPU. Raises UserError naming the run that has a device.
     """
     known = find_same(root, config, name)
-    if known is not None:
+    # One that ended before its first checkpoint has nothing to show or to resume: it begins again.
+    if known is not None and (is_alive(known) or known.checkpoints()):
         return known, False
     refuse_busy(root, gpus)
-    run = RunFolder.create(root, config, name)
-    launcher.start(run, gpus=gpus)
+    run = known or RunFolder.create(root, config, name)
+    launcher.start(run, resume=known is not None, gpus=gpus)
     return run, True
 
 
 def resume(root: Path, run: RunFolder) -> None:
-    """Go on with a run on the devices that it had. Raises UserError when it cannot."""
-    state = refresh(run)["state"]
+    """Continue a run on the devices that it had; one that ended before its first checkpoint begins again.
+
+    Raises UserError when it cannot.
+    """
+    status = refresh(run)
     if is_alive(run):
-        raise UserError(f"run {run.id} is {state} already")
-    if state == "finished":
+        raise UserError(f"run {run.id} is {status.state} already")
+    if status.state == "finished":
         raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
-    gpus = run.status().get("gpus", [])
-    refuse_busy(root, gpus)
-    launcher.start(run, resume=True, gpus=gpus)
+    refuse_busy(root, status.gpus)
+    launcher.start(run, resume=True, gpus=status.gpus)
 
 
 def refuse_busy(root: Path, gpus: Sequence[int]) -> None:
@@ -69,13 +72,13 @@ def refuse_busy(root: Path, gpus: Sequence[int]) -> None:
     names = {device_name("cuda", gpu): f"GPU {gpu}" for gpu in gpus} or {"cpu": "the CPU"}
     for device, holder in holders(names).items():
         raise UserError(
-            f"{names[device]} is in use by {holder}; stop that run, wait for its end, or choose another device"
+            f"{names[device]} is in use by run {holder.name}; stop that run, wait for its end, or choose another device"
         )
     for run in list_runs(root):
         status = refresh(run)
-        theirs = set(status.get("gpus", []))
+        theirs = set(status.gpus)
         # Its process takes the device only when it has loaded torch.
-        if status["state"] == "starting" and (theirs & set(gpus) or (not theirs and not gpus)):
+        if status.state == "starting" and (theirs & set(gpus) or (not theirs and not gpus)):
             raise UserError(
                 f"run {run.id} is just starting there; stop that run, wait for its end, or choose another device"
             )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 FRAMES, HEIGHT, WIDTH, FPS = 9, 48, 80, 10.0
 PORTRAIT = 84
 TEXT_LENGTH = 52
-WEIGHTS = Path(__file__).parent / "weights"
 
 VAE = {
     "base_dim": 12,

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ def test_an_installation_that_did_not_finish_goes_on_and_anothers_is_left_alone(
 def test_a_taken_port_is_told(machine, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(make(machine / "ComfyUI")))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="is taken"):
-        comfyui.main(taken.getsockname()[1])
+        comfyui.main(Namespace(port=taken.getsockname()[1]))
 
 
 def test_a_server_that_ends_ends_the_command(machine, capfd):

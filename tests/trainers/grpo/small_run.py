@@ -92,8 +92,9 @@ def main() -> None:
     import transformers
     from peft.tuners import lora
 
-    from trainers import clips, verify
-    from trainers.grpo import loop
+    from trainers.grpo import trainer
+    from trainers.parity import cases
+    from trainers.pictures import clips
     from trainers.policies import phantom, vace
     from trainers.rewards import identity
 
@@ -102,11 +103,11 @@ def main() -> None:
         (
             clips,
             identity,
-            loop,
+            trainer,
             lora,
             phantom,
             vace,
-            verify,
+            cases,
             diffusers.AutoencoderKLWan,
             diffusers.WanTransformer3DModel,
             diffusers.WanVACETransformer3DModel,
@@ -145,13 +146,14 @@ def _child(job: Job, rank: int, port: int, errors: int) -> NoReturn:
             import resource
 
             resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, job.file_size))
-        from trainers.grpo.loop import train
+        from trainers.grpo.trainer import train
         from trainers.runs.folder import RunFolder
+        from trainers.runs.inputs import run_inputs
 
         if job.fault:
             _arrange(job.fault, job.iteration, rank == job.processes - 1)
         run = RunFolder(job.folder)
-        train(run.config(), run, job.resume)
+        train(run.config(), run, run_inputs(run.config()), job.resume)
         code = 0
     finally:
         if code:
@@ -162,23 +164,30 @@ def _child(job: Job, rank: int, port: int, errors: int) -> NoReturn:
 def _arrange(fault: str, iteration: int, last: bool) -> None:
     """Wrap what a phase calls, so that its second call in that iteration is the fault."""
     from trainers.errors import UserError
-    from trainers.grpo import checkpoint, loop
+    from trainers.grpo import checkpoint, trainer
+    from trainers.grpo.rollout import RolloutWorker
 
-    class Doomed(loop.Trainer):
-        def _own_rollouts(self, *arguments):
-            return self._with(
-                ("rollout", "error"), iteration, self.policy, "velocity", super()._own_rollouts, arguments
+    collect = RolloutWorker.collect
+
+    class Doomed(trainer.Trainer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            RolloutWorker.collect = lambda worker, *given: self._with(
+                ("rollout", "error"), iteration, self.policy, "velocity", lambda *g: collect(worker, *g), given
             )
 
-        def _gradients(self, *arguments):
-            faults = ("update", "interrupt") if arguments[-1] else ("update",)
-            return self._with(faults, iteration, self.policy, "velocity", super()._gradients, arguments)
+        def _accumulate(self, number, *arguments):
+            faults = ("update", "interrupt") if number else ("update",)
+            return self._with(faults, iteration, self.policy, "velocity", super()._accumulate, (number, *arguments))
 
-        def _save(self):
-            return self._with(("checkpoint",), iteration + 1, checkpoint, "save_file", super()._save, ())
+        def _save(self, *arguments, **options):
+            save = super()._save
+            return self._with(
+                ("checkpoint",), iteration + 1, checkpoint, "save_file", lambda: save(*arguments, **options), ()
+            )
 
         def _with(self, faults, due, owner, attribute, method, arguments):
-            if fault not in faults or self.progress.iteration != due:
+            if fault not in faults or self.state.iteration != due:
                 return method(*arguments)
             original, calls = getattr(owner, attribute), []
 
@@ -197,7 +206,7 @@ def _arrange(fault: str, iteration: int, last: bool) -> None:
             finally:
                 setattr(owner, attribute, original)
 
-    loop.Trainer = Doomed
+    trainer.Trainer = Doomed
 
 
 if __name__ == "__main__":

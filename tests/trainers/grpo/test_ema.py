@@ -21,10 +21,60 @@ def test_defect_15_moves_once_in_every_optimiser_steps():
         if not torch.equal(before, ema.average["a"]):
             moved.append(step)
     assert moved == [8, 16, 24]
-    expected = 0.0
-    for step in moved:
-        expected = 0.9 * expected + 0.1 * step
-    torch.testing.assert_close(ema.average["a"], torch.full((2, 3), expected))
+
+
+def published(values: list[float], decay: float = 0.9) -> list[float]:
+    """The averages of the published warm-up: decay = min((1 + n) / (10 + n), 0.9), n counting averages, from 0."""
+    average, found = 0.0, []
+    for n, value in enumerate(values):
+        weight = min((1 + n) / (10 + n), decay)
+        average = weight * average + (1 - weight) * value
+        found.append(average)
+    return found
+
+
+@pytest.mark.parametrize("every", [1, 8])
+def test_the_average_is_the_published_one_over_300_updates(every):
+    """Under linear growth. The first average replaces the initial values, of which the published one keeps a tenth."""
+    own = parameters(0.0)
+    ema = Ema(own, decay=0.9, every=every)
+    expected = published([float(step) for step in range(every, 301, every)])
+    for step in range(1, 301):
+        with torch.no_grad():
+            own["a"].fill_(step)
+        ema.step(step)
+        n = step // every
+        if step % every == 0 and n > 2:
+            assert ema.average["a"][0, 0].item() == pytest.approx(expected[n - 1], rel=0.02 if n < 6 else 1e-4)
+
+
+@pytest.mark.parametrize("updates, least", [(20, 0.65), (80, 0.8)])
+def test_the_average_holds_most_of_what_was_learned(updates, least):
+    """With the presets' decay and cadence; without the warm-up it held 12% and 41%."""
+    own = parameters(0.0)
+    ema = Ema(own, decay=0.9, every=8)
+    for step in range(1, updates + 1):
+        with torch.no_grad():
+            own["a"].fill_(step)
+        ema.step(step)
+    assert ema.average["a"][0, 0].item() / updates > least
+
+
+def test_a_resumed_average_goes_on_as_if_never_interrupted():
+    def run(stop: int | None) -> torch.Tensor:
+        own = parameters(0.0)
+        ema = Ema(own, every=2)
+        for step in range(1, 21):
+            if step == stop:
+                state = ema.state_dict()
+                ema = Ema(own, every=2)
+                ema.load_state_dict(state)
+            with torch.no_grad():
+                own["a"].fill_(step**0.5)
+            ema.step(step)
+        return ema.average["a"]
+
+    assert torch.equal(run(None), run(11))
 
 
 def test_defect_15_trained_weights_come_back_exactly():

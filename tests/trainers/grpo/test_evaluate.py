@@ -12,6 +12,7 @@ from trainers.grpo.evaluate import compare, evaluation_size, held_out_videos, me
 from trainers.policies.load import load_policy
 from trainers.prompts import load_prompt_set
 from trainers.rewards.load import load_reward
+from trainers.runs.inputs import tinyworld_judge
 
 SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=30)
 
@@ -72,7 +73,7 @@ def test_defect_22_text_alignment_is_measured_beside_the_reward_where_a_world_ca
     from trainers.tinyworld.prompts import tiny_prompt_set
 
     items = tiny_prompt_set("held_out", 2)
-    found = measure(reward, torch.zeros(2, 5, 48, 80, 3, dtype=torch.uint8), items, config)
+    found = measure(reward, torch.zeros(2, 5, 48, 80, 3, dtype=torch.uint8), items, config, tinyworld_judge)
     assert len(found.rewards) == len(found.identity) == len(found.alignment) == 2
     assert found.identity == [0.0, 0.0]
 

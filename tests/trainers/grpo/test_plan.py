@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.config import RolloutConfig
-from trainers.grpo.plan import draw_noise, noise_generators, plan_items, plan_iteration, plan_window, share
+from trainers.diffusion.noise import noise_generators, unit_noise
+from trainers.grpo.plan import plan_items, plan_iteration, plan_window
+from trainers.grpo.ranks import rank_slice
 
 
 def config(**changes) -> RolloutConfig:
@@ -51,8 +53,8 @@ def test_defect_7_every_group_of_every_iteration_is_one_item_of_full_size(iterat
 
 
 def test_noise_does_not_depend_on_the_batch():
-    together = draw_noise(noise_generators([1, 2, 3]), (4, 5), torch.device("cpu"))
-    alone = draw_noise(noise_generators([2]), (4, 5), torch.device("cpu"))
+    together = unit_noise(noise_generators([1, 2, 3]), (4, 5), torch.device("cpu"))
+    alone = unit_noise(noise_generators([2]), (4, 5), torch.device("cpu"))
     assert torch.equal(together[1:2], alone)
 
 
@@ -82,7 +84,7 @@ def test_defect_12_cps_does_not_train_its_last_step_which_has_no_noise(window):
 
 @given(st.integers(0, 200), st.integers(1, 9))
 def test_shares_cover_everything_once(count, processes):
-    slices = [share(count, rank, processes) for rank in range(processes)]
+    slices = [rank_slice(count, rank, processes) for rank in range(processes)]
     assert [i for s in slices for i in s] == list(range(count))
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
     assert len(slices[0]) == max(map(len, slices))

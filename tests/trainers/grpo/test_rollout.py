@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.config import PolicyConfig, RolloutConfig
-from trainers.grpo.dynamics import flow_schedule
-from trainers.grpo.rollout import micro_batches, roll_out, sample
+from trainers.diffusion.sampling import micro_batches, sample_videos
+from trainers.diffusion.schedule import flow_schedule
+from trainers.grpo.rollout import roll_out
 from trainers.policies.base import Guidance, VideoSize
 from trainers.policies.load import policy_of
 from trainers.prompts import load_prompt_set
@@ -36,25 +37,25 @@ def rolled(policy, conditions, window, seeds, **options):
 
 
 def test_defect_25_every_state_is_kept_once_and_without_a_graph(policy, conditions):
-    trajectory, final = rolled(policy, conditions, range(1, 3), [5, 6])
+    batch, final = rolled(policy, conditions, range(1, 3), [5, 6])
     shape = policy.latent_shape(SIZE, 2)
-    assert trajectory.latents.shape == (2, 3, *shape) and trajectory.log_probs.shape == (2, 2)
-    assert trajectory.means is None
-    assert not any(t.requires_grad for t in (trajectory.latents, trajectory.log_probs, final))
-    assert trajectory.conditions[0] is trajectory.conditions[1] is conditions
+    assert batch.latents.shape == (2, 3, *shape) and batch.log_probs.shape == (2, 2)
+    assert batch.means is None
+    assert not any(t.requires_grad for t in (batch.latents, batch.log_probs, final))
+    assert batch.conditions[0] is batch.conditions[1] is conditions
 
 
 def test_the_window_ends_where_the_ode_goes_on(policy, conditions):
-    trajectory, final = rolled(policy, conditions, range(2, 4), [5])
-    assert torch.equal(trajectory.latents[:, -1], final)
-    trajectory, final = rolled(policy, conditions, range(1, 3), [5])
-    assert not torch.equal(trajectory.latents[:, -1], final)
+    batch, final = rolled(policy, conditions, range(2, 4), [5])
+    assert torch.equal(batch.latents[:, -1], final)
+    batch, final = rolled(policy, conditions, range(1, 3), [5])
+    assert not torch.equal(batch.latents[:, -1], final)
 
 
 def test_guards_means_are_those_of_the_sampled_steps(policy, conditions):
-    trajectory, _ = rolled(policy, conditions, range(1, 3), [5], keep_means=True)
-    assert trajectory.means.shape == trajectory.latents[:, 1:].shape
-    assert (trajectory.means - trajectory.latents[:, 1:]).abs().max() > 1e-3
+    batch, _ = rolled(policy, conditions, range(1, 3), [5], keep_means=True)
+    assert batch.means.shape == batch.latents[:, 1:].shape
+    assert (batch.means - batch.latents[:, 1:]).abs().max() > 1e-3
 
 
 def test_defect_19_a_rollout_is_made_again_from_its_seed_alone(policy, conditions):
@@ -72,12 +73,12 @@ def test_rollouts_ask_before_every_step_whether_to_go_on(policy, conditions):
 
 
 def test_nothing_to_sample_gives_no_videos(policy):
-    assert len(sample(policy, [], SIZE, 2, 3.0, Guidance(), [])) == 0
+    assert len(sample_videos(policy, [], SIZE, 2, 3.0, Guidance(), [])) == 0
 
 
 @given(st.lists(st.integers(1, 3), max_size=20), st.integers(1, 6))
 def test_micro_batches_hold_everything_once_and_nothing_of_another_shape(references, size):
     conditions = [SimpleNamespace(references=count) for count in references]
-    found = list(micro_batches(conditions, range(len(conditions)), size))
+    found = list(micro_batches(dict(enumerate(conditions)), size))
     assert sorted(i for chunk in found for i in chunk) == list(range(len(conditions)))
     assert all(len({references[i] for i in chunk}) == 1 and len(chunk) <= size for chunk in found)

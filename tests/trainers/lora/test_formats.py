@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers.errors import UserError
 from trainers.lora.formats import LoRA, read_lora, write_native, write_peft
-from trainers.lora.kit import verify_kit
+from trainers.parity.lora import verify_case
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora"
 
@@ -83,7 +83,7 @@ def test_merged_delta_is_strength_alpha_over_rank_b_a(lora, strength):
 
 
 def test_golden_kit_is_reproduced():
-    results = verify_kit(GOLDEN)
+    results = verify_case(GOLDEN)
     assert sum(r.name.startswith("velocity") for r in results) == 11
     assert [r for r in results if not r.ok] == []
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainers.config import BUILT_IN, PolicyConfig
+from trainers.config import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig
 from trainers.errors import UserError
 from trainers.lora.names import to_original
 from trainers.policies.base import Guidance
 from trainers.policies.load import find_parts, infer_config, load_policy, load_transformer, policy_of, recognise
-from trainers.tinyworld.models import WEIGHTS
 
 from .conftest import TRANSFORMER
 
@@ -134,7 +133,7 @@ def test_built_in_models_share_a_text_encoder_and_a_vae(name):
 
 
 def test_the_built_in_tokenizer_names_a_class_of_every_transformers_there_is():
-    told = json.loads((WEIGHTS / "vace" / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    told = json.loads((TINYWORLD_WEIGHTS / "vace" / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 

@@ -5,9 +5,9 @@ import torch
 
 from trainers.errors import UserError
 from trainers.lora.inject import add_lora, lora_parameters
+from trainers.parity.phantom import verify_case
 from trainers.policies.base import Guidance, VideoSize
 from trainers.policies.phantom import PhantomPolicy, predict, with_references
-from trainers.policies.phantom_kit import verify_kit
 from trainers.policies.wan import fit_on_white_sharply
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "phantom"
@@ -40,7 +40,7 @@ def branches(policy, latents, batch):
 
 
 def test_golden_kit_is_reproduced():
-    results = verify_kit(GOLDEN)
+    results = verify_case(GOLDEN)
     names = {r.name.removesuffix(" (UniPC)") for r in results}
     assert names == {
         "input_with_refs",
@@ -54,7 +54,7 @@ def test_golden_kit_is_reproduced():
 
 
 def test_velocities_are_the_originals_to_rounding():
-    assert max(r.error for r in verify_kit(GOLDEN) if ".v_" in r.name) < 1e-4
+    assert max(r.error for r in verify_case(GOLDEN) if ".v_" in r.name) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from trainers.errors import UserError
+from trainers.parity.vace import verify_case
 from trainers.policies.base import Guidance, VideoSize
-from trainers.policies.kit import verify_kit
 from trainers.policies.vace import VacePolicy, control_latents
 from trainers.policies.wan import fit_on_white
 
@@ -27,13 +27,13 @@ def pipeline_of(parts, pipelines):
 
 
 def test_golden_kit_is_reproduced():
-    results = verify_kit(GOLDEN)
+    results = verify_case(GOLDEN)
     assert sum("velocity" in r.name for r in results) == 8
     assert [r for r in results if not r.ok] == []
 
 
 def test_velocities_are_the_originals_to_rounding():
-    assert max(r.error for r in verify_kit(GOLDEN) if "velocity" in r.name) < 2e-5
+    assert max(r.error for r in verify_case(GOLDEN) if "velocity" in r.name) < 2e-5
 
 
 def test_defect_10_references_keep_their_order_where_diffusers_reverses_it(policy, parts, pipelines, make_item):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainers.errors import UserError
+from trainers.pictures.reading import read_pixels
 from trainers.policies.wan import (
     Cache,
     ChannelNorm,
@@ -17,7 +18,6 @@ from trainers.policies.wan import (
     clean_prompt,
     fit_on_white,
     fit_on_white_sharply,
-    load_picture,
 )
 
 
@@ -31,17 +31,17 @@ def test_transparency_becomes_white(tmp_path):
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[0, 0] = [10, 20, 30, 255]
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    picture = load_picture(tmp_path / "a.png")
+    picture = read_pixels(tmp_path / "a.png")
     assert picture[0, 0].tolist() == [10, 20, 30]
     assert picture[1, 1].tolist() == [255, 255, 255]
-    assert np.array_equal(load_picture(pixels), picture)
+    assert np.array_equal(read_pixels(pixels), picture)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "I;16"])
 def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     Image.new(mode, (5, 3)).save(path)
-    picture = load_picture(path)
+    picture = read_pixels(path)
     assert picture.shape == (3, 5, 3)
     assert picture.dtype == np.uint8
 
@@ -52,7 +52,7 @@ def test_an_unreadable_reference_is_named_with_a_remedy(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"ann\.png.*give an existing PNG"):
-        load_picture(path)
+        read_pixels(path)
 
 
 def test_a_truncated_picture_is_refused(tmp_path):
@@ -60,12 +60,12 @@ def test_a_truncated_picture_is_refused(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"ann\.png"):
-        load_picture(path)
+        read_pixels(path)
 
 
 def test_pixels_of_a_wrong_type_are_refused():
     with pytest.raises(UserError, match="float32 is no picture"):
-        load_picture(np.zeros((4, 4, 3), np.float32))
+        read_pixels(np.zeros((4, 4, 3), np.float32))
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([fit_on_white, fit_on_white_sharply]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainers.preference.pairs import Pair
-from trainers.tinyworld.reward_base import build_reward_base
+from trainers.tinyworld.making.reward_base import build_reward_base
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainers.rewards.identity import Collator, IdentityReward, open_base
-from trainers.tinyworld.reward_base import build_reward_base
+from trainers.tinyworld.making.reward_base import build_reward_base
 
 
 @pytest.fixture(scope="session")

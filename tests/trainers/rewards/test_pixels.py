@@ -11,40 +11,32 @@ from PIL import Image
 from torch import autocast
 
 from trainers.errors import UserError
-from trainers.rewards.pixels import (
-    MEAN,
-    STD,
-    clip_rows,
-    image_rows,
-    open_reference,
-    patch_rows,
-    reference_pixels,
-    resize,
-)
+from trainers.pictures.reading import read_picture
+from trainers.rewards.pixels import MEAN, STD, clip_rows, image_rows, patch_rows, reference_pixels, resize
 
 
 def test_transparent_pixels_become_white() -> None:
     image = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
     image.putpixel((0, 0), (10, 20, 30, 255))
-    pixels = np.asarray(open_reference(image))
+    pixels = np.asarray(read_picture(image))
     assert pixels[0, 0].tolist() == [10, 20, 30]
     assert pixels[1, 1].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    assert open_reference(Image.new(mode, (5, 6))).mode == "RGB"
+    assert read_picture(Image.new(mode, (5, 6))).mode == "RGB"
 
 
 def test_a_missing_reference_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nobody.png does not exist"):
-        open_reference(tmp_path / "nobody.png")
+        read_picture(tmp_path / "nobody.png")
 
 
 def test_a_broken_reference_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(UserError, match="broken.png cannot be read"):
-        open_reference(tmp_path / "broken.png")
+        read_picture(tmp_path / "broken.png")
 
 
 def test_a_strip_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -55,7 +47,7 @@ def test_a_strip_is_refused_with_its_name(tmp_path: Path) -> None:
 
 def test_float_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
-        open_reference(np.zeros((4, 4, 3), np.float32))
+        read_picture(np.zeros((4, 4, 3), np.float32))
 
 
 def test_files_arrays_images_and_tensors_read_alike(tmp_path: Path) -> None:

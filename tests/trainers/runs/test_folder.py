@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from trainers.clips import read_clip
 from trainers.config import make_config
 from trainers.errors import UserError
+from trainers.pictures.clips import read_clip
+from trainers.processes import start_token
 from trainers.prompts import PromptItem
 from trainers.runs.folder import RUN_ID, RunFolder
 
@@ -41,39 +43,78 @@ def test_a_folder_without_a_config_is_no_run(tmp_path):
 
 
 def test_a_new_run_is_queued(run):
-    assert run.status()["state"] == "queued" and run.status()["iterations"] == run.config().iterations
+    assert run.status().state == "queued" and run.status().iterations == run.config().iterations
 
 
 def test_fields_of_the_status_are_laid_over(run):
     run.set_status(message="hello")
     run.set_status(iteration=3)
-    assert (run.status()["message"], run.status()["iteration"], run.status()["state"]) == ("hello", 3, "queued")
+    assert (run.status().message, run.status().iteration, run.status().state) == ("hello", 3, "queued")
 
 
 def test_who_runs_signs_with_its_process(run):
     run.set_status(state="running")
-    assert run.status()["pid"] == os.getpid() and run.status()["pid_started"] > 0
+    assert run.status().pid == os.getpid() and run.status().pid_started == start_token(os.getpid())
 
 
 def test_a_run_asked_to_stop_is_stopping_until_it_has(run):
     run.set_status(state="running")
     run.request("stop")
-    assert run.status()["state"] == "stopping"
+    assert run.status().state == "stopping"
     assert run.take("stop")
-    assert run.status()["state"] == "running"
+    assert run.status().state == "running"
 
 
 @pytest.mark.parametrize("text", ['{"state": "run', "", "[]", "null", '{"pid": 3}', '{"state": ["running"]}', "\udcff"])
-def test_a_damaged_status_is_a_failed_run(run, text):
+def test_a_damaged_status_is_a_damaged_run(run, text):
     (run.path / "status.json").write_text(text, errors="surrogateescape")
-    assert run.status()["state"] == "failed"
+    assert run.status().state == "damaged" and "status.json cannot be read" in run.status().last_error
 
 
-def test_fields_of_another_kind_are_left_out_of_the_status(run):
-    (run.path / "status.json").write_text(
-        '{"state": "running", "pid": "7", "pid_started": [], "eta_seconds": "x", "iteration": 3}'
-    )
-    assert run.status() == {"state": "running", "iteration": 3}
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"pid": "7"',
+        '"pid": 1e30',
+        '"pid": -1',
+        '"pid_started": []',
+        '"eta_seconds": "x"',
+        '"gpus": {}',
+        '"iteration": -3',
+    ],
+)
+def test_a_field_of_another_type_is_a_damaged_status_that_names_it(run, field):
+    (run.path / "status.json").write_text('{"state": "running", %s}' % field)
+    status = run.status()
+    assert status.state == "damaged" and field.split('"')[1] in status.last_error
+
+
+def test_a_status_of_a_later_version_is_read(run):
+    (run.path / "status.json").write_text('{"state": "running", "iteration": 3, "colour": "blue"}')
+    assert (run.status().state, run.status().iteration) == ("running", 3)
+
+
+def test_a_damaged_status_can_be_written_again(run):
+    (run.path / "status.json").write_text("{")
+    run.set_status(state="stopped", iteration=2)
+    assert (run.status().state, run.status().iteration) == ("stopped", 2)
+
+
+def test_nothing_is_written_into_a_deleted_run(run):
+    shutil.rmtree(run.path)
+    for write in (
+        lambda: run.set_status(message="x"),
+        lambda: run.append_metrics({"iteration": 1}),
+        lambda: run.write_clips(0, [], [], fps=10),
+    ):
+        with pytest.raises(UserError, match="was deleted"):
+            write()
+    assert not run.path.exists()
+
+
+def test_a_long_name_is_cut(tmp_path):
+    run = RunFolder.create(tmp_path, make_config("tiny"), "x" * 300)
+    assert len(run.id) < 90 and RUN_ID.fullmatch(run.id)
 
 
 def test_metrics_read_back_in_order(run):
@@ -143,7 +184,7 @@ def test_only_known_requests_are_made(run):
 
 def test_old_requests_can_be_forgotten(run):
     run.request("stop")
-    run.clear_requests()
+    run.prepare()
     assert not run.take("stop")
 
 
@@ -152,7 +193,7 @@ def test_clips_keep_every_pixel_and_a_harmless_name(run):
     items = [PromptItem("../ü b", "x", ()), PromptItem("two", "y", ())]
     paths = run.write_clips(7, items, videos, fps=10)
     assert [p.name for p in paths] == ["00-b.webp", "01-two.webp"]
-    assert all(p.parent == run.samples / "000007" for p in paths)
+    assert all(p.parent == run.samples_folder / "000007" for p in paths)
     assert np.array_equal(read_clip(paths[1])[0], videos[1])
 
 
@@ -161,8 +202,8 @@ def test_a_full_disk_is_said(run, what):
     """/dev/full is the system's own full disk."""
     with pytest.raises(UserError, match="the disk is full"):
         if what == "clips":
-            (run.samples / "000000").mkdir()
-            (run.samples / "000000" / "00-one.webp").symlink_to("/dev/full")
+            (run.samples_folder / "000000").mkdir()
+            (run.samples_folder / "000000" / "00-one.webp").symlink_to("/dev/full")
             run.write_clips(0, [PromptItem("one", "x", ())], np.zeros((1, 5, 16, 24, 3), np.uint8), fps=10)
         else:
             (run.path / "metrics.jsonl").symlink_to("/dev/full")

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from trainers.config import make_config
+from trainers.processes import alive, start_token
 from trainers.runs.folder import RunFolder
 from trainers.runs.launcher import command, start, stop
-from trainers.runs.processes import alive
 from trainers.runs.registry import refresh
 
 SMALL = {
@@ -60,7 +60,7 @@ def make(root: Path, models: dict, **changes) -> RunFolder:
 def wait_for(run: RunFolder, *states: str, seconds: float = 120) -> dict:
     until = time.monotonic() + seconds
     while (status := refresh(run))["state"] not in states:
-        assert status["state"] != "failed", status
+        assert status.state != "failed", status
         assert time.monotonic() < until, status
         time.sleep(0.1)
     return status
@@ -70,7 +70,7 @@ def test_the_child_is_an_argument_list_of_our_making(tmp_path, small_models):
     run = make(tmp_path, small_models)
     assert command(run) == [sys.executable, "-m", "trainers", "work", str(run.path)]
     several = command(run, resume=True, processes=2)
-    assert several[-4:] == ["trainers", "work", str(run.path), "--resume"] and "--num_processes" in several
+    assert several[-4:] == ["trainers", "work", str(run.path), "--resume"] and "torch.distributed.run" in several
 
 
 def test_a_copy_of_the_pack_under_any_name_runs_what_outlives_its_host(repository, tmp_path, small_models):
@@ -94,23 +94,23 @@ def test_a_copy_of_the_pack_under_any_name_runs_what_outlives_its_host(repositor
     child = psutil.Process(int(host.stdout))
     assert os.getsid(child.pid) == child.pid != os.getsid(0)
     child.wait(120)
-    assert refresh(run)["state"] == "finished"
+    assert refresh(run).state == "finished"
     assert "the copy runs" in run.log_tail(50) and "finished at iteration 1" in run.log_tail(50)
-    assert list(run.exports.glob("*.safetensors"))
+    assert list(run.exports_folder.glob("*.safetensors"))
 
 
 def test_stop_ends_a_run_gently_and_resume_finishes_it(tmp_path, small_models):
     run = make(tmp_path, small_models, iterations=3)
     child = start(run)
     until = time.monotonic() + 120
-    while not list(run.checkpoints.glob("000001")):
+    while not list(run.checkpoints_folder.glob("000001")):
         assert child.poll() is None and time.monotonic() < until, run.log_tail()
         time.sleep(0.02)
     assert stop(run, wait=60) == "stopped"
-    assert child.wait(30) == 0 and run.status().get("message") == ""
+    assert child.wait(30) == 0 and run.status().message == ""
     run.request("stop")  # made to the process that is gone: it must not stop the next
     assert start(run, resume=True).wait(120) == 0, run.log_tail()
-    assert run.status()["state"] == "finished"
+    assert run.status().state == "finished"
     assert [row["iteration"] for row in run.read_metrics() if row["kind"] == "train"] == [1, 2, 3]
 
 
@@ -121,17 +121,16 @@ def deaf(run: RunFolder) -> subprocess.Popen:
     )
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert child.stdout.readline() == "deaf\n"
-    run.set_status(state="running", pid=child.pid, group=child.pid, pid_started=psutil.Process(child.pid).create_time())
+    run.set_status(state="running", pid=child.pid, group=child.pid, pid_started=start_token(child.pid))
     return child
 
 
-def test_a_run_that_does_not_listen_is_ended_by_force(tmp_path, small_models, monkeypatch):
-    monkeypatch.setattr("trainers.runs.launcher.PATIENCE", 0.5)
+def test_a_run_that_does_not_listen_is_ended_by_force(tmp_path, small_models):
     run = make(tmp_path, small_models)
     child = deaf(run)
     assert stop(run, wait=0.5) == "stopped"
     assert child.wait(5) == -signal.SIGKILL
-    assert "by force" in run.status()["message"] and not run.take("stop")
+    assert "by force" in run.status().message and not run.take("stop")
 
 
 def test_a_run_at_rest_cannot_be_stopped(tmp_path, small_models):
@@ -145,7 +144,7 @@ def test_a_child_that_dies_at_its_start_is_a_failed_run_with_its_words(tmp_path,
     child = start(run)
     assert child.wait(120) == 2
     status = refresh(run)
-    assert status["state"] == "failed" and "no policy at" in status["last_error"]
+    assert status.state == "failed" and "no policy at" in status.last_error
 
 
 def test_a_killed_child_is_a_failed_run_and_leaves_no_zombie(tmp_path, small_models):
@@ -154,9 +153,9 @@ def test_a_killed_child_is_a_failed_run_and_leaves_no_zombie(tmp_path, small_mod
     status = wait_for(run, "running")
     os.killpg(child.pid, signal.SIGKILL)
     until = time.monotonic() + 10
-    while alive(status["pid"], status["pid_started"]) and time.monotonic() < until:
+    while alive(status.pid, status.pid_started) and time.monotonic() < until:
         time.sleep(0.05)
-    assert refresh(run)["state"] == "failed"
+    assert refresh(run).state == "failed"
     while psutil.pid_exists(child.pid) and time.monotonic() < until:
         refresh(run)
     assert not psutil.pid_exists(child.pid)
@@ -165,5 +164,5 @@ def test_a_killed_child_is_a_failed_run_and_leaves_no_zombie(tmp_path, small_mod
 def test_two_processes_are_one_run(tmp_path, small_models):
     run = make(tmp_path, small_models)
     assert start(run, processes=2).wait(200) == 0, run.log_tail(40)
-    assert run.status()["state"] == "finished"
+    assert run.status().state == "finished"
     assert [row["iteration"] for row in run.read_metrics() if row["kind"] == "train"] == [1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from trainers.config import make_config
 from trainers.errors import UserError
+from trainers.processes import adopt, alive, reap, start_token
 from trainers.runs.folder import RunFolder
-from trainers.runs.processes import alive, started
 from trainers.runs.registry import find, is_alive, latest, list_runs, refresh
 
 
@@ -23,9 +24,9 @@ def dated(root, run: RunFolder, stamp: str) -> RunFolder:
     return RunFolder(run.path.rename(root / f"{run.id.rsplit('-', 3)[0]}-{stamp}"))
 
 
-def dead_process() -> tuple[int, float]:
+def dead_process() -> tuple[int, str]:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    since = started(child.pid)
+    since = start_token(child.pid)
     child.communicate()
     return child.pid, since
 
@@ -69,30 +70,31 @@ def test_a_dead_process_makes_a_failed_run_with_the_log_s_end(tmp_path):
     run.set_status(state="running", pid=pid, pid_started=since)
     run.log_file.write_text("loading\nCUDA out of memory\n")
     status = refresh(run)
-    assert status["state"] == "failed" and "CUDA out of memory" in status["last_error"]
-    assert run.status()["state"] == "failed"
+    assert status.state == "failed" and "CUDA out of memory" in status.last_error
+    assert run.status().state == "failed"
 
 
-def test_a_dead_process_is_told_where_nothing_can_be_written(tmp_path):
+def test_a_dead_process_is_told_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError("read-only")
+
     run = make(tmp_path)
     pid, since = dead_process()
     run.set_status(state="running", pid=pid, pid_started=since)
-    (run.path / f".partial-status.json-{os.getpid()}").mkdir()
-    with pytest.raises(OSError):
-        run.set_status(message="x")
+    monkeypatch.setattr("trainers.runs.folder.write_atomic", refuse)
     status = refresh(run)
-    assert status["state"] == "failed" and f"process {pid} is gone" in status["last_error"]
+    assert status.state == "failed" and f"process {pid} is gone" in status.last_error
 
 
 def test_a_number_given_to_another_process_does_not_keep_a_run_alive(tmp_path):
     run = make(tmp_path)
-    run.set_status(state="running", pid=os.getpid(), pid_started=started(os.getpid()) - 1000)
-    assert refresh(run)["state"] == "failed"
+    run.set_status(state="running", pid=os.getpid(), pid_started="another start")
+    assert refresh(run).state == "failed"
 
 
 def test_a_zombie_is_dead():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    since = started(child.pid)
+    since = start_token(child.pid)
     assert alive(child.pid, since)
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -103,7 +105,7 @@ def test_a_zombie_is_dead():
 def test_a_living_run_stays_as_it_is(tmp_path):
     run = make(tmp_path)
     run.set_status(state="running")
-    assert refresh(run)["state"] == "running" and is_alive(run)
+    assert refresh(run).state == "running" and is_alive(run)
 
 
 def test_a_stopping_run_that_died_has_failed(tmp_path):
@@ -111,11 +113,39 @@ def test_a_stopping_run_that_died_has_failed(tmp_path):
     pid, since = dead_process()
     run.set_status(state="running", pid=pid, pid_started=since)
     run.request("stop")
-    assert refresh(run)["state"] == "failed"
+    assert refresh(run).state == "failed"
 
 
 @pytest.mark.parametrize("state", ["queued", "stopped", "finished", "failed"])
 def test_a_run_at_rest_needs_no_process(tmp_path, state):
     run = make(tmp_path)
     run.set_status(state=state)
-    assert refresh(run)["state"] == state
+    assert refresh(run).state == state
+
+
+def test_a_run_of_another_machine_is_believed(tmp_path, monkeypatch):
+    run = make(tmp_path)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("trainers.runs.folder.host", lambda: "elsewhere")
+        run.set_status(state="running", pid=dead_process()[0], pid_started="x")
+    assert refresh(run).state == "running"
+
+
+def test_one_damaged_run_hides_no_other(tmp_path):
+    good, bad = make(tmp_path, "good"), make(tmp_path, "bad")
+    (bad.path / "status.json").write_text('{"state": 7}')
+    assert {run.name: refresh(run).state for run in list_runs(tmp_path)} == {"good": "queued", "bad": "damaged"}
+    assert good.id in [run.id for run in list_runs(tmp_path)]
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**40, 10**30])
+def test_a_number_that_is_no_process_is_dead(pid):
+    assert not alive(pid, "x") and start_token(pid) is None
+
+
+def test_many_threads_may_ask_at_once(tmp_path):
+    for _ in range(5):
+        adopt(subprocess.Popen([sys.executable, "-c", ""]))
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(reap) for _ in range(200)]:
+            done.result()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trainers.config import make_config
 from trainers.errors import UserError
-from trainers.policies.wan import load_picture
+from trainers.pictures.reading import read_pixels
 from trainers.prompts import PromptItem, PromptSet, load_prompt_set
 from trainers.runs import launcher, starting
 from trainers.runs.devices import device_name, hold_device, holders
 from trainers.runs.folder import RunFolder
+from trainers.runs.registry import refresh
 
 CONFIG = make_config("tiny", {"seed": 3})
 
@@ -27,7 +31,7 @@ def test_a_frozen_set_reads_back_as_it_was(tmp_path):
     frozen = load_prompt_set(starting.freeze_prompts(items(), tmp_path))
     assert [(item.id, item.prompt) for item in frozen] == [(item.id, item.prompt) for item in items()]
     assert all(
-        np.array_equal(load_picture(a.references[0]), b.references[0]) for a, b in zip(frozen, items(), strict=True)
+        np.array_equal(read_pixels(a.references[0]), b.references[0]) for a, b in zip(frozen, items(), strict=True)
     )
 
 
@@ -55,14 +59,14 @@ def test_a_run_of_a_version_that_cannot_be_read_is_passed_over(tmp_path):
 
 
 def test_whoever_holds_a_device_is_named():
-    with hold_device("test-device", "some-run-id"):
-        assert "some-run-id" in holders(["test-device", "free-device"])["test-device"]
+    with hold_device("test-device", Path("runs/some-run-id")):
+        assert holders(["test-device", "free-device"]) == {"test-device": Path("runs/some-run-id")}
     assert holders(["test-device"]) == {}
 
 
 def test_a_busy_device_is_refused_with_the_run_that_has_it(tmp_path):
     with (
-        hold_device(device_name("cpu"), "some-run-id"),
+        hold_device(device_name("cpu"), Path("some-run-id")),
         pytest.raises(UserError, match="the CPU is in use by run some-run-id"),
     ):
         starting.start_once(tmp_path, CONFIG, "a", [])
@@ -89,7 +93,19 @@ def test_a_child_sees_the_devices_chosen_as_we_count_them(monkeypatch, ours, gpu
     assert ",".join(launcher._visible(gpus)) == seen
 
 
-def test_several_gpus_are_one_process_each_under_accelerate(tmp_path):
+def test_several_processes_are_started_by_torchrun(tmp_path):
     run = RunFolder.create(tmp_path, CONFIG, "a")
-    line = launcher.command(run, processes=3, on_gpus=True)
-    assert line[line.index("--num_processes") + 1] == "3" and "--multi_gpu" in line
+    line = launcher.command(run, processes=3)
+    assert line[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_begun_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        launcher, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('killed while loading')"]
+    )
+    run, new = starting.start_once(tmp_path, CONFIG, "a", [])
+    until = time.monotonic() + 30
+    while refresh(run).state != "failed" and time.monotonic() < until:
+        time.sleep(0.05)
+    again, anew = starting.start_once(tmp_path, CONFIG, "a", [])
+    assert new and anew and again.id == run.id

@@ -10,7 +10,8 @@ import pytest
 from trainers.config import make_config
 from trainers.prompts import PromptItem
 from trainers.runs.folder import RunFolder
-from trainers.runs.summary import curve, newest_clips, sentence, summary
+from trainers.runs.pictures import curve, newest_clips
+from trainers.runs.summary import sentence, summary
 
 EVALUATION = {"kind": "evaluation", "win_low": 0.7, "win_high": 0.9, "reward_mean": 1.0}
 
@@ -27,14 +28,14 @@ def test_a_running_run_says_how_long_it_will_take(run):
 
 def test_the_last_measurement_is_told(run):
     run.append_metrics(EVALUATION | {"iteration": 0, "win": 0.5, "margin": 0.0, "identity": 0.5})
-    run.append_metrics(EVALUATION | {"iteration": 10, "win": 0.8, "margin": 1.5, "identity": 0.6})
+    run.append_metrics(EVALUATION | {"iteration": 10, "win": 0.8, "margin": 1.5, "identity": 0.6, "identity_gain": 0.2})
     told = summary(run)
-    assert "at iteration 10 it wins 80%" in told and "70% to 90%" in told and "+20.0%" in told
+    assert "iteration 10 against the base policy: win rate 80%" in told and "70% to 90%" in told and "+20.0%" in told
 
 
 def test_before_anything_is_measured_nothing_is_claimed(run):
     run.append_metrics(EVALUATION | {"iteration": 0, "win": 0.5, "margin": 0.0})
-    assert "wins" not in summary(run)
+    assert "win rate" not in summary(run)
 
 
 def test_a_failed_run_says_why_and_how_to_go_on(run):
@@ -47,13 +48,13 @@ def test_there_are_pictures_before_there_is_anything_to_show(run):
 
 
 def test_pictures_that_were_deleted_are_not_missed(run):
-    shutil.rmtree(run.samples)
+    shutil.rmtree(run.samples_folder)
     assert newest_clips(run).shape[0] == 1
 
 
 def test_a_measurement_without_its_numbers_is_not_told(run):
     run.append_metrics({"kind": "evaluation", "iteration": 10, "win": float("nan")})
-    assert "wins" not in summary(run)
+    assert "win rate" not in summary(run)
 
 
 def test_the_newest_clips_are_side_by_side(run):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.tinyworld.distort import KINDS, distort
+from trainers.tinyworld.making.distort import KINDS, distort
 from trainers.tinyworld.oracle import OracleResult, measure
 from trainers.tinyworld.people import sample_people
 from trainers.tinyworld.render import motion, render, to_frames

@@ -1,0 +1,461 @@
+"""The loop's invariants, on small models of the real classes. Nothing is mocked: processes are killed, files are full.
+
+What a policy has a part in is tried with each kind of them, the rest (`one_kind`) with one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainers.config import PolicyConfig, TrainConfig, make_config
+from trainers.errors import UserError
+from trainers.grpo import trainer
+from trainers.runs.folder import RunFolder
+from trainers.runs.inputs import run_inputs
+
+from .small_run import SMALL, Forge
+
+one_kind = pytest.mark.parametrize("kind", ["vace"], indirect=True)
+FLOAT_ERROR = 2e-5  # of weights that an iteration moves by about the learning rate, 2e-3
+
+
+def merged(base: dict, changes: dict) -> dict:
+    return base | {k: merged(base.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
+
+
+@pytest.fixture(scope="module")
+def forge(tmp_path_factory):
+    if os.name != "posix":
+        pytest.skip("processes are forked")
+    forge = Forge(tmp_path_factory.mktemp("forge"))
+    yield forge
+    forge.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(small_models, tmp_path_factory) -> Path:
+    """Six rows to train on and two held out, of one and two people in turn: what cannot share a batch."""
+    faces = Path(small_models["prompts"]).parent
+    rows = [
+        f"{';'.join(str(faces / f'face{(i + k) % 8}.png') for k in range(1 + i % 2))},two people wave" for i in range(8)
+    ]
+    path = tmp_path_factory.mktemp("prompts") / "mixed.csv"
+    path.write_text("\n".join(["ref_paths,prompt", *rows]))
+    return path
+
+
+@pytest.fixture(scope="module", params=["vace", "phantom"])
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def small_config(kind, small_models, small_phantom, prompts):
+    """Two iterations of two updates, with changes laid over."""
+    base = merged(merged(SMALL, small_models), {"prompts": str(prompts)})
+    if kind == "phantom":
+        base["policy"] = small_phantom
+    return lambda **changes: make_config("tiny", merged(base, changes))
+
+
+@pytest.fixture(scope="module")
+def finished(forge, tmp_path_factory, small_config):
+    """A function: a run of its own folder that nothing disturbed."""
+
+    def run(**changes) -> RunFolder:
+        run = RunFolder.create(tmp_path_factory.mktemp("runs"), small_config(**changes))
+        assert forge.run(run) == [0], forge.errors.read_text()[-3000:]
+        return run
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference_run(finished) -> RunFolder:
+    """Two iterations that nothing disturbed."""
+    return finished()
+
+
+@pytest.fixture
+def halfway(reference_run, tmp_path) -> RunFolder:
+    """A run to spoil: a copy of the reference that stands at iteration 1."""
+    run = RunFolder(shutil.copytree(reference_run.path, tmp_path / reference_run.id))
+    shutil.rmtree(run.checkpoints_folder / "000002")
+    run.truncate_metrics(1)
+    return run
+
+
+def train(config: TrainConfig, run: RunFolder, **options):
+    return trainer.train(config, run, run_inputs(config), **options)
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    newest = run.checkpoints()[-1]
+    return {
+        f"{part}.{n}": t
+        for part in ("lora", "ema", "optimiser")
+        for n, t in load_file(newest / f"{part}.safetensors").items()
+    }
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys() and a
+    return max((a[n] - b[n]).abs().max().item() for n in a)
+
+
+def rows(run: RunFolder, kind: str) -> list[dict]:
+    return [row for row in run.read_metrics() if row["kind"] == kind]
+
+
+def told(run: RunFolder, kind: str) -> list[dict]:
+    """The rows without what only a clock says."""
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows(run, kind)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def refused(config: TrainConfig, run: RunFolder, sentence: str) -> None:
+    """Resuming fails with the sentence, the status says so, and the checkpoint is as it was."""
+    before = files(run.checkpoints()[-1])
+    with pytest.raises(UserError, match=sentence) as raised:
+        train(config, run, resume=True)
+    assert run.status().state == "failed"
+    assert run.status().last_error == str(raised.value)
+    assert files(run.checkpoints()[-1]) == before
+
+
+# --- what training does ------------------------------------------------------------------------------------------------------
+
+
+def test_ratio_is_exactly_one_at_the_first_on_policy_update(reference_run):
+    assert [row["ratio_error"] for row in rows(reference_run, "train")] == [0.0, 0.0]
+
+
+def test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update(finished, kind):
+    """With all branches of guidance, on a half-precision base."""
+    scales = {"guidance": 3.0} | ({"image_guidance": 2.0} if kind == "phantom" else {})
+    run = finished(
+        iterations=1, optim={"ratio": "guard", "clip_range": 2e-6}, rollout=scales, policy={"dtype": "bfloat16"}
+    )
+    assert rows(run, "train")[0]["ratio_error"] == 0.0
+
+
+def test_training_moves_the_weights_and_the_average_follows(reference_run):
+    start, end, average = (
+        load_file(reference_run.checkpoints_folder / name)
+        for name in ("000000/lora.safetensors", "000002/lora.safetensors", "000002/ema.safetensors")
+    )
+    assert distance(start, end) > 1e-3
+    assert 1e-4 < distance(start, average) < 0.5 * distance(start, end)
+
+
+def test_the_kl_is_zero_before_the_policy_has_moved_and_positive_after(reference_run):
+    before, after = (row["kl"] for row in rows(reference_run, "train"))
+    assert before == 0.0 < after
+
+
+def test_the_untouched_policy_is_measured_first_and_the_last_one_too(reference_run):
+    """Defect 24: the published trainer never measures where it started."""
+    first, last = rows(reference_run, "evaluation")
+    assert (first["iteration"], first["win"], first["tie"], first["margin"]) == (0, 0.0, 1.0, 0.0)
+    assert last["iteration"] == 2 and last["win"] + last["tie"] + last["loss"] == pytest.approx(1)
+
+
+def test_the_first_export_moves_no_pixel(reference_run):
+    ups = [
+        v
+        for k, v in load_file(reference_run.exports_folder / f"{reference_run.id}-000000.safetensors").items()
+        if "lora_up" in k
+    ]
+    assert ups and not any(u.any() for u in ups)
+
+
+def test_exports_carry_the_names_of_comfyui_and_what_they_are_for(reference_run, kind):
+    """Ten attention layers of two kinds for Phantom; VACE has two control blocks more."""
+    with safe_open(reference_run.exports_folder / f"{reference_run.id}-000002.safetensors", "pt") as file:
+        keys, metadata = list(file.keys()), file.metadata()
+    modules = {key.removesuffix(".alpha") for key in keys if key.endswith(".alpha")}
+    pattern = r"diffusion_model\.(?:vace_)?blocks\.\d\.(?:self|cross)_attn\.[qkvo]"
+    assert all(re.fullmatch(pattern, name) for name in modules)
+    assert len(modules) == {"vace": 5 + 2, "phantom": 5}[kind] * 8 and len(keys) == 3 * len(modules)
+    assert (metadata["policy"], metadata["iteration"]) == (kind, "2")
+
+
+@one_kind
+def test_every_export_is_published_under_the_run_s_name_and_stays_there(halfway, small_config, tmp_path):
+    shutil.rmtree(halfway.exports_folder)
+    halfway.exports_folder.mkdir()
+    train(small_config(publish=str(tmp_path / "loras")), halfway, resume=True)
+    published = tmp_path / "loras" / halfway.id
+    assert sorted(files(published)) == [f"{halfway.id}-00000{i}.safetensors" for i in (1, 2)]
+    assert files(published) == files(halfway.exports_folder)
+    assert halfway.status().message == ""
+
+
+@one_kind
+def test_a_lora_that_cannot_be_published_is_told_and_ends_nothing(halfway, small_config, tmp_path):
+    (tmp_path / "loras").write_text("a file where the folder should be")
+    assert train(small_config(publish=str(tmp_path / "loras")), halfway, resume=True).state == "finished"
+    assert re.search(
+        r"-000002.safetensors could not be published to .*loras.* it is in .*exports", halfway.status().message
+    )
+
+
+@one_kind
+def test_shuffled_rewards_are_the_same_rewards_but_train_something_else(finished, reference_run):
+    run = finished(iterations=1, reward={"shuffle": True})
+    assert rows(run, "train")[0]["reward_mean"] == rows(reference_run, "train")[0]["reward_mean"]
+    assert (
+        distance(
+            load_file(run.checkpoints_folder / "000001/lora.safetensors"),
+            load_file(reference_run.checkpoints_folder / "000001/lora.safetensors"),
+        )
+        > 1e-3
+    )
+
+
+@one_kind
+def test_evaluated_iterations_are_saved_and_the_best_is_kept(finished):
+    run = finished(iterations=4, checkpoint={"every": 10, "keep": 1}, evaluation={"every": 1})
+    best = max(rows(run, "evaluation"), key=lambda row: (row["margin"], -row["iteration"]))["iteration"]
+    assert {int(p.name) for p in run.checkpoints()} == {best, 4}
+
+
+# --- the same for any split of the work --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rollout, update", [(3, 1), (1, 2)])
+def test_micro_batches_change_nothing(finished, reference_run, rollout, update):
+    run = finished(rollout={"micro_batch": rollout}, optim={"micro_batch": update}, reward={"micro_batch": 3})
+    assert distance(weights(run), weights(reference_run)) < FLOAT_ERROR
+    for row, expected in zip(rows(run, "train"), rows(reference_run, "train"), strict=True):
+        assert row["reward_mean"] == pytest.approx(expected["reward_mean"], abs=1e-3)
+
+
+def test_two_processes_do_what_one_does(forge, reference_run, small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config())
+    assert forge.run(run, processes=2) == [0, 0], forge.errors.read_text()[-3000:]
+    assert distance(weights(run), weights(reference_run)) < FLOAT_ERROR
+    for kind in ("train", "evaluation"):
+        for row, expected in zip(told(run, kind), told(reference_run, kind), strict=True):
+            assert row.pop("kind") == expected.pop("kind")
+            assert row == pytest.approx(expected, rel=1e-2, abs=1e-4)
+
+
+@one_kind
+def test_processes_without_work_keep_step(forge, finished, small_config, tmp_path):
+    """Three processes for two rollouts and two held-out items: one has nothing to add and must still take part."""
+    changes = {"iterations": 1, "optim": {"kl": 0.0}, "rollout": {"groups_per_update": 1}}
+    run = RunFolder.create(tmp_path, small_config(**changes))
+    assert forge.run(run, processes=3) == [0, 0, 0], forge.errors.read_text()[-3000:]
+    assert distance(weights(run), weights(finished(**changes))) < FLOAT_ERROR
+
+
+@one_kind
+def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config())
+    assert forge.run(run, processes=2, fault="error", iteration=0) == [1, 1]
+    assert (run.status().state, run.status().last_error) == ("failed", "a fault of the last process")
+
+
+# --- interrupted -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase, iteration", [("rollout", 0), ("update", 1), ("checkpoint", 1)])
+def test_a_killed_run_resumes_to_the_same_weights(forge, reference_run, small_config, tmp_path, phase, iteration):
+    run = RunFolder.create(tmp_path, small_config())
+    assert forge.run(run, fault=phase, iteration=iteration) == [-signal.SIGKILL]
+    assert run.checkpoints()[-1].name == f"{iteration:06d}"
+    assert forge.run(run, resume=True) == [0], forge.errors.read_text()[-3000:]
+    assert distance(weights(run), weights(reference_run)) == 0.0
+    for kind in ("train", "evaluation"):
+        assert told(run, kind) == told(reference_run, kind)
+
+
+@one_kind
+@pytest.mark.parametrize("every, kept", [(1, 1), (1000, 2)], ids=["saved before", "not saved yet"])
+def test_ctrl_c_in_an_update_loses_at_most_the_iteration_in_flight(
+    forge, reference_run, small_config, tmp_path, every, kept
+):
+    """Half an update cannot be kept: it is given up where its start is saved, else finished first."""
+    run = RunFolder.create(
+        tmp_path, small_config(iterations=500, checkpoint={"every": every}, evaluation={"every": 1000})
+    )
+    assert forge.run(run, fault="interrupt", iteration=1) == [0], forge.errors.read_text()[-3000:]
+    assert (run.status().state, run.status().iteration) == ("stopped", kept)
+    newest = run.checkpoints()[-1]
+    assert int(newest.name) == kept
+    for name in ("lora.safetensors", "ema.safetensors", "optimiser.safetensors"):
+        assert files(newest)[name] == files(reference_run.checkpoints_folder / newest.name)[name]
+
+
+@one_kind
+def test_ctrl_c_stops_all_processes_and_keeps_every_finished_iteration(forge, small_config, tmp_path):
+    run = RunFolder.create(
+        tmp_path, small_config(iterations=500, checkpoint={"every": 1000}, evaluation={"every": 1000})
+    )
+    child = forge.start(run, processes=2)
+    while run.status().iteration < 2:
+        assert run.status().state != "failed"
+        time.sleep(0.02)
+    os.kill(child, signal.SIGINT)
+    assert forge.wait() == [0, 0], forge.errors.read_text()[-3000:]
+    status = run.status()
+    assert status.state == "stopped"
+    assert int(run.checkpoints()[-1].name) == status.iteration == rows(run, "train")[-1]["iteration"]
+
+
+@one_kind
+def test_a_run_that_was_stopped_before_its_first_measurement_makes_up_for_it(halfway, small_config):
+    shutil.rmtree(halfway.checkpoints_folder / "000001")
+    (halfway.path / "metrics.jsonl").unlink()
+    (halfway.path / "evaluation" / "000000.json").unlink()
+    assert train(small_config(iterations=1), halfway, resume=True).state == "finished"
+    assert [(row["kind"], row["iteration"]) for row in halfway.read_metrics()] == [
+        ("evaluation", 0),
+        ("train", 1),
+        ("evaluation", 1),
+    ]
+
+
+@one_kind
+def test_save_and_sample_are_answered_after_the_iteration(halfway, small_config):
+    halfway.request("save")
+    halfway.request("sample")
+    train(small_config(iterations=3, checkpoint={"every": 100}), halfway, resume=True)
+    assert (halfway.checkpoints_folder / "000001").is_dir() and len(
+        list((halfway.samples_folder / "000001").iterdir())
+    ) == 2
+    assert not any((halfway.path / "control").iterdir())
+
+
+# --- refused or failed: a clear message, and nothing lost --------------------------------------------------------------------
+
+
+@one_kind
+def test_progress_is_told_within_the_first_iteration_with_the_time_left(small_config, tmp_path):
+    config = small_config()
+    run, seen = RunFolder.create(tmp_path, config, "a"), []
+
+    def look(report):
+        seen.append((report.phase, run.status().phase_done, report.iteration, report.eta_seconds))
+        if report.phase == "update":
+            run.request("stop")
+
+    assert train(config, run, progress=look).state == "stopped"
+    first = [row for row in seen if row[0] == "rollouts"]
+    assert len({done for _, done, _, _ in first}) == len(first) > 1
+    assert all(iteration == 0 and eta > 0 for _, _, iteration, eta in first)
+    assert ("evaluation", 0.0, 0, None) in seen
+
+
+def test_a_diverging_run_fails_and_leaves_its_last_checkpoint(halfway, small_config):
+    refused(small_config(optim={"learning_rate": 1e30}), halfway, "gradient of update 4 is nan.*last checkpoint")
+
+
+@one_kind
+def test_a_reward_that_is_no_number_names_its_item(halfway, small_config, small_models, tmp_path):
+    source = Path(shutil.copytree(small_models["reward"]["source"], tmp_path / "identity_reward"))
+    [head] = source.rglob("non_lora_state_dict.pth")
+    tensors = torch.load(head, weights_only=True)
+    [name] = [n for n in tensors if "rm_head" in n]
+    tensors[name].fill_(math.nan)
+    torch.save(tensors, head)
+    refused(small_config(reward={"source": str(source)}), halfway, "reward of item `row-[2-7]` .seed [0-9]+. is nan")
+
+
+@one_kind
+def test_a_full_disk_fails_the_run_and_leaves_its_last_checkpoint(forge, halfway, small_config):
+    """The limit lets every file pass but the weights."""
+    before = files(halfway.checkpoints_folder / "000001")
+    config = halfway.config().model_copy(update={"iterations": 3})
+    (halfway.path / "config.yaml").write_text(config.to_yaml())
+    assert forge.run(halfway, resume=True, file_size=len(before["lora.safetensors"]) - 1) == [1]
+    assert [p.name for p in halfway.checkpoints_folder.iterdir() if p.name != "000000"] == ["000001"]
+    assert files(halfway.checkpoints_folder / "000001") == before
+    status = halfway.status()
+    assert status.state == "failed" and "the disk is full" in status.last_error
+
+
+@one_kind
+def test_a_run_with_checkpoints_does_not_start_again_at_zero(reference_run):
+    with pytest.raises(UserError, match="continue it with `resume`"):
+        train(reference_run.config(), reference_run)
+    assert reference_run.status().state == "finished"
+
+
+@one_kind
+def test_a_run_without_checkpoints_cannot_resume(small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config())
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
+        train(run.config(), run, resume=True)
+
+
+def test_a_checkpoint_of_another_policy_is_refused(halfway, small_config, kind, small_models, small_phantom):
+    other, source = {"vace": ("phantom", small_phantom), "phantom": ("vace", small_models["policy"])}[kind]
+    config = small_config().model_copy(update={"policy": PolicyConfig(**source)})
+    refused(config, halfway, f"belongs to the policy `{kind}`, this run trains `{other}`")
+
+
+def test_a_lora_of_another_policy_is_no_start(reference_run, kind, small_config, small_models, small_phantom, tmp_path):
+    lora = reference_run.exports_folder / f"{reference_run.id}-000002.safetensors"
+    source = {"vace": small_phantom, "phantom": small_models["policy"]}[kind]
+    config = small_config(start_lora=str(lora)).model_copy(update={"policy": PolicyConfig(**source)})
+    run = RunFolder.create(tmp_path, config)
+    with pytest.raises(UserError, match=f"trained for {kind}"):
+        train(config, run)
+    assert run.status().state == "failed"
+
+
+@one_kind
+def test_a_scale_that_the_policy_has_not_is_refused(small_config, tmp_path):
+    """Phantom's second scale, given for VACE."""
+    config = small_config(rollout={"image_guidance": 5.0})
+    run = RunFolder.create(tmp_path, config)
+    with pytest.raises(UserError, match="VACE has one guidance scale.*leave the image scale"):
+        train(config, run)
+    assert run.status().state == "failed"
+
+
+def test_a_checkpoint_of_another_rank_is_refused(halfway, small_config):
+    refused(small_config(lora={"rank": 3}), halfway, "rank differ")
+
+
+@one_kind
+def test_a_checkpoint_of_another_prompt_set_is_refused(halfway, small_config, prompts, tmp_path):
+    (tmp_path / "other.csv").write_text(prompts.read_text().replace("wave", "jump", 1))
+    refused(small_config(prompts=str(tmp_path / "other.csv")), halfway, "another prompt set")
+
+
+@one_kind
+def test_a_checkpoint_without_its_moments_is_refused(halfway, small_config):
+    shutil.copy(halfway.checkpoints_folder / "000000" / "optimiser.safetensors", halfway.checkpoints_folder / "000001")
+    refused(small_config(), halfway, "delete this folder")
+
+
+@one_kind
+def test_a_damaged_checkpoint_is_named(halfway, small_config):
+    path = halfway.checkpoints_folder / "000001" / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(small_config(), halfway, "000001 cannot be read")
+
+
+@one_kind
+def test_a_prompt_set_smaller_than_the_groups_of_an_update_is_refused(small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config(rollout={"groups_per_update": 7}))
+    with pytest.raises(UserError, match="has 6 rows to train on but an update needs 7 groups"):
+        train(run.config(), run)
+    assert run.status().state == "failed"

@@ -1,0 +1,30 @@
+"""Making TinyWorld's reward in one call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from trainers.rewards.identity import IdentityReward
+from trainers.tinyworld.making.preference_pairs import held_out_pairs
+from trainers.tinyworld.making.train_reward import main
+
+
+def test_base_and_reward_are_written_and_read_back(tmp_path: Path) -> None:
+    result = main(tmp_path, device="cpu", minutes=2, steps=3, batch=2, held_out=6, seed=7, sampled=0)
+    assert (
+        json.loads((tmp_path / "identity_reward" / "made.json").read_text(encoding="utf-8"))["held_out"]["pairs"] == 6
+    )
+    assert result["base"]["steps"] == 2 and result["reward"]["steps"] == 1
+    size = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
+    assert size < 8_000_000
+    pair = held_out_pairs(1)[0]
+    (tmp_path / "elsewhere").mkdir()
+    for folder in ("base_model", "identity_reward"):
+        (tmp_path / folder).rename(tmp_path / "elsewhere" / folder)
+    score = IdentityReward.load(tmp_path / "elsewhere" / "identity_reward").score(
+        [pair.video_a], [pair.references], pair.fps
+    )
+    assert torch.isfinite(score).all()

@@ -1,0 +1,143 @@
+"""Arguments that several commands share, and the configuration that they make."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, preset_for
+from ..errors import UserError
+
+# Options of commands that are settings by another name.
+FLAGS = {
+    "policy": "policy.source",
+    "reward": "reward.source",
+    "prompts": "prompts",
+    "evaluation_prompts": "evaluation_prompts",
+    "held_out": "held_out",
+    "iterations": "iterations",
+    "seed": "seed",
+    "start_lora": "start_lora",
+    "steps": "evaluation.steps",
+    "guidance": "evaluation.guidance",
+    "image_guidance": "evaluation.image_guidance",
+    "shift": "rollout.shift",
+}
+SIZES = ("height", "width", "frames")
+RUN_HELP = "id, beginning of an id, folder, or `latest` (default)"
+NESTED = 20  # brackets in a value of --set
+
+
+def add_tinyworld_policy(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--policy", choices=("vace", "phantom"), default="vace", help="which of TinyWorld's policies (default: vace)"
+    )
+
+
+def add_runs_folder(parser: ArgumentParser, default: str = "runs") -> None:
+    parser.add_argument(
+        "--runs", type=Path, default=Path(default), metavar="FOLDER", help=f"where runs are kept (default: {default})"
+    )
+
+
+def add_processes(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes", type=int, default=1, help="one per GPU; any number gives the same run (default: 1)"
+    )
+
+
+def add_set(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, e.g. rollout.group_size=4; may be repeated; `settings` prints them all",
+    )
+
+
+def add_policy_and_preset(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", choices=list(PRESETS), help="default: that of the policy, tiny for TinyWorld, else paper"
+    )
+    parser.add_argument(
+        "--policy",
+        help="a diffusers folder or .safetensors file of VACE or Phantom, `tinyworld` (default) or `tinyworld-phantom`",
+    )
+    add_set(parser)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`["rollout.steps=8", …]` as a nested dict; values are YAML, so 8 is a number and [a, b] a list. Raises UserError."""
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"--set {setting}: write it as name=value, e.g. --set rollout.group_size=4")
+        if value.count("[") + value.count("{") > NESTED:
+            raise UserError(
+                f"--set {key}: the value has more than {NESTED} brackets; give a number, a text or a short list"
+            )
+        try:
+            _put(changes, key, yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(f"--set {setting}: the value is not YAML ({error}); quote it") from error
+    return changes
+
+
+def config_from(options: Namespace) -> TrainConfig:
+    """The preset, changed by --set and then by the options that were given. Raises UserError for an impossible one."""
+    changes = parse_settings(options.set)
+    for option, key in FLAGS.items():
+        value = getattr(options, option, None)
+        if value is not None:
+            _put(changes, key, value)
+    preset = options.preset or _preset_of(changes)
+    config = make_config(preset, changes)
+    _check_preset(config)
+    size = {name: getattr(options, name) for name in SIZES if getattr(options, name, None) is not None}
+    if not size:
+        return config
+    video = (config.evaluation.video or config.video).model_dump() | size
+    _put(changes, "evaluation.video", video)
+    return make_config(preset, changes)
+
+
+def _preset_of(changes: dict[str, Any]) -> str:
+    """What the given policy is trained with when no preset is named."""
+    policy = changes.get("policy")
+    source = str(policy.get("source", "tinyworld")) if isinstance(policy, dict) else "tinyworld"
+    return preset_for("tiny" if source in BUILT_IN else "paper", _kind_of(source) or "vace")
+
+
+def _kind_of(source: str) -> PolicyKind | None:
+    """None where it cannot be recognised: loading the policy says why."""
+    if source in BUILT_IN:
+        return BUILT_IN[source]
+    from ..policies.load import recognise
+
+    try:
+        return recognise(source)
+    except UserError:
+        return None
+
+
+def _check_preset(config: TrainConfig) -> None:
+    kind, source = _kind_of(config.policy.source), config.policy.source
+    if kind and config.preset != (fitting := preset_for(config.preset, kind)):
+        raise UserError(
+            f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "
+            "or another --policy"
+        )
+
+
+def _put(changes: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        changes = changes.setdefault(section, {})
+        if not isinstance(changes, dict):
+            raise UserError(f"{key} cannot be set: {section} was already given a value of its own")
+    changes[name] = value

@@ -1,0 +1,33 @@
+"""`resume`: continue a run and stay with it to its end."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from ..errors import UserError, program
+from ..runs.registry import find, refresh
+from ..runs.status import ALIVE
+from .attend import attend
+from .options import RUN_HELP, add_processes, add_runs_folder
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", default="latest", help=RUN_HELP)
+    add_processes(parser)
+    add_runs_folder(parser)
+
+
+def main(options: Namespace) -> int:
+    """As `train`. Raises UserError when the run is running or finished."""
+    run = find(options.runs, options.run)
+    status = refresh(run)
+    if status.state in ALIVE:
+        raise UserError(
+            f"run {run.id} is running (pid {status.pid}); stop it first with `{program()} runs stop {run.path}`"
+        )
+    if status.state == "finished":
+        raise UserError(
+            f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a new "
+            f"run with --start-lora and its export in {run.exports_folder}"
+        )
+    return attend(run, True, options.processes)

@@ -1,0 +1,22 @@
+"""`work`: the process behind a run, started by the launcher. Its output goes to the run's log."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ..runs.folder import RunFolder
+from .attend import execute
+from .progress import Lines
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--share-devices", action="store_true")
+
+
+def main(options: Namespace) -> int:
+    result = execute(RunFolder(options.folder), options.resume, Lines(), options.share_devices)
+    print(f"{result.state} at iteration {result.iteration}", flush=True)
+    return 0

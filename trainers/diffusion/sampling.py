@@ -1,0 +1,74 @@
+"""Sampling videos with any policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..policies.base import ConditionBatch, Conditions, Guidance, Policy, VideoSize, buckets
+from .noise import noise_generators, unit_noise
+from .schedule import Schedule, flow_schedule
+from .solvers import SolverName, make_solver
+
+
+@torch.no_grad()
+def denoise(
+    policy: Policy,
+    batch: ConditionBatch,
+    schedule: Schedule,
+    guidance: Guidance,
+    latents: Tensor,
+    check: Callable[[], None] = lambda: None,
+    watch: Callable[[Tensor], None] = lambda _: None,
+    solver: SolverName = "euler",
+) -> Tensor:
+    """Deterministic sampling (ODE) from unit noise [B, C, F, h, w] to clean latents of the same shape.
+
+    `check` is called before every step and may raise to stop; `watch` gets, after every step, the clean latents that are
+    expected now.
+    """
+    solve = make_solver(solver, schedule)
+    for index in range(len(schedule.timesteps)):
+        check()
+        velocity = policy.velocity(latents, schedule.timestep_batch(index, len(latents)), batch, guidance)
+        watch(latents - schedule.sigmas[index] * velocity)
+        latents = solve(latents, velocity, index)
+    return latents
+
+
+@torch.no_grad()
+def sample_videos(
+    policy: Policy,
+    conditions: Sequence[Conditions],
+    size: VideoSize,
+    steps: int,
+    shift: float,
+    guidance: Guidance,
+    seeds: Sequence[int],
+    micro_batch: int = 8,
+    check: Callable[[], None] = lambda: None,
+    progress: Callable[[Iterable], Iterable] = iter,
+    solver: SolverName = "euler",
+) -> Tensor:
+    """Videos uint8 [B, F, H, W, 3] by ODE; any mixture of reference counts. Sample i depends on seed i alone."""
+    schedule = flow_schedule(steps, shift, policy.device)
+    chunks = list(micro_batches(dict(enumerate(conditions)), micro_batch))
+    videos: list[Tensor | None] = [None] * len(conditions)
+    for chunk in progress(chunks):
+        batch = policy.batch([conditions[i] for i in chunk])
+        shape = policy.latent_shape(size, batch.references)
+        noise = unit_noise(noise_generators([seeds[i] for i in chunk]), shape, policy.device)
+        latents = denoise(policy, batch, schedule, guidance, noise, check, solver=solver)
+        for i, video in zip(chunk, policy.decode(latents, batch.references), strict=True):
+            videos[i] = video
+    return torch.stack([video.cpu() for video in videos]) if videos else torch.zeros(0, dtype=torch.uint8)
+
+
+def micro_batches(conditions: Mapping[int, Conditions], size: int) -> Iterator[list[int]]:
+    """The keys of `conditions` in batches of at most `size` whose conditions have equal shapes."""
+    keys = list(conditions)
+    for members in buckets([conditions[key] for key in keys]).values():
+        for start in range(0, len(members), size):
+            yield [keys[m] for m in members[start : start + size]]

@@ -1,0 +1,172 @@
+"""Files and folders that are there completely or not at all, whatever kills the writer."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+from .processes import host, start_token
+
+ASIDE = re.compile(
+    r"\.(?P<kind>partial|replaced)-(?P<name>.+)-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>[0-9a-f]{8})-[0-9a-f]{8}"
+)
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+ELSEWHERE = 24 * 3600.0  # seconds after which what another machine left unfinished counts as abandoned
+LONGEST_NAME = 150  # bytes of a name that are kept in the name of its unfinished copy
+
+
+def write_atomic(path: str | Path, data: bytes | str, sync: bool = True) -> None:
+    """Replace `path` by `data` (str is written as UTF-8). With `sync` it also survives a power cut.
+
+    Raises UserError when the disk is full; the old file is intact then.
+    """
+    with atomic_file(path, sync) as aside:
+        aside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
+    """Write the file at the yielded path; at the end of the block it replaces `path`. Its folder must exist.
+
+    An error in the block, or a killed process, leaves `path` as it was. With `sync` the file also survives a power cut.
+    Raises UserError when the disk is full.
+    """
+    path = Path(path)
+    aside = _aside(path, "partial")
+    with full_disk_explained(path):
+        try:
+            yield aside
+            if sync:
+                _sync_file(aside)
+            os.replace(aside, path)
+            if sync:
+                _sync_folder(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def place_atomic(file: str | Path, path: str | Path) -> None:
+    """Put `file` at `path` as well, replacing what is there: a hard link, or a copy where the two lie on different disks.
+
+    Its folder is made. Raises OSError, and leaves what was there, when that cannot be done.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path, "partial")
+    try:
+        try:
+            os.link(file, aside)
+        except OSError:
+            shutil.copyfile(file, aside)
+            _sync_file(aside)
+        os.replace(aside, path)
+    finally:
+        # There after a failure, and when `path` was this very file already: POSIX then renames nothing.
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Fill the folder that is yielded; at the end of the block it is synced to disk and becomes `path`.
+
+    The folder that holds `path` must exist. An error in the block, or a killed process, leaves `path` as it was: absent, or
+    the old folder. What dead writers left beside it is removed first. Raises UserError when the disk is full.
+    """
+    path = Path(path)
+    sweep(path.parent)
+    aside, old = _aside(path, "partial"), _aside(path, "replaced")
+    with full_disk_explained(path):
+        try:
+            aside.mkdir()
+            yield aside
+            for entry in aside.rglob("*"):
+                _sync_folder(entry) if entry.is_dir() else _sync_file(entry)
+            _sync_folder(aside)
+            if path.exists():
+                path.rename(old)
+            aside.rename(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what dead writers left in `folder`; a folder whose writer died between its two renames is put back."""
+    for entry in Path(folder).glob(".*-*"):
+        found = ASIDE.fullmatch(entry.name)
+        if not found or _writer_is_alive(entry, found):
+            continue
+        target = entry.with_name(found["name"])
+        if found["kind"] == "replaced" and not target.exists():
+            entry.rename(target)
+        elif entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Raises UserError when the block finds no room for what it writes to `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # safetensors reports the system's error as text only.
+        if getattr(error, "errno", None) in FULL or any(f"(os error {code})" in str(error) for code in FULL):
+            raise UserError(
+                f"the disk is full: {path} could not be written. Nothing that was saved before is lost; free some space on "
+                f"the disk of {path.parent} and resume"
+            ) from error
+        raise
+
+
+def _aside(path: Path, kind: str) -> Path:
+    """A name of its own for every writer, thread and call."""
+    pid = os.getpid()
+    name = path.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return path.with_name(f".{kind}-{name}-{_short(host())}-{pid}-{_short(start_token(pid))}-{secrets.token_hex(4)}")
+
+
+def _short(text: str | None) -> str:
+    return hashlib.blake2b(str(text).encode(), digest_size=4).hexdigest()
+
+
+def _writer_is_alive(entry: Path, found: re.Match) -> bool:
+    if found["host"] != _short(host()):
+        try:
+            return time.time() - entry.stat().st_mtime < ELSEWHERE
+        except OSError:
+            return True
+    token = start_token(int(found["pid"]))
+    return token is not None and _short(token) == found["start"]
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

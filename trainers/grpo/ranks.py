@@ -1,0 +1,122 @@
+"""What the processes of one run agree on: who does what, and whether all got through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import (
+    broadcast_object_list,
+    gather_object,
+    is_tensorboard_available,
+    is_wandb_available,
+)
+
+from ..errors import UserError
+from .interrupt import Stopped
+
+T = TypeVar("T")
+TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+
+
+def rank_slice(count: int, rank: int, ranks: int) -> range:
+    """The contiguous slice of `count` that process `rank` works on; slices differ by at most one."""
+    return range(-(-count * rank // ranks), -(-count * (rank + 1) // ranks))
+
+
+class Ranks:
+    """The processes of one run, seen from one of them (accelerate's `Accelerator` underneath)."""
+
+    def __init__(
+        self, timeout_minutes: float = 120.0, trackers: Sequence[str] = (), folder: Path | None = None
+    ) -> None:
+        """`timeout_minutes`: how long processes wait for each other. `trackers`: accelerate's, which write to `folder`.
+
+        Raises UserError when the package of a tracker is not installed.
+        """
+        missing = [name for name in trackers if not TRACKERS[name]()]
+        if missing:
+            raise UserError(
+                f"trackers {', '.join(missing)}: the package is not installed; run pip install {missing[0]}"
+            )
+        self.accelerator = Accelerator(
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
+        )
+
+    def start_trackers(self, run: str, settings: dict) -> None:
+        """Open the trackers for a run; its settings go along."""
+        if self.accelerator.log_with:
+            flat = {name: str(value) for name, value in _flat(settings)}
+            self.accelerator.init_trackers(run, config=flat)
+
+    def log(self, row: dict, step: int) -> None:
+        """Send a row's numbers to the trackers, if there are any."""
+        if self.accelerator.log_with:
+            self.accelerator.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=step)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def count(self) -> int:
+        return self.accelerator.num_processes
+
+    def slice(self, count: int) -> range:
+        """This process's part of `count`."""
+        return rank_slice(count, self.accelerator.process_index, self.count)
+
+    def gather(self, values: Sequence[T]) -> list[T]:
+        """The values of all processes, in order of their ranks."""
+        return gather_object(list(values))
+
+    def broadcast(self, value: T) -> T:
+        """The main process's value."""
+        return broadcast_object_list([value])[0]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient by the sum over all processes; a missing one counts as zero."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if self.count > 1:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
+        """Run this process's own part of something; what ends it in one process ends it in all, so none waits for ever.
+
+        `work` must not communicate with other processes. Raises what `work` raised; in the other processes Stopped, or
+        UserError with the message of the first process that failed.
+        """
+        try:
+            result = work()
+        except Exception as error:
+            outcomes = self._outcomes((isinstance(error, Stopped), str(error) or type(error).__name__))
+            if isinstance(error, Stopped) and not outcomes[0][0]:
+                raise UserError(outcomes[0][1]) from error
+            raise
+        for stopped, message in self._outcomes(None):
+            raise Stopped if stopped else UserError(message)
+        return result
+
+    def _outcomes(self, own: tuple[bool, str] | None) -> list[tuple[bool, Any]]:
+        """(stopped, message) of all processes that did not get through, errors before stops."""
+        return sorted(outcome for outcome in self.gather([own]) if outcome)
+
+
+def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,334 @@
+"""The training cycle: rollouts and rewards, updates, evaluation and checkpoint; again.
+
+Runs as one process or as several under accelerate. Work is shared by slices of one plan (plan.py) and gradients are summed,
+so the number of processes and the micro-batches change nothing but the order of additions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..diffusion.noise import derive_seed
+from ..diffusion.schedule import flow_schedule
+from ..errors import UserError
+from ..lora.formats import read_lora
+from ..lora.inject import add_lora, load_lora_into, to_lora
+from ..policies.base import Policy
+from ..policies.load import policy_of
+from ..rewards.load import load_reward
+from ..runs.exports import Exports
+from ..runs.folder import RunFolder
+from ..runs.inputs import RunInputs
+from ..runs.progress import Progress, ProgressReport
+from .advantages import group_advantages
+from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
+from .evaluate import Evaluator
+from .interrupt import Interrupt, Stopped
+from .plan import Planned, plan_iteration, plan_window
+from .ranks import Ranks
+from .rollout import RolloutBatch, RolloutWorker
+from .update import METRICS, PolicyUpdate
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended: `state` is `finished` or `stopped`; `export` is the newest LoRA file."""
+
+    state: str
+    iteration: int
+    export: Path | None
+
+
+def train(
+    config: TrainConfig,
+    run: RunFolder,
+    inputs: RunInputs,
+    resume: bool = False,
+    progress: Callable[[ProgressReport], None] = lambda report: None,
+    ranks: Ranks | None = None,
+) -> Result:
+    """Train from the start or, with `resume`, from the newest checkpoint; leave status, metrics, checkpoints and exports in `run`.
+
+    Ctrl-C, SIGTERM (of a run of one process) and a `stop` request end it after the current step with state `stopped`; every
+    iteration that was complete is kept, at most the one in flight is lost. A second Ctrl-C ends it at once. Any error leaves
+    state `failed` with its message, and the last checkpoint as it was. Raises UserError, and touches nothing, when a start
+    would begin a trained run again at 0.
+    """
+    ranks = ranks or Ranks()
+    if not resume and run.checkpoints():
+        raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
+    interrupt = Interrupt(run, ranks.count)
+    trainer = None
+    try:
+        with interrupt.handled():
+            if ranks.is_main:
+                run.set_status(state="starting", message="loading models", last_error="")
+            # A run that died before its first checkpoint has nothing to restore: it begins at 0 again.
+            resuming = resume and bool(run.checkpoints() or run.training())
+            ranks.start_trackers(run.id, config.model_dump(mode="json"))
+            trainer = Trainer(config, run, inputs, ranks, interrupt, progress, resuming)
+            result = trainer.train()
+    except KeyboardInterrupt:
+        result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
+    except BaseException as error:
+        if ranks.is_main:
+            # The disk may be full of what went wrong; the cause is worth more than the note.
+            with contextlib.suppress(OSError, UserError):
+                run.set_status(state="failed", last_error=str(error) or type(error).__name__)
+        raise
+    if ranks.is_main:
+        run.take("stop")
+        message = trainer.message if trainer else ""
+        run.set_status(state=result.state, iteration=result.iteration, message=message, eta_seconds=None)
+    return result
+
+
+class Trainer:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        inputs: RunInputs,
+        ranks: Ranks,
+        interrupt: Interrupt,
+        report: Callable[[ProgressReport], None],
+        resuming: bool,
+    ) -> None:
+        self.config, self.run, self.ranks, self.items = config, run, ranks, inputs.items
+        self.resuming, self.check = resuming, interrupt.check
+        self.policy: Policy = policy_of(config.policy, ranks.device)
+        self.reward = load_reward(config.reward, ranks.device)
+        add_lora(self.policy.transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
+        if config.start_lora and not resuming:
+            load_lora_into(self.policy.transformer, read_lora(config.start_lora))
+        if config.optim.gradient_checkpointing:
+            self.policy.transformer.enable_gradient_checkpointing()
+        schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
+        self.update = PolicyUpdate(self.policy, config, schedule, ranks)
+        self.rollouts = RolloutWorker(
+            self.policy,
+            self.reward,
+            self.items,
+            config,
+            schedule,
+            self.update.loss.needs_means,
+            self.check,
+            lambda done: self._report("rollouts", done),
+        )
+        self.evaluator = Evaluator(
+            self.policy,
+            self.reward,
+            inputs.held_out,
+            inputs.judge,
+            config,
+            run,
+            ranks,
+            self.check,
+            lambda done: self._report("evaluation", done),
+        )
+        self.state = TrainingState(policy=self.policy.kind, prompts=self.items.digest)
+        self.progress = Progress(run, config.iterations, report)
+        self.exports = Exports(run, config.publish, config.checkpoint.keep)
+        self.unsaved: Snapshot | None = None
+        self.saved, self.resumed = -1, ""
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> Result:
+        """From the start or the newest checkpoint to the configured number of iterations, or until asked to stop."""
+        try:
+            if self.resuming:
+                self._restore()
+            self._finish_iteration()
+            while self.state.iteration < self.config.iterations:
+                self._iterate()
+        except Stopped:
+            self._save_unsaved()
+            return self.result("stopped")
+        return self.result("finished")
+
+    def result(self, state: str) -> Result:
+        export = self.run.export_path(max(0, self.saved))
+        return Result(state, self.state.iteration, export if export.is_file() else None)
+
+    @property
+    def message(self) -> str:
+        """What the user should know: a damaged checkpoint, a LoRA that could not be published."""
+        return ". ".join(text for text in (self.resumed, self.exports.warning) if text)
+
+    def _restore(self) -> None:
+        self.state, self.resumed = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
+        self.saved = self.state.iteration
+        if self.ranks.is_main:
+            if self.resumed:
+                self.run.log(self.resumed)
+            self.run.truncate_metrics(self.state.iteration)
+            if not self.run.export_path(self.saved).is_file():
+                self._export()
+            self.exports.publish()
+
+    def _iterate(self) -> None:
+        """One iteration: rollouts and rewards, then the updates, then evaluation and checkpoint when they are due."""
+        self.progress.begin()
+        started = time.perf_counter()
+        config, iteration = self.config, self.state.iteration
+        plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
+        updates, rewards = self._collect(plan, plan_window(config.seed, iteration, config.rollout))
+        sampled = time.perf_counter()
+        if self.saved < iteration:
+            self.unsaved = capture(self.state, self.update)
+        metrics = self._update(plan, updates, self._shuffled(rewards))
+        self.unsaved = None
+        updated = time.perf_counter()
+        self._advance(iteration=iteration + 1)
+        metrics |= {
+            "kind": "train",
+            "iteration": iteration + 1,
+            "reward_mean": rewards.mean().item(),
+            "reward_std_in_group": rewards.view(-1, config.rollout.group_size).std(1, correction=0).mean().item(),
+            "seconds_rollout": sampled - started,
+            "seconds_update": updated - sampled,
+        }
+        if self.ranks.is_main:
+            self.run.append_metrics(metrics)
+        self.ranks.log(metrics, iteration + 1)
+        self._finish_iteration()
+        self.progress.end(sampled - started, updated - sampled)
+        self._report("training", metrics=metrics)
+
+    def _finish_iteration(self) -> None:
+        """Evaluation and checkpoint of the present iteration, as far as they are due and not done yet.
+
+        What is evaluated is also saved: the best of them is kept, and a resumed run repeats no evaluation.
+        """
+        iteration, config = self.state.iteration, self.config
+        last = iteration == config.iterations
+        evaluate = (last or iteration % config.evaluation.every == 0) and not self._evaluated()
+        sample, save = self._requested("sample"), self._requested("save")
+        if evaluate:
+            row = self.evaluator.evaluate(iteration, self.update.ema)
+            self.ranks.log({f"held_out/{name}": value for name, value in row.items()}, iteration)
+            if self.state.best_margin < row["margin"]:
+                self._advance(best_iteration=iteration, best_margin=row["margin"])
+        elif sample:
+            self.evaluator.write_samples(iteration, self.update.ema)
+        due = self.saved < iteration and iteration % config.checkpoint.every == 0
+        if evaluate or due or save:
+            self._save(asked=save)
+
+    # --- rollouts and updates ----------------------------------------------------------------------------------------
+
+    def _collect(self, plan: list[Planned], window: range) -> tuple[list[list[RolloutBatch]], Tensor]:
+        """This process's rollouts of every update, and all rewards float64 [n] in the order of the plan."""
+        own = self.ranks.slice(len(plan) // self.config.rollout.updates_per_iteration)
+        updates, scores = self.ranks.on_all_ranks(lambda: self.rollouts.collect(plan, window, own))
+        rewards = torch.full((len(plan),), math.nan, dtype=torch.float64)
+        for index, score in self.ranks.gather(scores):
+            rewards[index] = score
+        if not torch.isfinite(rewards).all():
+            bad = int((~torch.isfinite(rewards)).nonzero()[0])
+            raise UserError(
+                f"the reward of item `{self.items[plan[bad].item].id}` (seed {plan[bad].seed}) is {rewards[bad].item()}; "
+                "check its reference images and the reward model; the last checkpoint is intact"
+            )
+        return updates, rewards
+
+    def _shuffled(self, rewards: Tensor) -> Tensor:
+        """The control experiment: the rewards are shuffled within each group."""
+        if not self.config.reward.shuffle:
+            return rewards
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "shuffle", self.state.iteration))
+        groups = rewards.view(-1, self.config.rollout.group_size)
+        return torch.stack([group[torch.randperm(len(group), generator=generator)] for group in groups]).flatten()
+
+    def _update(self, plan: list[Planned], updates: list[list[RolloutBatch]], rewards: Tensor) -> dict[str, float]:
+        """One optimiser step for each update; metrics of the first, where the policy is still the one that sampled."""
+        config = self.config
+        advantages = group_advantages(rewards, [p.group for p in plan], config.optim.global_std)
+        terms = len(plan) // len(updates) * config.rollout.window.size
+        totals = dict.fromkeys(METRICS + ("kl",) * bool(config.optim.kl), 0.0)
+        norms = []
+        for number, batches in enumerate(updates):
+            sums = self.ranks.on_all_ranks(lambda n=number, b=batches: self._accumulate(n, b, advantages, terms))
+            if number == 0:
+                for part in self.ranks.gather([sums]):
+                    totals = {name: value + part.get(name, 0.0) for name, value in totals.items()}
+            self._advance(updates=self.state.updates + 1)
+            norms.append(self.update.step(self.state.updates))
+        groups = advantages.view(-1, config.rollout.group_size)
+        return {name: value / terms for name, value in totals.items()} | {
+            "grad_norm": sum(norms) / len(norms),
+            "groups_without_spread": (groups == 0).all(1).double().mean().item(),
+        }
+
+    def _accumulate(
+        self, number: int, batches: Sequence[RolloutBatch], advantages: Tensor, terms: int
+    ) -> dict[str, float]:
+        count = self.config.rollout.updates_per_iteration
+
+        def report(done: float) -> None:
+            self._report("update", (number + done) / count)
+
+        return self.update.accumulate(batches, advantages, terms, self.check, report)
+
+    # --- evaluation and saving ---------------------------------------------------------------------------------------
+
+    def _evaluated(self) -> bool:
+        """Whether the present iteration was evaluated before the run was interrupted."""
+        done = any(row["iteration"] == self.saved for row in self.run.evaluations())
+        return self.saved == self.state.iteration and done
+
+    def _save(self, asked: bool = False) -> None:
+        """Checkpoint and export of the present iteration; `asked`: the user asked for it."""
+
+        def write() -> None:
+            if not self.ranks.is_main:
+                return
+            self._report("saving")
+            if self.saved < self.state.iteration:
+                save_checkpoint(self.run.checkpoints_folder, capture(self.state, self.update))
+                prune(self.run, self.config.checkpoint.keep, self.state.best_iteration)
+            self._export(asked)
+
+        self.ranks.on_all_ranks(write)
+        self.saved = self.state.iteration
+
+    def _save_unsaved(self) -> None:
+        """Before the run stops: save the last complete iteration, unless it is saved already."""
+        if self.saved < self.state.iteration:
+            if self.unsaved:
+                restore(self.unsaved, self.update)
+                self.state = self.unsaved.state
+            self._save()
+
+    def _export(self, asked: bool = False) -> None:
+        """Write the averaged LoRA, as it is evaluated."""
+        with self.update.ema.applied():
+            lora = to_lora(self.policy.transformer)
+        self.exports.write(lora, self.state.iteration, self.policy.kind, asked)
+
+    # --- requests and reports ----------------------------------------------------------------------------------------
+
+    def _advance(self, **changes: float) -> None:
+        self.state = dataclasses.replace(self.state, **changes)
+
+    def _report(self, phase: str, within: float = 0.0, metrics: dict[str, float] | None = None) -> None:
+        if self.ranks.is_main:
+            self.progress.message = self.message
+            self.progress.update(self.state.iteration, phase, within, metrics)
+
+    def _requested(self, name: str) -> bool:
+        """Whether the user asked for `name`; every process gets the same answer."""
+        return self.ranks.broadcast(self.ranks.is_main and self.run.take(name))

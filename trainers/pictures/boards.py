@@ -1,0 +1,133 @@
+"""Pictures that answer a question at a glance: what is in a prompt set, how a clip scored, which of two is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from . import layout
+from .reading import read_picture
+
+if TYPE_CHECKING:
+    from ..prompts import PromptItem
+
+WIDTH = 900
+PORTRAIT, LARGEST, FRAME = 84, 160, 220  # pixels: a person in a prompt set, at most beside a clip; width of a frame
+PEOPLE, BESIDE = 4 * (PORTRAIT + 4), 210  # pixels of the width that people may take from a prompt, from a clip
+FRAMES_IN_A_ROW = 4
+LINES = 8  # of a prompt
+
+
+def prompt_board(items: Sequence[PromptItem], total: int, part: str = "first") -> np.ndarray:
+    """Reference pictures and prompts of the `part` (first, last) items of `total`: uint8 [H, W, 3]."""
+    rows = []
+    for item in items:
+        people = _portraits([read_picture(reference) for reference in item.references])
+        width = WIDTH - people.width - layout.GAP
+        rows.append(_beside([people, _text([*_lines(item.id, width), *_lines(item.prompt, width)], width)]))
+    head = "1 item" if total == 1 else f"{total} items"
+    head += "" if len(items) == total else f", the {part} {len(items)} of them"
+    return np.asarray(layout.stack([_text([head], WIDTH), *rows], 10, 16))
+
+
+def score_board(
+    clip: np.ndarray, seen: Sequence[int], references: Sequence[np.ndarray], score: float, fps: float, prompt: str = ""
+) -> np.ndarray:
+    """The frames that the reward looked at (places `seen` of the clip), the people they were compared with, and the score."""
+    frames = _frames([_frame(clip[i], f"frame {i}, {i / fps:.1f} s") for i in seen])
+    head = f"identity score {score:.3f}   (only differences between scores mean something)"
+    people = _people(references, frames.height)
+    return np.asarray(layout.stack([_text([head, *_lines(prompt, WIDTH)], WIDTH), _beside([people, frames])], 10, 16))
+
+
+def compare_board(
+    clips: tuple[np.ndarray, np.ndarray],
+    seen: tuple[Sequence[int], Sequence[int]],
+    references: Sequence[np.ndarray],
+    scores: tuple[float, float],
+    chances: tuple[float, float, float],
+    names: tuple[str, str] = ("A", "B"),
+) -> np.ndarray:
+    """Both clips one above the other beside the people, with a verdict. chances: that A wins, that they tie, that B wins."""
+    strips = [
+        layout.labelled(_frames([_frame(clip[i]) for i in places]), name, f"score {score:.3f}", colour)
+        for clip, places, name, score, colour in zip(
+            clips, seen, names, scores, (layout.BLUE, layout.ORANGE), strict=True
+        )
+    ]
+    both = layout.stack(strips, 6, 0)
+    people = _people(references, both.height)
+    return np.asarray(layout.stack([_text([verdict(chances, names)], WIDTH), _beside([people, both])], 10, 16))
+
+
+def verdict(chances: tuple[float, float, float], names: tuple[str, str] = ("A", "B")) -> str:
+    """`B keeps them better: 83%, tie 12%, A 5%`, or that neither does."""
+    a, tie, b = chances
+    if tie >= max(a, b):
+        return f"about the same: tie {tie:.0%}, {names[0]} {a:.0%}, {names[1]} {b:.0%}"
+    better, worse = names if a > b else names[::-1]
+    return f"{better} keeps them better: {max(a, b):.0%}, tie {tie:.0%}, {worse} {min(a, b):.0%}"
+
+
+def _people(references: Sequence[np.ndarray], height: int) -> Image.Image:
+    """The people as large as `height` and the width for them allow, in columns."""
+    for rows in range(1, len(references) + 1):
+        side = max(1, min(LARGEST, (height + 6) // rows - 6))
+        if math.ceil(len(references) / rows) * (side + layout.GAP) <= BESIDE:
+            break
+    cells = [_fitted(Image.fromarray(reference), side) for reference in references]
+    columns = [layout.stack(cells[i : i + rows], 6, 0) for i in range(0, len(cells), rows)]
+    return _beside(columns)
+
+
+def _portraits(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The people side by side, in as many rows as it takes."""
+    rows: list[list[Image.Image]] = [[]]
+    for cell in (_fitted(picture, PORTRAIT) for picture in pictures):
+        if rows[-1] and sum(c.width + 4 for c in (*rows[-1], cell)) > PEOPLE:
+            rows.append([])
+        rows[-1].append(cell)
+    return layout.stack([_beside(row, 4) for row in rows], 4, 0)
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    """The whole picture, within a square of this side."""
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, layout.smooth_filter(max(picture.size), side))
+
+
+def _frames(pictures: Sequence[Image.Image]) -> Image.Image:
+    rows = [pictures[i : i + FRAMES_IN_A_ROW] for i in range(0, len(pictures), FRAMES_IN_A_ROW)]
+    return layout.stack([layout.strip(row) for row in rows], 4, 0)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    lines = layout.wrapped(text, width)
+    return lines if len(lines) <= LINES else [*lines[:LINES], "…"]
+
+
+def _frame(frame: np.ndarray, caption: str = "") -> Image.Image:
+    picture = layout.scaled(np.asarray(frame), FRAME)
+    return layout.labelled(picture, "", caption, layout.FAINT) if caption else picture
+
+
+def _text(lines: Sequence[str], width: int) -> Image.Image:
+    canvas = Image.new("RGB", (width, max(1, 20 * len(lines))), layout.PAPER)
+    for number, line in enumerate(lines):
+        layout.write(canvas, (0, 20 * number), line)
+    return canvas
+
+
+def _beside(pictures: Sequence[Image.Image], gap: int = layout.GAP) -> Image.Image:
+    height = max(picture.height for picture in pictures)
+    canvas = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, height), layout.PAPER)
+    left = 0
+    for picture in pictures:
+        canvas.paste(picture, (left, 0))
+        left += picture.width + gap
+    return canvas

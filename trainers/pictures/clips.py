@@ -1,0 +1,118 @@
+"""Short clips and pictures as files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from .reading import UNREADABLE, read_pixels
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+NOTE = re.compile(rb"identity-grpo frames=(\d{1,5}) fps=(\d{1,4}(?:\.\d+)?)")
+
+
+def frames_array(frames: Any) -> np.ndarray:
+    """uint8 [F, H, W, 3] from a tensor or an array of that shape and type. Raises ValueError for anything else."""
+    array = np.asarray(frames.cpu() if hasattr(frames, "cpu") else frames)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or not len(array):
+        raise ValueError(f"a clip is uint8 [F, H, W, 3], not {array.dtype} {list(array.shape)}")
+    return array
+
+
+def write_animation(frames: Any, path: str | Path, fps: float = 10.0, scale: int = 1) -> Path:
+    """Write uint8 [F, H, W, 3] as an endless animation; the suffix decides: .webp is lossless, .gif is for everywhere.
+
+    `scale` enlarges by whole pixels.
+    """
+    path = Path(path)
+    pictures = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames_array(frames)]
+    # Writers merge equal frames into one that lasts longer; this tells a reader how many there were.
+    note = f"identity-grpo frames={len(pictures)} fps={fps:g}".encode()
+    if path.suffix == ".gif":
+        pictures, options = _one_palette(pictures), {"disposal": 1, "comment": note}
+    else:
+        options = {"lossless": True, "quality": 60, "method": 4, "xmp": note}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options)
+    return path
+
+
+def _one_palette(pictures: list[Image.Image]) -> list[Image.Image]:
+    """GIF frames with one palette for all: colours do not flicker, and equal pixels stay equal."""
+    strip = Image.fromarray(np.concatenate([np.asarray(p) for p in pictures]))
+    palette = strip.quantize(256, dither=Image.Dither.NONE)
+    return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+
+
+def read_clip(path: str | Path) -> tuple[np.ndarray, float | None]:
+    """Frames uint8 [F, H, W, 3] of an animation (GIF, WebP, PNG), a folder of pictures in name order, or a video file.
+
+    The second value is the frame rate, None for a folder. Raises UserError naming the path and the remedy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+        if not files:
+            raise UserError(f"folder {path} holds no pictures; give the frames as PNG or JPEG files in name order")
+        return _stacked([read_pixels(f) for f in files], path), None
+    if not path.is_file():
+        raise UserError(f"there is no clip {path}; give an animation (GIF, WebP), a folder of frames or a video file")
+    return _read_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else _read_animation(path)
+
+
+def _read_animation(path: Path) -> tuple[np.ndarray, float | None]:
+    try:
+        with Image.open(path) as opened:
+            frames, milliseconds = [], []
+            note = opened.info.get("comment") or opened.info.get("xmp") or b""
+            for index in range(getattr(opened, "n_frames", 1)):
+                opened.seek(index)
+                frames.append(np.asarray(opened.convert("RGB")))
+                milliseconds.append(opened.info.get("duration", 0))
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path} cannot be read as an animation ({error}); give a GIF, WebP, folder of frames or video"
+        ) from error
+    shortest, ours = min(milliseconds), NOTE.fullmatch(note)
+    if ours:
+        rate = float(ours[2])
+        if len(frames) == 1:
+            milliseconds = [1000 * int(ours[1]) / rate]
+    elif shortest and all(m % shortest == 0 for m in milliseconds):
+        rate = 1000 / shortest
+    else:
+        mean = sum(milliseconds) / len(milliseconds)
+        return _stacked(frames, path), 1000 / mean if mean else None
+    times = [max(1, round(m * rate / 1000)) for m in milliseconds]
+    return _stacked([frame for frame, count in zip(frames, times, strict=True) for _ in range(count)], path), rate
+
+
+def _read_video(path: Path) -> tuple[np.ndarray, float | None]:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(
+            f"reading {path} needs the package `av` (pip install av); or give a GIF, WebP or folder of frames"
+        ) from error
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate) if stream.average_rate else None
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    except (av.error.FFmpegError, IndexError) as error:
+        raise UserError(f"{path} cannot be read as a video ({error})") from error
+    return _stacked(frames, path), rate
+
+
+def _stacked(frames: list[np.ndarray], path: Path) -> np.ndarray:
+    if not frames:
+        raise UserError(f"{path} holds no frames")
+    if len({f.shape for f in frames}) > 1:
+        raise UserError(f"the frames of {path} differ in size; give frames of one size")
+    return np.stack(frames)

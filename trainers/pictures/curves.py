@@ -1,0 +1,102 @@
+"""The curves of a run as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .layout import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE
+
+
+def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
+    """The rows of metrics.jsonl as a PNG: reward, share of held-out pairs won with its 95% interval, the drawn world's own
+    measures where there are any, and the distance from the reference policy.
+    """
+    from matplotlib.figure import Figure
+
+    train = [row for row in metrics if row.get("kind") == "train"]
+    held_out = [row for row in metrics if row.get("kind") == "evaluation"]
+    panels = [_reward_panel, _won_panel]
+    panels += [_oracle_panel] if any(row.get("identity") is not None for row in held_out) else []
+    panels += [_kl_panel] if any(row.get("kl") is not None for row in train) else []
+    rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    figure = Figure(figsize=(5 * columns, 3.4 * rows), dpi=150, facecolor=PAPER, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    for axes, draw in zip(figure.subplots(rows, columns).flat, panels, strict=True):
+        _plain(axes)
+        draw(axes, train, held_out)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def _reward_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("reward", **_TITLE)
+    if train:
+        x, y = _series(train, "reward_mean")
+        axes.plot(x, y, color=BLUE, alpha=0.25, linewidth=1)
+        axes.plot(x, _smooth(y), color=BLUE, linewidth=1.8, label="training rollouts")
+    x, y = _series(held_out, "reward_mean")
+    axes.plot(x, y, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="held-out items")
+
+
+def _won_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("held-out pairs won against the untouched policy", **_TITLE)
+    measured = [row for row in held_out if row["iteration"] > 0]
+    x, y = _series(measured, "win")
+    if len(x):
+        low, high = _series(measured, "win_low")[1], _series(measured, "win_high")[1]
+        axes.fill_between(x, low, high, color=GREEN, alpha=0.15, linewidth=0, label="95% interval")
+        axes.plot(x, y, color=GREEN, linewidth=1.8, marker="o", markersize=4)
+    axes.axhline(0.5, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _oracle_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("the renderer's own measures", **_TITLE)
+    for name, colour in (("identity", PURPLE), ("alignment", FAINT)):
+        x, y = _series(held_out, name)
+        if len(x):
+            axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=f"{name} (no reward sees it)")
+
+
+def _kl_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("KL to the reference policy", **_TITLE)
+    x, y = _series(train, "kl")
+    axes.plot(x, y, color=INK, alpha=0.25, linewidth=1)
+    axes.plot(x, _smooth(y), color=INK, linewidth=1.8)
+
+
+_TITLE = {"fontsize": 9.5, "color": INK, "loc": "left", "pad": 8}
+
+
+def _plain(axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(colors=FAINT, labelsize=8, labelcolor=INK)
+    axes.grid(axis="y", color="#e6e8ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("iteration", fontsize=8.5, color=INK)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["iteration"], row[name]) for row in rows if row.get(name) is not None]
+    return np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a tenth of the run to both sides (fewer at its ends)."""
+    half = max(1, len(values) // 20)
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])

@@ -1,0 +1,21 @@
+"""Rewards of the videos of prompt items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..config import RewardConfig
+from ..prompts import PromptItem
+
+if TYPE_CHECKING:
+    from .identity import IdentityReward
+
+
+def score_videos(reward: IdentityReward, videos: Tensor, items: Sequence[PromptItem], config: RewardConfig) -> Tensor:
+    """Rewards float64 [n] on the CPU of videos uint8 [n, F, H, W, 3], `config.micro_batch` at a time."""
+    references = [item.references for item in items]
+    return reward.score(list(videos), references, config.fps, config.micro_batch).to("cpu", torch.float64)

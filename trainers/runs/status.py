@@ -1,0 +1,48 @@
+"""The status of a run: what status.json may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+State = Literal["queued", "starting", "running", "stopping", "stopped", "finished", "failed", "damaged"]
+ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
+"""States in which a process of the run should exist."""
+
+
+class RunStatus(BaseModel):
+    """How a run stands, as its process wrote it last.
+
+    `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group.
+    `gpus`: the CUDA devices it was started on. `phase` of the iteration in flight is done to the fraction `phase_done`.
+    `eta_seconds`: None while it is not known. `updated`: seconds since the epoch. State `damaged`: the file cannot be read.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    state: State
+    pid: int | None = Field(None, ge=0, lt=2**31)
+    pid_started: str | float | None = None
+    group: int | None = Field(None, ge=0, lt=2**31)
+    host: str = ""
+    gpus: list[int] = []
+    iteration: int = Field(0, ge=0)
+    iterations: int | None = Field(None, ge=0)
+    phase: str = ""
+    phase_done: float = 0.0
+    eta_seconds: float | None = None
+    message: str = ""
+    last_error: str = ""
+    updated: float | None = None
+
+
+def read_status(path: Path) -> RunStatus:
+    """The status in the file; one of state `damaged` that says why when it cannot be read."""
+    try:
+        return RunStatus.model_validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0] if isinstance(error, ValidationError) else None
+        said = f"{'.'.join(map(str, reason['loc'])) or 'the file'}: {reason['msg']}" if reason else str(error)
+        return RunStatus(state="damaged", last_error=f"{path.name} cannot be read ({said})")

@@ -1,0 +1,66 @@
+"""Preference pairs that a policy drew itself: what a reward meets when it trains that policy.
+
+The annotator is TinyWorld's oracle, as people are for the real reward: it says which of two videos of the same item keeps its
+people better, or that they are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import torch
+
+from ...config import make_config
+from ...diffusion.sampling import sample_videos
+from ...grpo.evaluate import evaluation_guidance
+from ...policies.base import VideoSize
+from ...policies.load import load_policy
+from ...preference.loss import A_BETTER, B_BETTER, TIE
+from ...preference.pairs import Pair
+from ..models import FPS, FRAMES, HEIGHT, WIDTH
+from ..oracle import measure
+from ..prompts import scenes_of, tiny_prompt_set
+from .preference_pairs import PairStream
+
+ALIKE = 0.05
+"""Videos whose identity differs by less are a tie."""
+
+
+def sampled_pairs(policy: Path | str, items: int, seed: int, device: torch.device | str, each: int = 3) -> list[Pair]:
+    """All pairs of `each` videos of every item, sampled as the `tiny` preset evaluates and judged by the oracle."""
+    config = make_config("tiny")
+    model = load_policy(str(policy), torch.float32, torch.device(device))
+    drawn = tiny_prompt_set("train", items, seed)
+    size = VideoSize(HEIGHT, WIDTH, FRAMES)
+    conditions = [model.encode(item, size) for item in drawn for _ in range(each)]
+    seeds = [seed * 1_000_003 + i for i in range(len(conditions))]
+    videos = sample_videos(
+        model, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds, 256
+    )
+    videos = videos.to(device)
+    repeated = [item for item in drawn for _ in range(each)]
+    identity = measure(videos, scenes_of(repeated)).identity.tolist()
+    pairs = []
+    for first in range(0, len(videos), each):
+        for a, b in combinations(range(first, first + each), 2):
+            difference = identity[a] - identity[b]
+            label = TIE if abs(difference) < ALIKE else A_BETTER if difference > 0 else B_BETTER
+            portraits = [torch.from_numpy(picture).to(device) for picture in repeated[a].references]
+            pairs.append(Pair(portraits, videos[a], videos[b], label, FPS, "sampled"))
+    return pairs
+
+
+class Mixed:
+    """An endless stream of batches: half distortions, half sampled pairs."""
+
+    def __init__(self, distortions: PairStream, sampled: list[Pair], seed: int):
+        self.distortions, self.sampled = distortions, sampled
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        for batch in self.distortions:
+            half = len(batch) // 2
+            chosen = torch.randint(len(self.sampled), (len(batch) - half,), generator=self.generator).tolist()
+            yield batch[:half] + [self.sampled[i] for i in chosen]

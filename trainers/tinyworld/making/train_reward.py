@@ -1,0 +1,146 @@
+"""How TinyWorld's committed identity reward was made; run it again with `python -m trainers.tinyworld.train_reward FOLDER`.
+
+1. A small Qwen2.5-VL with random weights learns to compare portraits with clips, all of it: what the pre-training of the
+   real one stands for. It is written to FOLDER/base_model.
+2. The reward is trained on that base by the released recipe (LoRA on the language model, the rest in full) and written to
+   FOLDER/identity_reward in the released layout, beside what both stages cost and how well it agrees with held-out pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...config import TINYWORLD_WEIGHTS
+from ...preference.pairs import accuracy
+from ...preference.train import RewardTraining, train_base, train_reward
+from ...rewards.identity import IdentityReward
+from .preference_pairs import PairStream, held_out_pairs
+from .reward_base import build_reward_base
+from .sampled_pairs import Mixed, sampled_pairs
+
+BASE_SHARE = 0.7
+"""Share of the time and steps that the base gets."""
+EASY = 0.35
+"""Share of the base's own time and steps over which its pairs go from easy to those of the reward."""
+
+
+def main(
+    out_dir: Path | str,
+    device: str = "cuda",
+    minutes: float = 8.0,
+    steps: int = 6000,
+    batch: int = 128,
+    held_out: int = 1000,
+    seed: int = 1,
+    policy: Path | None = None,
+    sampled: int = 400,
+) -> dict[str, Any]:
+    """Make base and reward in `out_dir` within `minutes` and `steps` of training, whichever ends first.
+
+    `batch` is in pairs. Half of the reward's pairs are `sampled` items' videos by `policy`, a folder (default: TinyWorld's
+    own); 0 leaves them out. Returns (and writes to `identity_reward/made.json`) steps, seconds and the accuracy on
+    `held_out` pairs that training never drew, of the files as they are read back.
+    """
+    out_dir, started = Path(out_dir), time.time()
+    half = torch.device(device).type == "cuda"
+    watched = held_out_pairs(max(1, min(256, held_out)), seed + 2_000_003, device)
+    result: dict[str, Any] = {"seed": seed, "batch": batch}
+
+    def settings(share: float, **changes: Any) -> RewardTraining:
+        count = max(1, round(steps * share))
+        return RewardTraining(
+            steps=count,
+            seconds=minutes * 60 * share,
+            batch_size=batch,
+            weight_decay=0.01,
+            seed=seed,
+            mixed_precision=half,
+            storage=torch.float16,
+            evaluate_every=max(1, count // 6),
+            **changes,
+        )
+
+    stream, base = (
+        PairStream(batch, seed, device, easy=1.0),
+        settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.5),
+    )
+    tell = _teller("base")
+
+    def harden(event: dict[str, Any]) -> None:
+        if "loss" in event:
+            spent = max(event["step"] / base.steps, event["seconds"] / base.seconds)
+            stream.easy = max(0.0, 1 - spent / EASY)
+        tell(event)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        random_base = build_reward_base(scratch, seed=seed)
+        made = train_base(random_base, stream, out_dir / "base_model", base, device, watched, harden)
+    result["base"] = asdict(made)
+    pairs: PairStream | Mixed = PairStream(batch, seed + 1, device)
+    if sampled:
+        pairs = Mixed(pairs, sampled_pairs(policy or TINYWORLD_WEIGHTS / "vace", sampled, 1, device), seed)
+    made = train_reward(
+        out_dir / "base_model",
+        pairs,
+        out_dir / "identity_reward",
+        settings(1 - BASE_SHARE, learning_rate=3e-4, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
+        device,
+        watched,
+        _teller("reward"),
+    )
+    result["reward"] = asdict(made)
+    reward = IdentityReward.load(out_dir / "identity_reward", device=device)
+    result["held_out"] = asdict(accuracy(reward, held_out_pairs(held_out, device=device)))
+    if sampled:
+        judged = sampled_pairs(policy or TINYWORLD_WEIGHTS / "vace", max(1, sampled // 4), 2, device)
+        result["held_out_sampled"] = asdict(accuracy(reward, judged))
+    result["total_seconds"] = round(time.time() - started)
+    result["device"] = torch.cuda.get_device_name() if half else platform.processor() or "cpu"
+    text = json.dumps(result, indent=1)
+    (out_dir / "identity_reward" / "made.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return result
+
+
+def _teller(name: str):
+    losses: list[float] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        if "accuracy" in event:
+            found = event["accuracy"]
+            print(
+                f"{name} step {event['step']} held-out {found['without_ties']:.3f} "
+                f"(with ties {found['with_ties']:.3f})",
+                flush=True,
+            )
+        else:
+            losses.append(event["loss"])
+            if event["step"] % 50 == 0:
+                mean = sum(losses) / len(losses)
+                losses.clear()
+                print(f"{name} step {event['step']} loss {mean:.4f} {event['seconds']:.0f}s", flush=True)
+
+    return tell
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--held-out", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--policy", type=Path)
+    parser.add_argument("--sampled", type=int, default=400)
+    main(**vars(parser.parse_args()))
