@@ -23,4 +23,4 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
 def program() -> str:
     """How the user called this program, for commands that a message proposes."""
     name = Path(sys.argv[0]).name
-    return "python -m trainers" if name in ("__main__.py", "-m", "-c") or not name.startswith("identity-grpo") else name
+    return name if name.startswith("identity-grpo") else f"python -m {Path(__file__).resolve().parent.name}"

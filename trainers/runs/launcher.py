@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from .folder import RunFolder
 from .registry import refresh
 from .status import ALIVE, State
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+"""This package's folder: `trainers` in a checkout or a pack, `identity_grpo` where it is installed."""
 SAVING_SECONDS = 600.0
 """How long a run that is writing a checkpoint is waited for before it is ended by force."""
 
@@ -28,7 +30,7 @@ def command(run: RunFolder, resume: bool = False, processes: int = 1, share_devi
     if processes > 1:
         # torchrun, on GPUs and on the CPU alike; it ends all processes when one dies.
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    work = ["-m", "trainers", "work", str(run.path)]
+    work = ["-m", PACKAGE.name, "work", str(run.path)]
     return launch + work + ["--resume"] * resume + ["--share-devices"] * share_devices
 
 
@@ -42,10 +44,10 @@ def start(
 ) -> subprocess.Popen:
     """Start the run in its own session: it is not ended with us, nor by a Ctrl-C meant for us. It writes to log.txt.
 
-    It works wherever the pack lies and whatever its folder is called: the child finds `trainers` by PYTHONPATH, and its
-    working directory is the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA devices, as
-    this process counts them, that get one process each, in place of `processes`; none of them: the CPU. The status keeps
-    them for a resume. `threads`: CPU threads of each process; None: its share of the cores.
+    It works wherever the pack lies and whatever its folder is called: the child finds this package by PYTHONPATH, and
+    its working directory is the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA
+    devices, as this process counts them, that get one process each, in place of `processes`; none of them: the CPU. The
+    status keeps them for a resume. `threads`: CPU threads of each process; None: its share of the cores.
     """
     environment = dict(os.environ)
     if gpus is not None:
@@ -54,8 +56,11 @@ def start(
         environment["ACCELERATE_USE_CPU"] = str(not gpus).lower()
     if threads or (processes > 1 and "OMP_NUM_THREADS" not in environment):
         environment["OMP_NUM_THREADS"] = str(threads or max(1, cores() // processes))
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment |= {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    # An installed package is found without it, and site-packages must not come before the standard library.
+    if PACKAGE.parent != Path(sysconfig.get_path("purelib")).resolve():
+        path = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     detached = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
