@@ -50,16 +50,17 @@ def execute(run: RunFolder, resuming: bool, show: Bar | Lines, share_devices: bo
     from ..runs.inputs import run_inputs
 
     config = run.config()
-    ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
-    limit_threads(ranks)
     with contextlib.ExitStack() as stack:
-        if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
-            try:
+        try:
+            ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
+            limit_threads(ranks)
+            if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
                 stack.enter_context(_held(ranks.device, run.path))
-            except UserError as error:
-                run.set_status(state="failed", last_error=str(error))
-                raise
-        result = train(config, run, run_inputs(config), resume=resuming, progress=show, ranks=ranks)
+            inputs = run_inputs(config)
+        except UserError as error:
+            run.set_status(state="failed", last_error=str(error))
+            raise
+        result = train(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
         if ranks.is_main:
             _plot(run)
     return result

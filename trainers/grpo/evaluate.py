@@ -199,7 +199,8 @@ class Evaluator:
             if self.ranks.is_main:
                 self.run.write_measurement("base", self.baseline.to_dict())
                 self.run.write_measurement(iteration, found.to_dict())
-                self.run.write_clips(iteration, self.items[:SAMPLES], videos[:SAMPLES], self.config.reward.fps)
+                clips = videos[:SAMPLES]
+                self.run.write_clips(iteration, self.items[: len(clips)], clips, self.config.reward.fps)
                 self.run.append_metrics(row)
 
         self.ranks.on_all_ranks(write)

@@ -156,7 +156,9 @@ class RolloutWorker:
                 )
                 videos = self.policy.decode(final, batch.conditions[0].references)
                 items = [self.items[plan[i].item] for i in members]
-                rewards += zip(members, score_videos(self.reward, videos, items, self.config).tolist(), strict=True)
+                rewards += zip(
+                    members, score_videos(self.reward, videos, items, self.config.reward).tolist(), strict=True
+                )
                 updates[-1].append(batch.to("cpu"))
                 self.report(len(rewards) / (len(own) * config.updates_per_iteration))
         return updates, rewards
