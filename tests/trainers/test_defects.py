@@ -1,62 +1,100 @@
-"""The published trainer's defects, by number, and the tests (under tests/trainers) that hold their repair.
+"""The published trainer's defects by number, each with the tests (under tests/trainers) of its repair.
 
 Stops it from running
- 1  batches above one are refused                 policies/test_policies.py::test_a_sample_is_the_same_alone_and_among_mixed_reference_counts
- 2  group sizes must divide ranks and batches     grpo/test_plan.py::test_shares_cover_everything_once
-                                                  grpo/test_loop.py::test_processes_without_work_keep_step
-    a set smaller than its groups                 grpo/test_loop.py::test_a_prompt_set_smaller_than_the_groups_of_an_update_is_refused
- 3  imports what newer Pythons lack               test_defects.py::test_defect_3_only_the_standard_library_and_declared_dependencies_are_imported
- 4  needs a launcher and DDP                      test_defects.py::test_defect_4_no_launcher_variable_is_read
-                                                  lora/test_inject.py::test_defect_4_the_reference_pass_leaves_an_open_graph_trainable
- 5  starts from the released LoRA unasked         test_defects.py::test_defect_5_no_preset_starts_from_trained_weights
-                                                  grpo/test_loop.py::test_the_first_export_moves_no_pixel
- 6  reward loads with one transformers only       rewards/test_checkpoint.py::test_weights_named_by_newer_transformers_load_alike
-    flash-attention required                      test_defects.py::test_defect_6_flash_attention_is_not_required
-    bare error without a checkpoint               rewards/test_checkpoint.py::test_a_missing_file_is_named
+ 1  batches above one are refused
+    policies/test_policies.py::test_a_sample_is_the_same_alone_and_among_mixed_reference_counts
+ 2  group sizes must divide ranks and batches
+    grpo/test_plan.py::test_shares_cover_everything_once
+    grpo/test_trainer.py::test_processes_without_work_keep_step
+    a set smaller than its groups
+    test_prompts.py::test_a_set_smaller_than_an_update_says_the_numbers
+ 3  imports what newer Pythons lack
+    test_defects.py::test_defect_3_only_the_standard_library_and_declared_dependencies_are_imported
+ 4  needs a launcher and DDP
+    test_defects.py::test_defect_4_no_launcher_variable_is_read
+    lora/test_inject.py::test_defect_4_the_reference_pass_leaves_an_open_graph_trainable
+ 5  starts from the released LoRA unasked
+    test_defects.py::test_defect_5_no_preset_starts_from_trained_weights
+    grpo/test_trainer.py::test_the_first_export_moves_no_pixel
+ 6  reward loads with one transformers only
+    rewards/test_checkpoint.py::test_weights_named_by_newer_transformers_load_alike
+    flash-attention required
+    test_defects.py::test_defect_6_flash_attention_is_not_required
+    raw error without a checkpoint
+    rewards/test_checkpoint.py::test_a_missing_file_is_named
 
 Wrong samples and credit
- 7  first epochs burnt, groups misformed          grpo/test_plan.py::test_defect_7_every_group_of_every_iteration_is_one_item_of_full_size
- 8  groups keyed by prompt text                   grpo/test_advantages.py::test_defect_8_items_with_equal_texts_are_different_groups
-                                                  test_prompts.py::test_equal_texts_with_other_people_stay_two_items
- 9  clips overwritten before they are scored      test_defects.py::test_defect_9_two_clips_of_one_item_keep_their_own_scores
-10  references in reversed order                  policies/test_vace.py::test_defect_10_references_keep_their_order_where_diffusers_reverses_it
-11  steps looked up by timestep                   grpo/test_dynamics.py::test_defect_11_steps_with_equal_timesteps_are_told_apart
-    division by zero at full noise                grpo/test_dynamics.py::test_defect_11_first_noise_level_is_below_one
-    options that nothing reads                    test_defects.py::test_defect_11_every_setting_is_read
-12  noise of the last step stays in the video     grpo/test_dynamics.py::test_defect_12_an_ode_tail_leaves_no_noise_where_flow_sde_does
-                                                  grpo/test_plan.py::test_defect_12_the_recipe_leaves_the_last_step_to_the_ode
-                                                  grpo/test_plan.py::test_defect_12_cps_does_not_train_its_last_step_which_has_no_noise
-13  groups without spread bias the mean           grpo/test_advantages.py::test_defect_13_a_group_without_spread_keeps_its_place_at_exactly_zero
-                                                  grpo/test_loop.py::test_processes_without_work_keep_step
+ 7  first epochs wasted, groups incomplete
+    grpo/test_plan.py::test_defect_7_every_group_of_every_iteration_is_one_item_of_full_size
+ 8  groups keyed by prompt text
+    grpo/test_advantages.py::test_defect_8_items_with_equal_texts_are_different_groups
+    test_prompts.py::test_equal_texts_with_other_people_stay_two_items
+ 9  clips overwritten before they are scored
+    test_defects.py::test_defect_9_two_clips_of_one_item_keep_their_own_scores
+10  references in reversed order
+    policies/test_vace.py::test_defect_10_references_keep_their_order_where_diffusers_reverses_it
+11  steps looked up by timestep
+    grpo/test_sde.py::test_defect_11_steps_with_equal_timesteps_are_told_apart
+    division by zero at full noise
+    grpo/test_sde.py::test_defect_11_first_noise_level_is_below_one
+    options that nothing reads
+    test_defects.py::test_defect_11_every_setting_is_read
+12  noise of the last step stays in the video
+    grpo/test_sde.py::test_defect_12_an_ode_tail_leaves_no_noise_where_flow_sde_does
+    grpo/test_plan.py::test_defect_12_the_recipe_leaves_the_last_step_to_the_ode
+    grpo/test_plan.py::test_defect_12_cps_does_not_train_its_last_step_which_has_no_noise
+13  groups without spread bias the mean
+    grpo/test_advantages.py::test_defect_13_a_group_without_spread_keeps_its_place_at_exactly_zero
+    grpo/test_trainer.py::test_processes_without_work_keep_step
 
 Optimiser, KL, EMA, resume
-14  accumulation windows do not align             grpo/test_loop.py::test_micro_batches_change_nothing
-15  EMA cadence, and weights lost in swapping     grpo/test_ema.py::test_defect_15_moves_once_in_every_optimiser_steps
-                                                  grpo/test_ema.py::test_defect_15_trained_weights_come_back_exactly
-                                                  grpo/test_ema.py::test_defect_15_shares_no_memory_with_the_parameters
-16  KL averages over some axes                    grpo/test_losses.py::test_defect_16_kl_averages_over_every_axis_of_any_layout
-17  float32 kept but not used                     lora/test_inject.py::test_defect_17_the_lora_is_float32_on_a_half_precision_base
-                                                  grpo/test_dynamics.py::test_half_precision_inputs_are_computed_in_float32
-                                                  grpo/test_loop.py::test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update
-18  resume finds nothing and restores little      grpo/test_loop.py::test_a_killed_run_resumes_to_the_same_weights
-    the limit of checkpoints never acts           grpo/test_loop.py::test_evaluated_iterations_are_saved_and_the_best_is_kept
-19  no rollout can be made again                  grpo/test_rollout.py::test_defect_19_a_rollout_is_made_again_from_its_seed_alone
-                                                  grpo/test_plan.py::test_another_seed_walks_other_items_with_other_noise
-20  late steps pull 14 times as hard              grpo/test_losses.py::test_defect_20_guard_lets_every_step_pull_alike
+14  accumulation windows do not align
+    grpo/test_trainer.py::test_micro_batches_change_nothing
+15  EMA cadence, and weights lost in swapping
+    grpo/test_ema.py::test_defect_15_moves_once_in_every_optimiser_steps
+    grpo/test_ema.py::test_defect_15_trained_weights_come_back_exactly
+    grpo/test_ema.py::test_defect_15_shares_no_memory_with_the_parameters
+    grpo/test_ema.py::test_the_average_is_the_published_one_over_300_updates
+16  KL averages over some axes
+    grpo/test_losses.py::test_defect_16_kl_averages_over_every_axis_of_any_layout
+17  float32 copies kept but not used
+    lora/test_inject.py::test_defect_17_the_lora_is_float32_on_a_half_precision_base
+    grpo/test_sde.py::test_half_precision_inputs_are_computed_in_float32
+    grpo/test_trainer.py::test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update
+18  resume finds nothing and restores little
+    grpo/test_trainer.py::test_a_killed_run_resumes_to_the_same_weights
+    the limit of checkpoints never acts
+    grpo/test_trainer.py::test_evaluated_iterations_are_saved_and_the_best_is_kept
+19  no rollout can be reproduced
+    grpo/test_rollout.py::test_defect_19_a_rollout_is_made_again_from_its_seed_alone
+    grpo/test_plan.py::test_another_seed_walks_other_items_with_other_noise
+20  late steps have 14 times the gradient
+    grpo/test_losses.py::test_defect_20_guard_lets_every_step_pull_alike
 
 Reward, evaluation, memory
-21  reward keeps a graph                          rewards/test_identity.py::test_scoring_leaves_no_graph
-22  which frames, and their rate                  rewards/test_geometry.py::test_frame_counts_are_rounded_half_even_to_pairs
-                                                  rewards/test_identity.py::test_the_rate_enters_the_score
-    text alignment unguarded                      grpo/test_evaluate.py::test_defect_22_text_alignment_is_measured_beside_the_reward_where_a_world_can
-23  reward in steps of 1/64                       rewards/test_identity.py::test_a_half_precision_body_keeps_a_float32_head
-24  evaluation of two references only             grpo/test_evaluate.py::test_the_same_items_and_noise_come_again_whoever_stands_beside
-    padding counted twice                         grpo/test_loop.py::test_two_processes_do_what_one_does
-    the start never measured                      grpo/test_loop.py::test_the_untouched_policy_is_measured_first_and_the_last_one_too
-    pictures that are not RGB                     policies/test_wan.py::test_every_kind_of_picture_becomes_rgb
-25  latents twice, graphs kept                    grpo/test_rollout.py::test_defect_25_every_state_is_kept_once_and_without_a_graph
-26  LoRA that ComfyUI cannot read                 lora/test_formats.py::test_our_native_file_is_the_golden_one_to_the_byte
-    prompts not cleaned                           policies/test_wan.py::test_prompts_are_cleaned
+21  reward keeps a graph
+    rewards/test_identity.py::test_scoring_leaves_no_graph
+22  frame choice and frame rate
+    rewards/test_geometry.py::test_frame_counts_are_rounded_half_even_to_pairs
+    rewards/test_identity.py::test_the_rate_enters_the_score
+    text alignment unguarded
+    grpo/test_evaluate.py::test_defect_22_text_alignment_is_measured_beside_the_reward_where_a_world_can
+23  reward in steps of 1/64
+    rewards/test_identity.py::test_a_half_precision_body_keeps_a_float32_head
+24  evaluation of two references only
+    grpo/test_evaluate.py::test_the_same_items_and_noise_come_again_whoever_stands_beside
+    padding counted twice
+    grpo/test_trainer.py::test_two_processes_do_what_one_does
+    the base policy never measured
+    grpo/test_trainer.py::test_the_untouched_policy_is_measured_first_and_the_last_one_too
+    pictures that are not RGB
+    policies/test_wan.py::test_every_kind_of_picture_becomes_rgb
+25  latents stored twice, graphs kept
+    grpo/test_rollout.py::test_defect_25_every_state_is_kept_once_and_without_a_graph
+26  LoRA that ComfyUI cannot read
+    lora/test_formats.py::test_our_native_file_is_the_golden_one_to_the_byte
+    prompts not cleaned
+    policies/test_wan.py::test_prompts_are_cleaned
 """
 
 from __future__ import annotations
@@ -114,7 +152,6 @@ def test_defect_3_only_the_standard_library_and_declared_dependencies_are_import
     declared = {re.match(r"[\w-]+", name)[0] for part in lists for name in re.findall(r'"([^"]+)"', part)}
     known = {IMPORT_NAMES.get(name, name) for name in declared} | set(sys.stdlib_module_names)
     known |= {"tokenizers", "huggingface_hub"}  # transformers cannot be without them
-    known |= {"ftfy"}  # used where installed
     known -= {"imp", "distutils", "asynchat", "asyncore", "smtpd", "cgi", "crypt", "pipes", "telnetlib"}
     undeclared = {
         (str(path.relative_to(repository)), name)
@@ -127,8 +164,8 @@ def test_defect_3_only_the_standard_library_and_declared_dependencies_are_import
 
 def test_defect_4_no_launcher_variable_is_read(sources):
     """Rank and device come from accelerate, which has them with a launcher and without."""
-    words = {node.value for tree in sources.values() for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    assert not words & {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    texts = {node.value for tree in sources.values() for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert not texts & {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -143,13 +180,14 @@ def test_defect_6_flash_attention_is_not_required(small_models, monkeypatch):
 
 def test_defect_9_two_clips_of_one_item_keep_their_own_scores(small_models):
     """Files named by the item overwrote each other; frames go to the reward in memory."""
-    from trainers.grpo.evaluate import score_videos
+    from trainers.rewards.scoring import score_videos
 
     item = load_prompt_set(small_models["prompts"])[0]
     reward = load_reward(RewardConfig(**small_models["reward"]), "cpu")
     videos = torch.randint(0, 256, (2, 5, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    both = score_videos(reward, videos, [item, item], make_config("tiny"))
-    apart = [score_videos(reward, videos[i : i + 1], [item], make_config("tiny")).item() for i in range(2)]
+    config = make_config("tiny").reward
+    both = score_videos(reward, videos, [item, item], config)
+    apart = [score_videos(reward, videos[i : i + 1], [item], config).item() for i in range(2)]
     assert both.tolist() == pytest.approx(apart, abs=1e-5)
     assert abs(apart[0] - apart[1]) > 1e-4
 
