@@ -1,4 +1,4 @@
-"""Between ComfyUI's IMAGE (float [N, H, W, 3] in 0..1) and the pixels of the trainers (uint8); pictures of people as an input."""
+"""Pictures between ComfyUI and the trainers: IMAGE and MASK tensors in the shapes that other nodes give them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,52 @@ from torch import Tensor
 
 from ..trainers.errors import UserError
 
-
-def opaque(image: Tensor) -> Tensor:
-    """IMAGE [N, H, W, 3 or 4] -> float32 [N, H, W, 3] in 0..1 on the CPU; transparency becomes white."""
-    image = image.detach().float().cpu().clamp(0, 1)
-    return image if image.shape[-1] == 3 else image[..., :3] * image[..., 3:4] + (1 - image[..., 3:4])
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
-def to_pixels(image: Tensor) -> Tensor:
-    """IMAGE [N, H, W, 3 or 4] -> uint8 [N, H, W, 3] on the CPU; transparency becomes white."""
-    return (opaque(image) * 255).round().to(torch.uint8)
+def opaque(image: Tensor, name: str = "image") -> Tensor:
+    """IMAGE -> float32 [N, H, W, 3] in 0..1 on the CPU: grey becomes RGB, transparency becomes white.
+
+    `image`: float [N, H, W, C] with 1, 3 or 4 channels, [N, H, W] (grey) or one picture [H, W, C] or [H, W].
+    `name`: the input that it comes from. Raises UserError for any other shape or type, and for numbers that are not
+    finite.
+    """
+    image = _finite(image, name)
+    if not image.is_floating_point():
+        raise UserError(f"`{name}` holds {image.dtype} numbers; an IMAGE has floats from 0 to 1")
+    shape = tuple(image.shape)
+    if image.ndim == 2 or (image.ndim == 3 and shape[-1] not in CHANNELS):
+        image = image[..., None]
+    if image.ndim == 3:
+        image = image[None]
+    if image.ndim != 4 or image.shape[-1] not in CHANNELS or 0 in image.shape[1:]:
+        raise UserError(
+            f"`{name}` has the shape {shape}; an IMAGE is [frames, height, width, channels] with 1 (grey), 3 (RGB) or "
+            "4 (RGBA) channels"
+        )
+    image = image.float().cpu().clamp(0, 1)
+    if image.shape[-1] == 4:
+        return image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
+    return image.expand(*image.shape[:3], 3)
+
+
+def to_pixels(image: Tensor, name: str = "image") -> Tensor:
+    """IMAGE -> uint8 [N, H, W, 3] on the CPU; see `opaque` for the shapes it takes and what it raises."""
+    return (opaque(image, name) * 255).round().to(torch.uint8)
+
+
+def to_masks(mask: Tensor, name: str = "mask") -> Tensor:
+    """MASK -> float32 [N, H, W] in 0..1 on the CPU.
+
+    `mask`: [H, W], [N, H, W], or these with further axes of length 1 ([1, 1, H, W], [N, H, W, 1], …). Raises UserError
+    for any other shape, and for numbers that are not finite.
+    """
+    mask, shape = _finite(mask, name), tuple(mask.shape)
+    if mask.ndim > 3 and shape[-1] == 1 and shape[-3] != 1:
+        mask = mask[..., 0]
+    if mask.ndim < 2 or not mask.numel() or sum(length > 1 for length in mask.shape[:-2]) > 1:
+        raise UserError(f"`{name}` has the shape {shape}; a MASK is [masks, height, width]")
+    return mask.reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
 
 
 def to_image(pixels: Tensor | np.ndarray) -> Tensor:
@@ -40,10 +76,27 @@ def references_input(tooltip: str, most: int = 8) -> io.Input:
 def to_references(slots: Mapping[str, Tensor | None] | Iterable[Tensor]) -> tuple[np.ndarray, ...]:
     """One picture uint8 [H, W, 3] per person from connected slots, in order; a batch in a slot is that many people.
 
-    Raises UserError when nothing is connected.
+    Raises UserError when nothing is connected, and as `opaque` does, naming the slot.
     """
-    images = slots.values() if isinstance(slots, Mapping) else slots
-    found = tuple(picture.numpy() for image in images if image is not None for picture in to_pixels(image))
+    named = slots.items() if isinstance(slots, Mapping) else ((f"ref{i}", image) for i, image in enumerate(slots))
+    found = tuple(
+        picture.numpy()
+        for slot, image in named
+        if image is not None
+        for picture in to_pixels(image, f"references.{slot}")
+    )
     if not found:
         raise UserError("no reference image is connected; connect one picture per person to `references`")
     return found
+
+
+def _finite(tensor: Tensor, name: str) -> Tensor:
+    """The tensor, detached. Raises UserError when a number in it is NaN or infinite."""
+    tensor = tensor.detach()
+    if not torch.isfinite(tensor).all():
+        kind = "NaN" if torch.isnan(tensor).any() else "infinity"
+        raise UserError(
+            f"`{name}` holds numbers that are not finite ({kind}); the node that made it failed, often by an overflow "
+            "in half precision. Run that node in float32, or connect another picture"
+        )
+    return tensor
