@@ -1,0 +1,70 @@
+"""The validated configuration of a training run: made from a preset and changes, or read from a run's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import UserError
+from .plain_yaml import parse_yaml
+from .presets import PRESETS, RECIPES, WAN_NEGATIVE_PROMPT, merge
+from .refusals import explain
+from .sections import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind, RewardConfig, RolloutConfig, TrainConfig
+
+__all__ = [
+    "BUILT_IN",
+    "PRESETS",
+    "RECIPES",
+    "TINYWORLD_WEIGHTS",
+    "WAN_NEGATIVE_PROMPT",
+    "PolicyConfig",
+    "PolicyKind",
+    "RewardConfig",
+    "RolloutConfig",
+    "TrainConfig",
+    "make_config",
+    "parse_yaml",
+    "preset_for",
+    "read_config",
+]
+
+
+def preset_for(recipe: str, kind: PolicyKind) -> str:
+    """The preset of a recipe (or of another kind's preset of it) for policies of `kind`."""
+    return recipe.removesuffix("-phantom") + "-phantom" * (kind == "phantom")
+
+
+def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) -> TrainConfig:
+    """The preset with `changes` (nested dict) laid over it. Raises UserError that names every setting to change."""
+    if preset not in PRESETS:
+        raise UserError(f"preset `{preset}` is unknown; choose one of {', '.join(PRESETS)}")
+    changes = changes or {}
+    if "preset" in changes:
+        raise UserError("`preset` is no setting to change; choose the preset itself (--preset)")
+    values = merge({"preset": preset, **PRESETS[preset]}, changes)
+    evaluation, video = values.get("evaluation"), values.get("video")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("video"), dict) and isinstance(video, dict):
+        # Sizes that are left out are the training's.
+        evaluation["video"] = video | evaluation["video"]
+    return _validated(values)
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """Read a run's frozen `config.yaml`. Raises UserError when it cannot be read, or is of another version."""
+    try:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from error
+    try:
+        return _validated(values)
+    except UserError as error:
+        raise UserError(f"{path} is of another version or damaged, start a new run: {error}") from error
+
+
+def _validated(values: Any) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"this configuration cannot run:\n  {explain(error, TrainConfig)}") from error

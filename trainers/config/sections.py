@@ -1,0 +1,305 @@
+"""Every setting of a training run: its type, limits, default and meaning.
+
+`python -m trainers settings` prints what is written here. Defaults are those of the published recipe (arXiv 2510.14256
+and its released `config/dgx.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+PolicyKind = Literal["vace", "phantom"]
+BUILT_IN: dict[str, PolicyKind] = {"tinyworld": "vace", "tinyworld-phantom": "phantom"}
+"""Names of the models that come with the code, and what they are."""
+TINYWORLD_WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
+MOST_VIDEOS = 65_536  # of one iteration
+
+
+# Strict: pydantic would read `true` as 1.
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Place = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)]
+"""A file, a folder or the name of something built in."""
+Seed = Annotated[Integer, Field(ge=0, le=2**64 - 1)]
+Steps = Annotated[Integer, Field(ge=2, le=1000)]
+Scale = Annotated[Number, Field(ge=1, le=100)]
+Interval = Annotated[Integer, Field(ge=1, le=1_000_000)]
+MicroBatch = Annotated[Integer, Field(ge=1, le=1024)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]
+Tracker = Literal["tensorboard", "wandb"]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown names and infinite numbers are refused, values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PolicyConfig(Section):
+    """The video model being trained."""
+
+    source: Place = Field(
+        "tinyworld",
+        description="VACE or Phantom: a diffusers folder, a transformer's .safetensors file, or a built-in model "
+        "(tinyworld, tinyworld-phantom)",
+    )
+    text_encoder: Place | None = Field(
+        None, description="folder or .safetensors file of the text encoder; null: in the model's folder"
+    )
+    vae: Place | None = Field(None, description="folder or .safetensors file of the VAE; null: in the model's folder")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of transformer and text encoder; LoRA and VAE stay float32"
+    )
+
+
+class RewardConfig(Section):
+    """The model that scores identity."""
+
+    source: Place = Field("tinyworld", description="folder of a reward checkpoint, or tinyworld for the built-in one")
+    base_model: Place | None = Field(
+        None, description="folder of the Qwen2.5-VL it was trained on; null: as the checkpoint names it"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the reward model; its head stays float32")
+    fps: Number = Field(
+        10.0, gt=0, le=1000, description="frames per second of the sampled videos; the rate is part of the score"
+    )
+    micro_batch: MicroBatch = Field(16, description="videos scored at once on one device")
+    shuffle: bool = Field(False, description="control experiment: rewards are shuffled within each group")
+
+
+class VideoConfig(Section):
+    """Size of the videos."""
+
+    height: Integer = Field(240, ge=16, le=4096, description="pixels, a multiple of 16")
+    width: Integer = Field(416, ge=16, le=4096, description="pixels, a multiple of 16")
+    frames: Integer = Field(33, ge=1, le=1025, description="frames, 4n+1")
+
+    @model_validator(mode="after")
+    def _fits_the_vae(self) -> VideoConfig:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value % 16:
+                raise ValueError(
+                    f"{name} {value} is not a multiple of 16; use {value // 16 * 16} or {value // 16 * 16 + 16}"
+                )
+        if self.frames % 4 != 1:
+            raise ValueError(
+                f"frames {self.frames} must be 4n+1 (Wan's VAE); use {max(1, (self.frames - 1) // 4 * 4 + 1)}"
+            )
+        return self
+
+
+class WindowConfig(Section):
+    """Which denoising steps add noise and are trained (SDE steps); the others are ODE steps."""
+
+    kind: Literal["all", "random", "sliding"] = Field(
+        "all",
+        description="all: the first `size` steps; random: another place in every iteration; sliding: moves on slowly",
+    )
+    size: Integer = Field(24, ge=1, le=1000, description="steps in the window")
+    last: Integer | None = Field(
+        None, ge=1, le=1000, description="the window ends at this step or before; null: half of the steps"
+    )
+    slide_every: Interval = Field(25, description="iterations between two moves of a sliding window")
+
+
+class RolloutConfig(Section):
+    """How videos are sampled for training."""
+
+    steps: Steps = Field(25, description="denoising steps of a rollout")
+    shift: Number = Field(
+        3.0,
+        gt=0,
+        le=100,
+        description="flow shift of the noise schedule, in training and evaluation; above 1: more noisy steps",
+    )
+    guidance: Scale = Field(
+        4.5, description="scale of the text (CFG); 1 samples and trains without the unconditional branch"
+    )
+    image_guidance: Scale | None = Field(
+        None, description="Phantom's scale of the reference images; null: that of the text. VACE has none"
+    )
+    group_size: Integer = Field(8, ge=2, le=1024, description="rollouts of one prompt item (G)")
+    groups_per_update: Integer = Field(
+        16, ge=1, le=4096, description="groups, each of another item, in one optimiser step; below 16 it hardly learns"
+    )
+    updates_per_iteration: Integer = Field(
+        2, ge=1, le=64, description="optimiser steps per iteration, each on groups of its own"
+    )
+    window: WindowConfig = WindowConfig()
+    dynamics: Literal["flow_sde", "cps"] = Field(
+        "flow_sde", description="the stochastic step: Flow-GRPO's SDE, or coefficients-preserving sampling (CPS)"
+    )
+    micro_batch: MicroBatch = Field(4, description="videos sampled at once on one device")
+
+    @property
+    def groups(self) -> int:
+        """Groups of one iteration."""
+        return self.groups_per_update * self.updates_per_iteration
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> RolloutConfig:
+        window = self.window
+        if window.size > self.steps:
+            raise ValueError(f"window.size {window.size} is more than the {self.steps} steps; lower it or raise steps")
+        if window.kind != "all":
+            last = window.last or self.steps // 2
+            if last > self.steps:
+                raise ValueError(f"window.last {last} is beyond the {self.steps} steps; use at most {self.steps}")
+            if window.size > last:
+                raise ValueError(
+                    f"window.size {window.size} does not fit before step {last}; lower size or raise window.last"
+                )
+        if self.dynamics == "cps" and (window.size if window.kind == "all" else last) == self.steps:
+            raise ValueError(
+                f"dynamics `cps` adds no noise in the last step, so it cannot be trained: lower window."
+                f"{'size' if window.kind == 'all' else 'last'} to {self.steps - 1}, or use `flow_sde`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _videos_fit(self) -> RolloutConfig:
+        videos = self.groups * self.group_size
+        if videos > MOST_VIDEOS:
+            raise ValueError(
+                f"group_size x groups_per_update x updates_per_iteration are {videos} videos per iteration; "
+                f"use at most {MOST_VIDEOS}"
+            )
+        return self
+
+
+class OptimConfig(Section):
+    """The update (AdamW)."""
+
+    learning_rate: Number = Field(1e-4, gt=0, le=1, description="learning rate")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's two averages")
+    epsilon: Number = Field(1e-8, gt=0, le=1, description="AdamW's term for numerical stability")
+    weight_decay: Number = Field(1e-4, ge=0, le=1, description="AdamW's weight decay")
+    max_grad_norm: Number = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
+    clip_range: Number = Field(1e-3, gt=0, le=1, description="the probability ratio is clipped to 1 ± this")
+    advantage_clip: Number = Field(5.0, gt=0, le=1000, description="advantages are clipped to ± this")
+    kl: Number = Field(
+        0.004, ge=0, le=1000, description="weight of the KL to the base policy; 0 saves its forward pass"
+    )
+    ratio: Literal["plain", "guard"] = Field(
+        "plain", description="guard: GRPO-Guard's normalised log-ratio and gradient"
+    )
+    global_std: bool = Field(
+        False, description="divide advantages by the standard deviation over all groups, not over their own"
+    )
+    micro_batch: MicroBatch = Field(4, description="videos in one backward pass on one device")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: slower, with a tenth of their memory"
+    )
+
+
+class LoraConfig(Section):
+    """The LoRA on the attention projections."""
+
+    rank: Integer = Field(32, ge=1, le=1024, description="rank of every module's two factors")
+    alpha: Number = Field(32.0, gt=0, le=65_536, description="the LoRA acts with strength alpha / rank")
+
+
+class EmaConfig(Section):
+    """Average of the LoRA that is evaluated and exported."""
+
+    decay: Decay = Field(
+        0.9, description="decay of the average once warmed up: min((1 + n) / (10 + n), decay) at average n"
+    )
+    every: Interval = Field(8, description="optimiser steps between two averages")
+
+
+class EvaluationConfig(Section):
+    """Held-out measurement: fixed items and noise, ODE, averaged weights, against the base policy."""
+
+    every: Interval = Field(10, description="iterations between two evaluations; 0 and the last are always measured")
+    items: Integer = Field(32, ge=1, le=10_000, description="held-out items measured (at most as many as the set has)")
+    steps: Steps = Field(50, description="denoising steps")
+    guidance: Scale | None = Field(None, description="scale of the text; null: the training's")
+    image_guidance: Scale | None = Field(
+        None, description="Phantom's scale of the reference images; null: the training's"
+    )
+    seed: Seed = Field(1234, description="of the noise, the same in every evaluation")
+    video: VideoConfig | None = Field(None, description="size of the videos; null: the training size")
+
+
+class CheckpointConfig(Section):
+    """What a run saves on the way."""
+
+    every: Interval = Field(1, description="iterations between two checkpoints: what a crash can lose")
+    keep: Integer = Field(
+        3, ge=1, le=10_000, description="newest checkpoints kept; the best evaluated one is kept as well"
+    )
+
+
+class TrainConfig(Section):
+    """Everything that decides a run. The same config and seed give the same run."""
+
+    preset: str = Field("paper", description="the preset that the settings started from; chosen by --preset")
+    seed: Seed = Field(0, description="of the LoRA, the order of the items and the noise")
+    iterations: Interval = Field(120, description="training iterations: rollouts, rewards, then updates")
+    prompts: Place = Field("tinyworld", description="CSV file of training items, or tinyworld")
+    evaluation_prompts: Place | None = Field(
+        None, description="CSV file of held-out items; null: the last `held_out` rows of prompts, or TinyWorld's own"
+    )
+    held_out: Integer = Field(0, ge=0, le=1_000_000, description="rows taken off the end of prompts for evaluation")
+    publish: Place | None = Field(
+        None,
+        description="folder where every exported LoRA is put as well, in a folder named after the run, e.g. ComfyUI's "
+        "models/loras",
+    )
+    negative_prompt: str = Field(
+        "", max_length=10_000, description="of prompt items that have none of their own; used with guidance above 1"
+    )
+    start_lora: Place | None = Field(
+        None, description="LoRA to start from; the KL and the evaluation compare with the base policy, without it"
+    )
+    trackers: list[Tracker] = Field(
+        [], description="accelerate's trackers that get the metrics too; their packages must be installed"
+    )
+    process_timeout_minutes: Number = Field(
+        120.0, gt=0, le=10_080, description="minutes that the processes of a run wait for each other before it fails"
+    )
+    policy: PolicyConfig = PolicyConfig()
+    reward: RewardConfig = RewardConfig()
+    video: VideoConfig = VideoConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
+    ema: EmaConfig = EmaConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _ratio_fits_dynamics(self) -> TrainConfig:
+        if self.optim.ratio == "guard" and self.rollout.dynamics != "flow_sde":
+            raise ValueError(
+                "optim.ratio `guard` is defined for rollout.dynamics `flow_sde` only; choose one of the two"
+            )
+        return self
+
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same run started from any folder: paths are made absolute, `~` is expanded, built-in names stay."""
+
+        def absolute(value: str | None) -> str | None:
+            return value if value in (None, *BUILT_IN) else str(Path(value).expanduser().absolute())
+
+        own = {
+            name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora", "publish")
+        }
+        policy = {name: absolute(getattr(self.policy, name)) for name in ("source", "text_encoder", "vae")}
+        reward = {name: absolute(getattr(self.reward, name)) for name in ("source", "base_model")}
+        return self.model_copy(
+            update=own
+            | {
+                "policy": self.policy.model_copy(update=policy),
+                "reward": self.reward.model_copy(update=reward),
+            }
+        )
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
