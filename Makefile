@@ -1,5 +1,5 @@
-# Every target but comfyui makes .venv first if it is not there.
-#   PYTHON  an interpreter >= 3.10; found by itself when not given
+# Every target but comfyui makes .venv first when it is missing or older than pyproject.toml.
+#   PYTHON  an interpreter >= 3.10; default: the first of python3.11, 3.12, 3.13, 3.10 and python3
 #   TORCH   what pip installs as torch; on a machine without a GPU the CPU build is far smaller:
 #           make venv TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
@@ -31,13 +31,14 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m trainers demo
 
-# One thread a worker, so that two workers are two cores. Skipped tests and why are printed last.
+# One thread per worker: two workers use two cores. Skipped tests and the reasons are printed last.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(READY)
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 
-# ComfyUI with the pack in it: COMFYUI_PATH, the one this folder sits in, comfy-cli's default place, or installed there.
+# Start ComfyUI with the pack: the one of COMFYUI_PATH, the one around this folder, or comfy-cli's (installed if missing).
 comfyui:
 	@$(FIND_PYTHON); $$python -m trainers comfyui --port $(PORT)
