@@ -119,7 +119,7 @@ def test_the_verdict_and_a_picture_are_shown(node_output, reward, case):
         "IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people}
     ).ui
     shown = shown if isinstance(shown, dict) else shown.as_dict()
-    assert shown["images"] and "B keeps them better" in shown["text"][0]
+    assert shown["images"] and "B preserves the identities better" in shown["text"][0]
 
 
 def test_an_incomplete_reward_is_refused_before_it_loads(run_node, pack):

@@ -1,4 +1,4 @@
-"""Pictures that answer a question at a glance: what is in a prompt set, how a clip scored, which of two is better."""
+"""Pictures that nodes show: the items of a prompt set, the score of a clip, the comparison of two clips."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from ..prompts import PromptItem
 
 WIDTH = 900
-PORTRAIT, LARGEST, FRAME = 84, 160, 220  # pixels: a person in a prompt set, at most beside a clip; width of a frame
-PEOPLE, BESIDE = 4 * (PORTRAIT + 4), 210  # pixels of the width that people may take from a prompt, from a clip
+PORTRAIT, LARGEST, FRAME = (
+    84,
+    160,
+    220,
+)  # pixels: a reference image in a prompt set, at most beside a clip; a frame's width
+PEOPLE, BESIDE = 4 * (PORTRAIT + 4), 210  # pixels of width for all reference images beside a prompt, beside a clip
+PORTRAIT_PIXELS = (4 * PORTRAIT) ** 2  # read of a reference image: enough for a smooth portrait, quick for a photograph
 FRAMES_IN_A_ROW = 4
-LINES = 8  # of a prompt
+LINES = 8  # shown of a prompt
 
 
 def prompt_board(items: Sequence[PromptItem], total: int, part: str = "first") -> np.ndarray:
-    """Reference pictures and prompts of the `part` (first, last) items of `total`: uint8 [H, W, 3]."""
+    """Reference images and prompts of the `part` (first, last) items of `total`: uint8 [H, W, 3]."""
     rows = []
     for item in items:
-        people = _portraits([read_picture(reference) for reference in item.references])
+        people = _portraits([read_picture(reference, PORTRAIT_PIXELS) for reference in item.references])
         width = WIDTH - people.width - layout.GAP
         rows.append(_beside([people, _text([*_lines(item.id, width), *_lines(item.prompt, width)], width)]))
     head = "1 item" if total == 1 else f"{total} items"
@@ -37,7 +42,7 @@ def prompt_board(items: Sequence[PromptItem], total: int, part: str = "first") -
 def score_board(
     clip: np.ndarray, seen: Sequence[int], references: Sequence[np.ndarray], score: float, fps: float, prompt: str = ""
 ) -> np.ndarray:
-    """The frames that the reward looked at (places `seen` of the clip), the people they were compared with, and the score."""
+    """The score, the reference images and the frames (indices `seen` of the clip) that it was computed from."""
     frames = _frames([_frame(clip[i], f"frame {i}, {i / fps:.1f} s") for i in seen])
     head = f"identity score {score:.3f}   (only differences between scores mean something)"
     people = _people(references, frames.height)
@@ -52,7 +57,10 @@ def compare_board(
     chances: tuple[float, float, float],
     names: tuple[str, str] = ("A", "B"),
 ) -> np.ndarray:
-    """Both clips one above the other beside the people, with a verdict. chances: that A wins, that they tie, that B wins."""
+    """Both clips one above the other beside the reference images, with a verdict.
+
+    chances: the probabilities that A is better, that they tie, that B is better.
+    """
     strips = [
         layout.labelled(_frames([_frame(clip[i]) for i in places]), name, f"score {score:.3f}", colour)
         for clip, places, name, score, colour in zip(
@@ -65,16 +73,16 @@ def compare_board(
 
 
 def verdict(chances: tuple[float, float, float], names: tuple[str, str] = ("A", "B")) -> str:
-    """`B keeps them better: 83%, tie 12%, A 5%`, or that neither does."""
+    """`B preserves the identities better: 83%, tie 12%, A 5%`, or `about the same: …` when a tie is the likeliest."""
     a, tie, b = chances
     if tie >= max(a, b):
         return f"about the same: tie {tie:.0%}, {names[0]} {a:.0%}, {names[1]} {b:.0%}"
     better, worse = names if a > b else names[::-1]
-    return f"{better} keeps them better: {max(a, b):.0%}, tie {tie:.0%}, {worse} {min(a, b):.0%}"
+    return f"{better} preserves the identities better: {max(a, b):.0%}, tie {tie:.0%}, {worse} {min(a, b):.0%}"
 
 
 def _people(references: Sequence[np.ndarray], height: int) -> Image.Image:
-    """The people as large as `height` and the width for them allow, in columns."""
+    """The reference images as large as `height` and BESIDE allow, in columns."""
     for rows in range(1, len(references) + 1):
         side = max(1, min(LARGEST, (height + 6) // rows - 6))
         if math.ceil(len(references) / rows) * (side + layout.GAP) <= BESIDE:
@@ -85,7 +93,7 @@ def _people(references: Sequence[np.ndarray], height: int) -> Image.Image:
 
 
 def _portraits(pictures: Sequence[Image.Image]) -> Image.Image:
-    """The people side by side, in as many rows as it takes."""
+    """The reference images side by side, in rows no wider than PEOPLE."""
     rows: list[list[Image.Image]] = [[]]
     for cell in (_fitted(picture, PORTRAIT) for picture in pictures):
         if rows[-1] and sum(c.width + 4 for c in (*rows[-1], cell)) > PEOPLE:
@@ -95,7 +103,7 @@ def _portraits(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """The whole picture, within a square of this side."""
+    """The whole picture, scaled to fit a square of this side."""
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, layout.smooth_filter(max(picture.size), side))

@@ -1,4 +1,4 @@
-"""Short clips and pictures as files."""
+"""Short clips: written as animations, read from animations, folders of frames and video files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from .reading import UNREADABLE, read_pixels
+from ..files import atomic_file
+from .reading import is_regular_file, open_picture, read_pixels, shown, to_rgb
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 NOTE = re.compile(rb"identity-grpo frames=(\d{1,5}) fps=(\d{1,4}(?:\.\d+)?)")
+MAX_CLIP_PIXELS = 1 << 30  # of all frames together, 3 GB in memory: 9 minutes of 240x416 at 20 fps, 17 s of 1080p at 30
 
 
 def frames_array(frames: Any) -> np.ndarray:
@@ -26,20 +28,23 @@ def frames_array(frames: Any) -> np.ndarray:
 
 
 def write_animation(frames: Any, path: str | Path, fps: float = 10.0, scale: int = 1) -> Path:
-    """Write uint8 [F, H, W, 3] as an endless animation; the suffix decides: .webp is lossless, .gif is for everywhere.
+    """Write uint8 [F, H, W, 3] as an animation that repeats: a GIF if `path` ends in .gif, else a lossless WebP.
 
-    `scale` enlarges by whole pixels.
+    `scale` enlarges by whole pixels. An old file is replaced only when the new one is complete.
     """
     path = Path(path)
     pictures = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames_array(frames)]
-    # Writers merge equal frames into one that lasts longer; this tells a reader how many there were.
+    # Writers merge equal frames into one that lasts longer: the note holds how many there were.
     note = f"identity-grpo frames={len(pictures)} fps={fps:g}".encode()
     if path.suffix == ".gif":
-        pictures, options = _one_palette(pictures), {"disposal": 1, "comment": note}
+        pictures, options = _one_palette(pictures), {"format": "GIF", "disposal": 1, "comment": note}
     else:
-        options = {"lossless": True, "quality": 60, "method": 4, "xmp": note}
+        options = {"format": "WEBP", "lossless": True, "quality": 60, "method": 4, "xmp": note}
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options)
+    with atomic_file(path, sync=False) as aside:
+        pictures[0].save(
+            aside, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options
+        )
     return path
 
 
@@ -53,35 +58,43 @@ def _one_palette(pictures: list[Image.Image]) -> list[Image.Image]:
 def read_clip(path: str | Path) -> tuple[np.ndarray, float | None]:
     """Frames uint8 [F, H, W, 3] of an animation (GIF, WebP, PNG), a folder of pictures in name order, or a video file.
 
-    The second value is the frame rate, None for a folder. Raises UserError naming the path and the remedy.
+    The second value is the frame rate, None for a folder. Raises UserError for what cannot be read, for frames of
+    different sizes, and for more than MAX_CLIP_PIXELS.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not files:
-            raise UserError(f"folder {path} holds no pictures; give the frames as PNG or JPEG files in name order")
-        return _stacked([read_pixels(f) for f in files], path), None
-    if not path.is_file():
-        raise UserError(f"there is no clip {path}; give an animation (GIF, WebP), a folder of frames or a video file")
+    if not is_regular_file(path):
+        return _read_folder(path), None
     return _read_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else _read_animation(path)
 
 
-def _read_animation(path: Path) -> tuple[np.ndarray, float | None]:
+def _read_folder(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as opened:
-            frames, milliseconds = [], []
-            note = opened.info.get("comment") or opened.info.get("xmp") or b""
-            for index in range(getattr(opened, "n_frames", 1)):
-                opened.seek(index)
-                frames.append(np.asarray(opened.convert("RGB")))
-                milliseconds.append(opened.info.get("duration", 0))
-    except UNREADABLE as error:
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read as an animation ({error}); give a GIF, WebP, folder of frames or video"
+            f"there is no clip {shown(path)}; give an animation (GIF, WebP), a folder of frames or a video file"
         ) from error
-    shortest, ours = min(milliseconds), NOTE.fullmatch(note)
-    if ours:
-        rate = float(ours[2])
+    if not files:
+        raise UserError(f"folder {path} holds no pictures; give the frames as PNG or JPEG files in name order")
+    frames: list[np.ndarray] = []
+    for file in files:
+        frames.append(read_pixels(file))
+        _refuse_long(len(frames), frames[0], path)
+    return _stacked(frames, path)
+
+
+def _read_animation(path: Path) -> tuple[np.ndarray, float | None]:
+    frames, milliseconds = [], []
+    with open_picture(path, "clip") as opened:
+        note = opened.info.get("comment") or opened.info.get("xmp") or b""
+        for index in range(getattr(opened, "n_frames", 1)):
+            opened.seek(index)
+            frames.append(np.asarray(to_rgb(opened)))
+            milliseconds.append(opened.info.get("duration", 0))
+            _refuse_long(len(frames), frames[0], path)
+    shortest, ours = min(milliseconds), NOTE.fullmatch(note) if isinstance(note, bytes) else None
+    rate = float(ours[2]) if ours else 0.0
+    if rate:
         if len(frames) == 1:
             milliseconds = [1000 * int(ours[1]) / rate]
     elif shortest and all(m % shortest == 0 for m in milliseconds):
@@ -90,6 +103,7 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float | None]:
         mean = sum(milliseconds) / len(milliseconds)
         return _stacked(frames, path), 1000 / mean if mean else None
     times = [max(1, round(m * rate / 1000)) for m in milliseconds]
+    _refuse_long(sum(times), frames[0], path)
     return _stacked([frame for frame, count in zip(frames, times, strict=True) for _ in range(count)], path), rate
 
 
@@ -100,14 +114,24 @@ def _read_video(path: Path) -> tuple[np.ndarray, float | None]:
         raise UserError(
             f"reading {path} needs the package `av` (pip install av); or give a GIF, WebP or folder of frames"
         ) from error
+    frames: list[np.ndarray] = []
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate) if stream.average_rate else None
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            for frame in container.decode(stream):
+                frames.append(frame.to_ndarray(format="rgb24"))
+                _refuse_long(len(frames), frames[0], path)
     except (av.error.FFmpegError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a video ({error})") from error
     return _stacked(frames, path), rate
+
+
+def _refuse_long(count: int, frame: np.ndarray, path: Path) -> None:
+    height, width, _ = frame.shape
+    if count * height * width > MAX_CLIP_PIXELS:
+        most = MAX_CLIP_PIXELS // (height * width)
+        raise UserError(f"clip {path} is too long: at most {most} frames of {width}x{height} are read; cut it")
 
 
 def _stacked(frames: list[np.ndarray], path: Path) -> np.ndarray:

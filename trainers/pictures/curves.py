@@ -1,4 +1,4 @@
-"""The curves of a run as one picture."""
+"""The metrics of a run as one picture of curves."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ from typing import Any
 
 import numpy as np
 
+from ..files import atomic_file
 from .layout import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE
 
 
 def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
-    """The rows of metrics.jsonl as a PNG: reward, share of held-out pairs won with its 95% interval, the drawn world's own
-    measures where there are any, and the distance from the reference policy.
+    """Write rows of metrics.jsonl as a PNG: reward, win rate with its 95% interval, TinyWorld's oracle and
+    the KL to the base policy, the last two where the rows have them.
     """
     from matplotlib.figure import Figure
 
     train = [row for row in metrics if row.get("kind") == "train"]
     held_out = [row for row in metrics if row.get("kind") == "evaluation"]
-    panels = [_reward_panel, _won_panel]
+    panels = [_reward_panel, _win_rate_panel]
     panels += [_oracle_panel] if any(row.get("identity") is not None for row in held_out) else []
     panels += [_kl_panel] if any(row.get("kl") is not None for row in train) else []
     rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
     figure = Figure(figsize=(5 * columns, 3.4 * rows), dpi=150, facecolor=PAPER, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    for axes, draw in zip(figure.subplots(rows, columns).flat, panels, strict=True):
-        _plain(axes)
-        draw(axes, train, held_out)
+    for axes, plot in zip(figure.subplots(rows, columns).flat, panels, strict=True):
+        _style(axes)
+        plot(axes, train, held_out)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
     if title:
         figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic_file(path, sync=False) as aside:
+        figure.savefig(aside, format="png")
     return path
 
 
@@ -48,8 +50,8 @@ def _reward_panel(axes, train: list, held_out: list) -> None:
     axes.plot(x, y, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="held-out items")
 
 
-def _won_panel(axes, train: list, held_out: list) -> None:
-    axes.set_title("held-out pairs won against the untouched policy", **_TITLE)
+def _win_rate_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("win rate on held-out items against the base policy", **_TITLE)
     measured = [row for row in held_out if row["iteration"] > 0]
     x, y = _series(measured, "win")
     if len(x):
@@ -62,15 +64,15 @@ def _won_panel(axes, train: list, held_out: list) -> None:
 
 
 def _oracle_panel(axes, train: list, held_out: list) -> None:
-    axes.set_title("the renderer's own measures", **_TITLE)
+    axes.set_title("oracle (TinyWorld)", **_TITLE)
     for name, colour in (("identity", PURPLE), ("alignment", FAINT)):
         x, y = _series(held_out, name)
         if len(x):
-            axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=f"{name} (no reward sees it)")
+            axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=f"{name} (never trained on)")
 
 
 def _kl_panel(axes, train: list, held_out: list) -> None:
-    axes.set_title("KL to the reference policy", **_TITLE)
+    axes.set_title("KL to the base policy", **_TITLE)
     x, y = _series(train, "kl")
     axes.plot(x, y, color=INK, alpha=0.25, linewidth=1)
     axes.plot(x, _smooth(y), color=INK, linewidth=1.8)
@@ -79,7 +81,7 @@ def _kl_panel(axes, train: list, held_out: list) -> None:
 _TITLE = {"fontsize": 9.5, "color": INK, "loc": "left", "pad": 8}
 
 
-def _plain(axes) -> None:
+def _style(axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -97,6 +99,6 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a tenth of the run to both sides (fewer at its ends)."""
+    """Moving average over a tenth of the run, shorter at its ends."""
     half = max(1, len(values) // 20)
     return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])

@@ -1,20 +1,22 @@
-"""Pieces of a picture for people to look at: strips, columns and captions on paper."""
+"""Parts that the pictures of this folder are composed of: strips, columns, captions and fonts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..files import atomic_file
 from .reading import read_picture
 
 PAPER, INK, FAINT = "#ffffff", "#22252b", "#8a919c"
 GAP, LABEL = 12, 26
 BLUE, ORANGE, GREEN, PURPLE = "#2563eb", "#ea580c", "#15803d", "#7c3aed"
-WIDE_FONTS = (  # of Linux, Windows and macOS, for letters that the drawing library's own font lacks
+WIDE_FONTS = (  # of Linux, Windows and macOS, for letters that Pillow's default font lacks
     "NotoSansCJK-Regular.ttc",
     "wqy-microhei.ttc",
     "DroidSansFallbackFull.ttf",
@@ -30,8 +32,17 @@ WIDE_FONTS = (  # of Linux, Windows and macOS, for letters that the drawing libr
 )
 
 
+def save_png(picture: Image.Image, path: str | Path) -> Path:
+    """Write the picture; its folder is made, an old file is replaced only when the new one is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, sync=False) as aside:
+        picture.save(aside, format="PNG", optimize=True)
+    return path
+
+
 def captioned(column: Image.Image, right: Image.Image, caption: str, top: int = 0) -> Image.Image:
-    """The caption above; `column` and `right` below it, level at their lower edges."""
+    """`column` and `right` side by side, their lower edges aligned, below the caption and a gap of `top` pixels."""
     lines = wrapped(caption, column.width + GAP + right.width)
     top += 20 * len(lines)
     canvas = Image.new("RGB", (column.width + GAP + right.width, top + right.height), PAPER)
@@ -43,6 +54,7 @@ def captioned(column: Image.Image, right: Image.Image, caption: str, top: int = 
 
 
 def labelled(picture: Image.Image, name: str, note: str, colour: str) -> Image.Image:
+    """The picture with its name in `colour` and a note above it."""
     canvas = Image.new("RGB", (picture.width, picture.height + LABEL), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((0, 5), name, fill=colour, font=font(14))
@@ -52,14 +64,14 @@ def labelled(picture: Image.Image, name: str, note: str, colour: str) -> Image.I
 
 
 def columns(references: Sequence[Sequence[Any]], heights: Sequence[int]) -> list[Image.Image]:
-    """Every item's reference pictures as a column; all columns are equally wide, so that the clips stand in line."""
+    """A column of reference images per item; all are padded to one width, so that the clips beside them align."""
     columns = [column([read_picture(p) for p in pictures], h) for pictures, h in zip(references, heights, strict=True)]
     width = max(column.width for column in columns)
     return [ImageOps.pad(c, (width, c.height), color=PAPER, centering=(0, 0)) for c in columns]
 
 
 def column(pictures: Sequence[Image.Image], height: int) -> Image.Image:
-    """Pictures one above the other, as wide as needed to fill `height`, 1 pixel frames."""
+    """Pictures one above the other, scaled to fill `height`, each with a frame of 1 pixel."""
     gap = 6
     each = (height - gap * (len(pictures) - 1)) // max(1, len(pictures))
     fitted = [
@@ -74,7 +86,7 @@ def column(pictures: Sequence[Image.Image], height: int) -> Image.Image:
 
 
 def scaled(frame: np.ndarray, width: int) -> Image.Image:
-    """A frame about `width` wide: drawn ones are enlarged by whole pixels, photographs shrink smoothly."""
+    """A frame about `width` wide: a smaller one is enlarged by a whole factor, a larger one is resampled."""
     picture = Image.fromarray(frame)
     if picture.width < width:
         factor = max(1, round(width / picture.width))
@@ -83,10 +95,12 @@ def scaled(frame: np.ndarray, width: int) -> Image.Image:
 
 
 def smooth_filter(old: int, new: int) -> Image.Resampling:
+    """The resampling filter for a change from `old` to `new` pixels."""
     return Image.Resampling.LANCZOS if new < old else Image.Resampling.BICUBIC
 
 
 def strip(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Pictures of one height side by side."""
     strip = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, pictures[0].height), PAPER)
     left = 0
     for picture in pictures:
@@ -96,6 +110,7 @@ def strip(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
 
 
 def stack(blocks: Sequence[Image.Image], gap: int, margin: int) -> Image.Image:
+    """Pictures one above the other, with a margin around them all."""
     width, height = max(b.width for b in blocks), sum(b.height + gap for b in blocks) - gap
     canvas = Image.new("RGB", (width + 2 * margin, height + 2 * margin), PAPER)
     top = margin
@@ -106,7 +121,7 @@ def stack(blocks: Sequence[Image.Image], gap: int, margin: int) -> Image.Image:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Lines no wider than `width`; a word that alone is wider (Chinese has no spaces) is broken."""
+    """Lines no wider than `width` pixels; a longer word (Chinese has no spaces) is broken."""
     measure = font(15, text).getlength
     lines: list[str] = []
     for word in text.split():
@@ -122,12 +137,12 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def write(canvas: Image.Image, at: tuple[int, int], text: str, colour: str = INK) -> None:
-    """One line of text, its upper left corner at `at`."""
+    """Write one line of text on `canvas`, its upper left corner at `at`."""
     ImageDraw.Draw(canvas).text(at, text, fill=colour, font=font(15, text))
 
 
 def font(size: int, text: str = "") -> ImageFont.ImageFont:
-    """The font that lacks the fewest letters of this text: the drawing library's own where it has all, else one of `WIDE_FONTS`."""
+    """The font that lacks the fewest letters of this text: Pillow's default, or else one of `WIDE_FONTS`."""
     missing = {letter for letter in text if not letter.isspace() and _lacks(None, letter)}
     there = [name for name in (None, *(WIDE_FONTS if missing else ())) if _open(name, size)]
     return _open(min(there, key=lambda name: sum(_lacks(name, letter) for letter in missing)), size)
@@ -135,7 +150,7 @@ def font(size: int, text: str = "") -> ImageFont.ImageFont:
 
 @cache
 def _open(name: str | None, size: int) -> ImageFont.ImageFont | None:
-    """The named font, or the drawing library's own; None when this machine has none of that name."""
+    """The named font, Pillow's default for no name; None when this machine has no font of that name."""
     try:
         return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
     except OSError:
@@ -144,7 +159,7 @@ def _open(name: str | None, size: int) -> ImageFont.ImageFont | None:
 
 @cache
 def _lacks(name: str | None, letter: str) -> bool:
-    """Whether the font draws the letter as it draws what no font has."""
+    """Whether the font shows the letter as it shows a character that no font has."""
     shapes = [_open(name, 20).getmask(letter) for letter in (letter, "\uffff")]
     return shapes[0].size == shapes[1].size and bytes(shapes[0]) == bytes(shapes[1])
 

@@ -1,39 +1,64 @@
-"""The one reader of pictures: upright, RGB, 8 bits, transparency on white."""
+"""The one reader of picture files and pixels: upright, RGB, 8 bits a channel, transparency on white."""
 
 from __future__ import annotations
 
+import math
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..errors import UserError
 
 Picture = Image.Image | np.ndarray | Tensor | Path | str
 """A file, an opened picture, or pixels uint8 [H, W], [H, W, 3] or [H, W, 4]."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "MPO")
-SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""Pillow's other plugins stay closed. Its JPEG plugin opens MPO (several JPEGs in one file) as well."""
+MAX_PIXELS = 89_000_000  # of a file: just below the number at which Pillow warns of a decompression bomb
+MAX_WEBP_PIXELS = 25_000_000  # libwebp takes 16 bytes a pixel, the others 4
+KEPT_PIXELS = 4096 * 4096  # larger pictures are shrunk while they are read: no consumer uses more
+BAND_PIXELS = 1 << 20  # converted at a time, so that conversions need little memory beside the decoded picture
+GREY_16 = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+FLOAT_RANGES = ((1.0, 0.0), (255.0, 16.0), (65535.0, 4096.0))
+"""White of a float picture, and the least maximum that tells this range from the smaller one before it."""
+OVERSHOOT = 0.1  # beyond white or below black, as resampling leaves it; it is clipped
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; Pillow applies neither to 16 bits and floats
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture of this EXIF orientation upright."""
 
 
-def read_picture(source: Picture) -> Image.Image:
-    """An RGB picture, upright by its EXIF orientation; transparency becomes white, grey becomes RGB.
+def read_picture(source: Picture, max_pixels: int = KEPT_PIXELS) -> Image.Image:
+    """An RGB picture, upright by its EXIF orientation, of at most `max_pixels`; transparency becomes white.
 
-    16-bit grey is scaled to 8 bits, and float grey from 0..1. Raises UserError naming the file, or the kind of array.
+    16 bits are scaled to 8. Float pictures are scaled from 0..1, 0..255 or 0..65535, whichever their values fill.
+    Larger pictures are reduced by a whole factor, JPEGs while they are decoded.
+
+    Raises UserError, naming the file or the kind of array, for what is no picture, is damaged, has more than MAX_PIXELS
+    pixels, or holds values that are not finite or in none of these ranges.
     """
+    if isinstance(source, str | Path):
+        with open_picture(source) as opened:
+            return to_rgb(opened, max_pixels)
+    picture = source if isinstance(source, Image.Image) else _from_array(source)
     try:
-        if isinstance(source, (str, Path)):
-            with Image.open(source, formats=FORMATS) as opened:
-                return _to_rgb(opened)
-        return _to_rgb(source if isinstance(source, Image.Image) else Image.fromarray(_pixels(source)))
-    except UNREADABLE as error:
-        if isinstance(source, (str, Path)):
-            raise UserError(
-                f"reference image {source} cannot be read ({error}); give an existing PNG, JPEG or WebP file"
-            ) from error
-        shape = f" of shape {tuple(source.shape)} and type {source.dtype}" if hasattr(source, "shape") else ""
-        raise UserError(f"a reference image{shape} is not a picture; give uint8 pixels [height, width, 3]") from error
+        return to_rgb(picture, max_pixels)
+    except (OSError, ValueError) as error:
+        raise UserError(f"a reference image of mode {picture.mode} cannot be read ({error}); give it as RGB") from error
 
 
 def read_pixels(source: Picture) -> np.ndarray:
@@ -41,21 +66,140 @@ def read_pixels(source: Picture) -> np.ndarray:
     return np.array(read_picture(source))
 
 
-def _pixels(source: np.ndarray | Tensor) -> np.ndarray:
-    array = source.cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
-    if array.dtype != np.uint8:
-        raise ValueError("not uint8")
-    return array
+@contextmanager
+def open_picture(path: str | Path, what: str = "reference image") -> Iterator[Image.Image]:
+    """The opened file, not decoded yet. Raises UserError, also for what fails inside the block."""
+    if not is_regular_file(path):
+        problem = "is not a file" if os.path.lexists(path) else "does not exist"
+        raise UserError(f"{what} {shown(path)} {problem}; give an existing PNG, JPEG or WebP file")
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            _refuse_large(opened)
+            yield opened
+    except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
+        raise UserError(
+            f"{what} {shown(path)} cannot be read ({error}); give an existing PNG, JPEG or WebP file"
+        ) from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in SIXTEEN_BITS:
-        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    elif picture.mode == "F":
-        picture = Image.fromarray((np.asarray(picture, np.float64) * 255).round().clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+def is_regular_file(path: str | Path) -> bool:
+    """Whether it can be read to an end: no folder, pipe or device. False for what cannot be a path at all."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def shown(path: str | Path) -> str:
+    """A path in a message: what was given by mistake (a data URL, a prompt) is cut."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-40:]}"
+
+
+def to_rgb(picture: Image.Image, max_pixels: int = KEPT_PIXELS) -> Image.Image:
+    """`read_picture` of an opened picture (of an animation: its current frame).
+
+    Raises UserError for float values, ValueError for modes that Pillow cannot convert, OSError for a truncated file.
+    """
+    factor = _divisor(picture, max_pixels)
+    if factor > 1:
+        picture.draft(None, (max(1, picture.width // factor), max(1, picture.height // factor)))
+    picture.load()
+    factor = _divisor(picture, max_pixels)
+    levels = _levels(picture)
+    canvas = Image.new("RGB", (-(-picture.width // factor), -(-picture.height // factor)))
+    for top, band in _bands(picture, factor):
+        part = _band_to_rgb(Image.fromarray(levels(np.asarray(band))) if levels else band)
+        canvas.paste(part.reduce(factor) if factor > 1 else part, (0, top // factor))
+    method = UPRIGHT.get(_orientation(picture))
+    return canvas if method is None else canvas.transpose(method)
+
+
+def _divisor(picture: Image.Image, max_pixels: int) -> int:
+    return max(1, math.ceil(math.sqrt(picture.width * picture.height / max_pixels)))
+
+
+def _bands(picture: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """The picture from top to bottom in pieces of whole rows, a multiple of `factor`, with their places."""
+    rows = max(1, BAND_PIXELS // (picture.width * factor)) * factor
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+
+
+def _levels(picture: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How the values of a 16-bit or float picture become 8-bit grey levels; None for other pictures."""
+    tags = getattr(picture, "tag_v2", {})
+    inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    if picture.mode == "F":
+        white = _white_of_floats(*_extremes(picture))
+
+        def scale(values: np.ndarray) -> np.ndarray:
+            grey = (values * np.float32(255 / white)).round().clip(0, 255).astype(np.uint8)
+            return 255 - grey if inverted else grey
+
+        return scale
+    if picture.mode not in GREY_16:
+        return None
+    if picture.mode == "I":
+        _refuse_beyond_16_bits(*_extremes(picture))
+    white = 4095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65535
+    table = (np.arange(65536) * (255 / white)).round().clip(0, 255).astype(np.uint8)
+    table = 255 - table if inverted else table
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        table[transparent] = 255
+    return lambda values: table[values]
+
+
+def _extremes(picture: Image.Image) -> tuple[float, float]:
+    """The least and the greatest value; NaN where there is any."""
+    found = [(values.min(), values.max()) for _, band in _bands(picture) for values in [np.asarray(band)]]
+    low, high = zip(*found, strict=True)
+    return float(np.min(low)), float(np.max(high))
+
+
+def _white_of_floats(low: float, high: float) -> float:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError("its pixels hold NaN or infinity")
+    for white, least in FLOAT_RANGES:
+        if least <= max(high, 0) <= white * (1 + OVERSHOOT) and low >= -OVERSHOOT * white:
+            return white
+    raise UserError(f"its float pixels range from {low:g} to {high:g}, not over 0..1, 0..255 or 0..65535")
+
+
+def _refuse_beyond_16_bits(low: float, high: float) -> None:
+    if low < 0 or high > 65535:
+        raise UserError(f"its pixels range from {low:.0f} to {high:.0f}, outside of 16 bits")
+
+
+def _band_to_rgb(band: Image.Image) -> Image.Image:
+    if band.mode == "La":
+        band = band.convert("LA")
+    if band.mode in TRANSPARENT or "transparency" in band.info:
+        band = band.convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band)
+    return band.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, TypeError, SyntaxError, KeyError, struct.error):
+        return None  # metadata that cannot be read say nothing of the pixels
+
+
+def _from_array(array: np.ndarray | Tensor) -> Image.Image:
+    pixels = array.cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
+        raise UserError(
+            f"a reference image of shape {tuple(array.shape)} and type {array.dtype} is no picture; give uint8 pixels "
+            "[height, width, 3]"
+        )
+    return Image.fromarray(pixels)
+
+
+def _refuse_large(opened: Image.Image) -> None:
+    pixels, most = opened.width * opened.height, MAX_WEBP_PIXELS if opened.format == "WEBP" else MAX_PIXELS
+    if pixels > most:
+        raise UserError(f"it has {pixels / 1e6:.0f} million pixels, at most {most / 1e6:.0f} million are read")

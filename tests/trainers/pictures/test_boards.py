@@ -16,8 +16,8 @@ CLIP = np.full((9, 48, 80, 3), (10, 200, 30), np.uint8)
 @pytest.mark.parametrize(
     "chances, told",
     [
-        ((0.8, 0.1, 0.1), "A keeps them better: 80%, tie 10%, B 10%"),
-        ((0.05, 0.12, 0.83), "B keeps them better: 83%, tie 12%, A 5%"),
+        ((0.8, 0.1, 0.1), "A preserves the identities better: 80%, tie 10%, B 10%"),
+        ((0.05, 0.12, 0.83), "B preserves the identities better: 83%, tie 12%, A 5%"),
         ((0.2, 0.6, 0.2), "about the same: tie 60%, A 20%, B 20%"),
     ],
 )
