@@ -1,4 +1,4 @@
-"""Weights into models: all that a model has, or a word on what is not there."""
+"""Weights put into models, refused unless they are complete."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from .errors import UserError, shorten
 def load_full_state(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
     """Make the tensors of `state` the parameters of `model` (which may be on the meta device), without a copy.
 
-    `source` is what they were read from. Raises UserError when any is missing, is none of the model's, or has another shape.
+    `source` is what they were read from. Raises UserError for weights that are missing, are not the model's, or have
+    another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _refuse("lacks", wanted.keys() - state.keys(), model, source)
-    _refuse("has foreign", state.keys() - wanted.keys(), model, source)
+    _refuse("has more than its weights:", state.keys() - wanted.keys(), model, source)
     others = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
-    _refuse("has in another shape", others, model, source)
+    _refuse("has weights of other shapes:", others, model, source)
     model.load_state_dict(state, assign=True)
 
 
 def require_complete(loaded: tuple[nn.Module, dict[str, Any]], source: object) -> nn.Module:
-    """The model of a `from_pretrained(..., output_loading_info=True)`, which fills what it does not find with noise.
+    """The model of a `from_pretrained(..., output_loading_info=True)`.
 
-    Raises UserError when that happened.
+    Raises UserError when weights were missing: `from_pretrained` fills them with noise.
     """
     model, found = loaded
     _refuse("lacks", found["missing_keys"], model, source)
@@ -34,8 +35,6 @@ def require_complete(loaded: tuple[nn.Module, dict[str, Any]], source: object) -
 
 
 def _refuse(fault: str, names: Iterable[str], model: nn.Module, source: object) -> None:
-    if told := shorten(names):
-        raise UserError(
-            f"{source} is not a complete {type(model).__name__}: it {fault} {told}; "
-            "give the right model, downloaded to its end"
-        )
+    if listed := shorten(names):
+        remedy = "give the model downloaded to its end" if fault == "lacks" else "give the file of such a model"
+        raise UserError(f"{source} is not a complete {type(model).__name__}: it {fault} {listed}; {remedy}")

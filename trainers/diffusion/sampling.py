@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..policies.base import ConditionBatch, Conditions, Guidance, Policy, VideoSize, buckets
+from ..errors import UserError
+from ..policies.base import OVERFLOW_REMEDY, ConditionBatch, Conditions, Guidance, Policy, VideoSize, buckets
 from .noise import noise_generators, unit_noise
 from .schedule import Schedule, flow_schedule
 from .solvers import SolverName, make_solver
@@ -24,17 +25,25 @@ def denoise(
     watch: Callable[[Tensor], None] = lambda _: None,
     solver: SolverName = "euler",
 ) -> Tensor:
-    """Deterministic sampling (ODE) from unit noise [B, C, F, h, w] to clean latents of the same shape.
+    """Denoise unit noise [B, C, F, h, w] to clean latents of the same shape, deterministically (ODE).
 
-    `check` is called before every step and may raise to stop; `watch` gets, after every step, the clean latents that are
-    expected now.
+    `check` is called before every step and may raise to stop; `watch` gets, after every step, the current estimate of
+    the clean latents. Raises UserError when the latents are not finite at the end.
     """
     solve = make_solver(solver, schedule)
-    for index in range(len(schedule.timesteps)):
+    # Counted on the device and read once at the end: reading waits for the device.
+    finite_steps = torch.zeros((), dtype=torch.int64, device=latents.device)
+    for index in range(schedule.steps):
         check()
         velocity = policy.velocity(latents, schedule.timestep_batch(index, len(latents)), batch, guidance)
         watch(latents - schedule.sigmas[index] * velocity)
         latents = solve(latents, velocity, index)
+        finite_steps += latents.isfinite().all()
+    if finite_steps < schedule.steps:
+        raise UserError(
+            f"the latents are not finite (NaN or infinity) from denoising step {int(finite_steps) + 1} of "
+            f"{schedule.steps}; {OVERFLOW_REMEDY}"
+        )
     return latents
 
 
@@ -52,7 +61,10 @@ def sample_videos(
     progress: Callable[[Iterable], Iterable] = iter,
     solver: SolverName = "euler",
 ) -> Tensor:
-    """Videos uint8 [B, F, H, W, 3] by ODE; any mixture of reference counts. Sample i depends on seed i alone."""
+    """Sample videos uint8 [B, F, H, W, 3] by the ODE, with any numbers of references. Sample i depends on seed i alone.
+
+    Raises UserError when latents or pixels are not finite.
+    """
     schedule = flow_schedule(steps, shift, policy.device)
     chunks = list(micro_batches(dict(enumerate(conditions)), micro_batch))
     videos: list[Tensor | None] = [None] * len(conditions)

@@ -24,11 +24,12 @@ def ode_step(latents: Tensor, velocity: Tensor, schedule: Schedule, index: int |
 
 
 def make_solver(name: SolverName, schedule: Schedule) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """A function of latents, velocity [B, ...] and step index that returns the next latents; call it once per step, in order.
+    """A function of latents, velocity [B, ...] and step index that returns the next latents.
 
-    `euler`: `ode_step`, as evaluation and ComfyUI's euler. `unipc`: diffusers' UniPC of order 2 on our schedule, as the
-    authors of VACE and Phantom sample. On TinyWorld it is as exact with half the steps up to a guidance of 4.5, and worse
-    than euler below 30 steps at Phantom's 7.5 and 5. Raises ValueError for another name.
+    Call it once per step, in order. `euler`: `ode_step`, the same as ComfyUI's euler. `unipc`: diffusers' UniPC of
+    order 2 on our schedule, as the authors of VACE and Phantom sample. On TinyWorld it is as exact as euler with half
+    the steps up to a guidance of 4.5, and worse than euler below 30 steps at Phantom's 7.5 and 5. Raises ValueError for
+    another name.
     """
     if name == "euler":
         return lambda latents, velocity, index: ode_step(latents, velocity, schedule, index)

@@ -1,4 +1,4 @@
-"""What the trainer and the nodes may ask of any policy."""
+"""The interface of every policy, for samplers and trainer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..prompts import PromptItem
+
+OVERFLOW_REMEDY = "lower the LoRA's strength or use dtype float32; if neither helps, weights of the model are damaged"
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,10 @@ class VideoSize:
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a policy needs to know of one prompt item, computed once and kept on the CPU.
+    """Encoded inputs of one prompt item, computed once and kept on the CPU.
 
     `text`, `negative_text`: float [text_len, text_dim], zero-padded. `control`: float [C, F, h, w], the policy's own
-    conditioning latents, on the latent grid. `references`: how many pictures of people are among them.
+    conditioning latents, on the latent grid. `references`: number of reference images among them.
     """
 
     text: Tensor
@@ -47,9 +49,9 @@ class ConditionBatch:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far the velocity is moved away from the negative text and, with `image`, from missing references.
+    """Scales of classifier-free guidance.
 
-    text: scale of the text, 1 for none. image: scale of the references apart from it (Phantom's); None: `text` holds
+    text: scale of the text; 1 is no guidance. image: scale of the reference images (Phantom only); None: `text` is used
     for both.
     """
 
@@ -58,35 +60,36 @@ class Guidance:
 
 
 class Policy(ABC):
-    """A video model: `transformer` is what is trained, the rest is frozen."""
+    """A video model. A LoRA on `transformer` is trained; everything else is frozen."""
 
     kind: str
     transformer: nn.Module
 
     @abstractmethod
     def encode(self, item: PromptItem, size: VideoSize) -> Conditions:
-        """Text and reference latents of one item. Raises UserError when a reference cannot be read."""
+        """Encode text and reference images of one item. Raises UserError when a reference cannot be read."""
 
     @abstractmethod
     def latent_shape(self, size: VideoSize, references: int) -> tuple[int, int, int, int]:
-        """Shape [C, F, h, w] of one sample's latents: what is drawn from noise and trained."""
+        """Shape [C, F, h, w] of one sample's latents, which start as noise."""
 
     @abstractmethod
     def branches(self, guidance: Guidance) -> int:
-        """How often every sample goes through the transformer in one `velocity`. Raises UserError for a scale that this
-        kind of policy has not.
+        """Number of guidance branches that one `velocity` computes for every sample.
+
+        Raises UserError for an image scale, where the policy has no image guidance.
         """
 
     @abstractmethod
     def velocity(self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: Guidance) -> Tensor:
         """Guided velocity, float32, of latents [B, C, F, h, w] at `timesteps` [B] (0..1000 scale).
 
-        All guidance branches that count go through the transformer in one batched forward.
+        All guidance branches with a weight go through the transformer in one batched forward.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor, references: int) -> Tensor:
-        """Frames uint8 [B, F, H, W, 3] of denoised latents: the clip alone, without references."""
+        """Frames uint8 [B, F, H, W, 3] of denoised latents, without the reference frames."""
 
     def batch(self, conditions: Sequence[Conditions]) -> ConditionBatch:
         """Stack equally shaped conditions on the policy's device."""
@@ -102,12 +105,12 @@ class Policy(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen base (the LoRA may be wider)."""
+        """Of the base policy's weights; the LoRA's may be float32."""
         return self.transformer.dtype
 
 
 def buckets(conditions: Sequence[Conditions]) -> dict[int, list[int]]:
-    """Number of references -> indices of the samples that have it, in order: what can share a batch (sizes being equal)."""
+    """Indices of the samples by their number of references: samples of one size and number can share a batch."""
     found: dict[int, list[int]] = {}
     for index, item in enumerate(conditions):
         found.setdefault(item.references, []).append(index)

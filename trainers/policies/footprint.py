@@ -1,8 +1,8 @@
-"""About how much memory sampling needs beside the weights, so that room can be made before it starts.
+"""Estimates of the memory that sampling needs beside the weights, so that it can be freed before.
 
-Counted over all tensors alive in one pass of Wan 2.1 1.3B at 240x416 to 720x1280, with a fifth or more to spare: per
-token and channel of the hidden width 16 numbers for the plain transformer and up to 32 for VACE with its 15 hints; per
-pixel of a frame 15 KB to encode a clip and 20 KB to decode it.
+Measured as all tensors alive in one pass of Wan 2.1 1.3B at 240x416 to 720x1280, plus a fifth: per token and channel of
+the hidden width 16 numbers for the plain transformer, up to 32 for VACE with its 15 hints; per pixel of a frame 15 KB
+to encode a clip and 20 KB to decode it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VAE_WIDTH = 96
 
 
 def step_bytes(policy: WanVideoPolicy, size: VideoSize, references: int, branches: int) -> float:
-    """Of one denoising step of a clip beside its references, in `branches` guidance branches."""
+    """Bytes of one denoising step of a clip and its references, in `branches` guidance branches."""
     config = policy.transformer.config
     _, frames, height, width = policy.clip_shape(size)
     tokens = (frames + references) * height * width / math.prod(config.patch_size)
@@ -28,5 +28,5 @@ def step_bytes(policy: WanVideoPolicy, size: VideoSize, references: int, branche
 
 
 def vae_bytes(policy: WanVideoPolicy, size: VideoSize) -> float:
-    """Of encoding or decoding one clip in float32; a long clip needs hardly more than a short one."""
+    """Bytes of encoding or decoding one clip in float32; its length hardly matters."""
     return VAE_BYTES_PER_PIXEL * size.height * size.width * policy.vae.model.config.base_dim / VAE_WIDTH

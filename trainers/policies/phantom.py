@@ -1,4 +1,4 @@
-"""Phantom (Wan 2.1): clean reference latents stand behind the clip on the time axis, and guidance has two scales."""
+"""Phantom (Wan 2.1): clean reference latents follow the clip on the time axis, and guidance has two scales."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .wan import WanVideoPolicy, fit_on_white_sharply
 
 
 class PhantomPolicy(WanVideoPolicy):
-    """On diffusers' WanTransformer3DModel; see WanVideoPolicy for its parts.
+    """Phantom on diffusers' WanTransformer3DModel; see WanVideoPolicy for its parts.
 
-    The latents that are sampled and trained are the clip's alone: references are not drawn, so they have no
-    log-probability. They are put beside the clip for every forward, and the transformer's answer for them is cut off.
+    Only the clip's latents are sampled and trained: the references carry no noise, so they have no log-probability.
+    They are appended to the clip in every forward, and the transformer's output for them is cut off.
     """
 
     kind = "phantom"
@@ -35,9 +35,9 @@ class PhantomPolicy(WanVideoPolicy):
         return self.clip_shape(size)
 
     def encode(self, item: PromptItem, size: VideoSize) -> Conditions:
-        """Text and reference latents [z, R, h, w] of one item, each computed once, whoever asks again.
+        """Encode text and reference images [z, R, h, w] of one item; both are cached.
 
-        Raises UserError for an unreadable reference or a size the latents cannot have.
+        Raises UserError for an unreadable reference or a size that does not fit.
         """
         self.check_size(size)
         text, negative = self.text.encode([item.prompt, item.negative])
@@ -67,11 +67,11 @@ class PhantomPolicy(WanVideoPolicy):
 
 
 def branch_weights(guidance: Guidance) -> tuple[float, float, float]:
-    """What the three branches count in v_neg + s_img (v_img - v_neg) + s_text (v_img_text - v_img), in the order
-    v_img_text (references, prompt), v_img (references, negative text), v_neg (no references, negative text).
+    """Weights of the three branches in v_neg + s_img (v_img - v_neg) + s_text (v_img_text - v_img).
 
-    A branch without weight need not be computed: equal scales leave two (plain guidance against v_neg), 1 and 1 only
-    the first. Source: Phantom-video/Phantom `Phantom_Wan_S2V.generate`.
+    Their order: v_img_text (references, prompt), v_img (references, negative text), v_neg (no references, negative
+    text). A branch of weight 0 need not be computed: equal scales leave two (plain guidance against v_neg), scales of 1
+    only the first. Source: Phantom-video/Phantom `Phantom_Wan_S2V.generate`.
     """
     text = guidance.text
     image = text if guidance.image is None else guidance.image
@@ -79,7 +79,7 @@ def branch_weights(guidance: Guidance) -> tuple[float, float, float]:
 
 
 def with_references(clip: Tensor, references: Tensor) -> Tensor:
-    """The transformer's input [B, z, f + R, h, w]: clip [B, z, f, h, w], then references [B, z, R, h, w] without noise."""
+    """The transformer's input [B, z, f + R, h, w]: clip [B, z, f, h, w], then clean references [B, z, R, h, w]."""
     return torch.cat([clip, references.to(clip)], dim=2)
 
 
@@ -92,7 +92,7 @@ def guided(
     negative_text: Tensor,
     guidance: Guidance,
 ) -> Tensor:
-    """The clip's guided velocity, float32 [B, z, f, h, w]; all branches that count share one forward.
+    """The clip's guided velocity, float32 [B, z, f, h, w]; all branches with a weight share one forward.
 
     clip: [B, z, f, h, w]; references: [B, z, R, h, w], normalised latents, zero in v_neg; timesteps: [B] (0..1000), of
     the clip and of the references alike; text, negative_text: [B, text_len, dim], zero-padded.

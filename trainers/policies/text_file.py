@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,17 +10,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UserError
-from ..weights import load_full_state, require_complete
+from ..weights import load_full_state
+from .model_config import TextConfig, check_agreement, check_config, count_layers, read_json
+from .weight_files import Weights, open_weights
 
+REMEDY = "give umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 SPIECE = "spiece_model"
-_BLOCK = re.compile(r"encoder\.block\.(\d+)\.")
+_BLOCK = re.compile(r"encoder\.block\.(\d{1,4})\.")
 _ATTENTION = "encoder.block.{}.layer.0.SelfAttention.{}.weight"
 _BIAS = "relative_attention_bias"
 _DENSE = "encoder.block.{}.layer.1.DenseReluDense.{}.weight"
-_SCALES = (".scale_weight", ".weight_scale")
+_NEEDED = ("shared.weight", _ATTENTION.format(0, "q"), _ATTENTION.format(0, _BIAS), _DENSE.format(0, "wi_0"))
 _ORIGINAL_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.weight")
 _ORIGINAL = {
     "norm1": "layer.0.layer_norm",
@@ -35,52 +39,27 @@ _ORIGINAL = {
 def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """A frozen UMT5EncoderModel in `dtype` and its tokenizer.
 
-    path: a transformers folder, with the tokenizer in or beside it; or a .safetensors file of UMT5 by transformers' names,
-    as ComfyUI has it, or by Wan's own. Weights may be plain, or in 8 bits with or without a scale for each. The tokenizer
-    is the sentencepiece model in the file (`spiece_model`), else a folder `tokenizer` or `google/umt5-xxl` beside it.
-    Raises UserError for what is neither.
+    path: a transformers folder, with the tokenizer in or beside it; or a .safetensors file (or one shard of several) of
+    UMT5 by transformers' names, as ComfyUI has it, or by Wan's own. Weights may be float8 with or without a scale for
+    each. The tokenizer of a file is the sentencepiece model in it (`spiece_model`), else a folder `tokenizer` or
+    `google/umt5-xxl` beside it. Raises UserError for anything else.
     """
-    path = Path(path)
-    return _from_file(path, dtype) if path.is_file() else _from_folder(path, dtype)
-
-
-def _from_folder(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    from safetensors import SafetensorError
-    from transformers import UMT5EncoderModel
-
-    places = (path / "tokenizer", path.parent / "tokenizer")
-    try:
-        loaded = UMT5EncoderModel.from_pretrained(
-            path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-        tokenizer = _tokenizer_at(next((place for place in places if place.is_dir()), path))
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"cannot load the text encoder from {path}: {error}") from error
-    # In half precision transformers leaves some weights in float32.
-    return require_complete(loaded, path).to(dtype).eval().requires_grad_(False), tokenizer
-
-
-def _from_file(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     from accelerate import init_empty_weights
-    from safetensors import SafetensorError, safe_open
     from transformers import UMT5Config, UMT5EncoderModel
 
-    try:
-        with safe_open(path, "pt") as file:
-            keys = set(file.keys())
-            names = to_transformers(keys)
-            _refuse_other_models(names.keys(), path)
-            tokenizer = _tokenizer_of(file, keys, path)
-            shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in names.items()}
-            with init_empty_weights(include_buffers=False):
-                model = UMT5EncoderModel(UMT5Config(**infer_config(shapes)))
-            state = {name: _widened(file, key, keys, path, dtype) for name, key in names.items()}
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"cannot read the text encoder {path} ({error}); give a complete .safetensors file of UMT5-XXL"
-        ) from error
+    path = Path(path)
+    stated = TextConfig()
+    if os.path.isdir(path):
+        stated = check_config(TextConfig, read_json(path / "config.json"), path / "config.json")
+    with open_weights(path, "the text encoder", REMEDY) as weights:
+        names = to_transformers(weights.keys)
+        _refuse_other_models(names, path)
+        weights.check(names.values(), path, REMEDY)
+        config = infer_config({name: weights.shape(key) for name, key in names.items()}, stated, path)
+        tokenizer = _tokenizer_in_folder(path) if os.path.isdir(path) else _tokenizer_of_file(weights, path)
+        with init_empty_weights(include_buffers=False):
+            model = UMT5EncoderModel(UMT5Config(**config))
+        state = {name: weights.read(key, dtype) for name, key in names.items()}
     state["encoder.embed_tokens.weight"] = state["shared.weight"]
     load_full_state(model, state, path)
     # Two parameters of one tensor would become two tensors, of 2 GB each, on their way to another device.
@@ -89,12 +68,16 @@ def _from_file(path: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
 
 
 def to_transformers(keys: Iterable[str]) -> dict[str, str]:
-    """The key of each of UMT5's encoder weights by transformers' name, whatever stands before all keys.
+    """The key of each of UMT5's encoder weights by transformers' name; a prefix of all keys is taken off.
 
     Empty if the keys are neither transformers' nor those of Wan's own T5 (Wan-Video/Wan2.1, wan/modules/t5.py).
     """
     keys = list(keys)
-    for first, rename in (("shared.weight", _kept), ("token_embedding.weight", _renamed)):
+    for first, rename in (
+        ("shared.weight", _kept),
+        ("encoder.embed_tokens.weight", _kept),
+        ("token_embedding.weight", _renamed),
+    ):
         prefix = next((key.removesuffix(first) for key in keys if key.endswith(first)), None)
         if prefix is not None:
             names = ((rename(key.removeprefix(prefix)), key) for key in keys if key.startswith(prefix))
@@ -103,6 +86,8 @@ def to_transformers(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _kept(key: str) -> str | None:
+    if key == "encoder.embed_tokens.weight":
+        return "shared.weight"  # one tensor in UMT5
     return key if key.endswith(".weight") and key.startswith(("shared.", "encoder.")) else None
 
 
@@ -113,23 +98,31 @@ def _renamed(key: str) -> str | None:
     return {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}.get(key)
 
 
-def infer_config(shapes: dict[str, tuple[int, ...]]) -> dict:
-    """UMT5's configuration from the shapes of its encoder's weights, by transformers' names."""
-    vocabulary, width = shapes["shared.weight"]
-    buckets, heads = shapes[_ATTENTION.format(0, _BIAS)]
-    return {
+def infer_config(shapes: dict[str, tuple[int, ...]], stated: TextConfig, path: object) -> dict[str, Any]:
+    """UMT5's configuration from the shapes of its encoder's weights, by transformers' names.
+
+    `stated` gives what shapes do not show. Raises UserError when it says other numbers, or for shapes of no UMT5.
+    """
+    matrices = [shapes[name] for name in _NEEDED]
+    if any(len(shape) != 2 for shape in matrices):
+        raise UserError(f"{path} is not a UMT5 text encoder: its weights have other dimensions; {REMEDY}")
+    (vocabulary, width), (queries, _), (buckets, heads), (inner, _) = matrices
+    found = {
         "vocab_size": vocabulary,
         "d_model": width,
-        "d_kv": shapes[_ATTENTION.format(0, "q")][0] // heads,
-        "d_ff": shapes[_DENSE.format(0, "wi_0")][0],
-        "num_layers": 1 + max(int(match[1]) for name in shapes if (match := _BLOCK.match(name))),
+        "d_kv": queries // heads,
+        "d_ff": inner,
+        "num_layers": count_layers(shapes, _BLOCK, path),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
-        "feed_forward_proj": "gated-gelu",
-        "dropout_rate": 0.0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
     }
+    check_agreement(stated, found, path)
+    beyond = {
+        "relative_attention_max_distance": stated.relative_attention_max_distance,
+        "layer_norm_epsilon": stated.layer_norm_epsilon,
+    }
+    fixed = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1}
+    return found | fixed | {name: value for name, value in beyond.items() if value is not None}
 
 
 class SentencePiece:
@@ -156,12 +149,15 @@ class SentencePiece:
         return SimpleNamespace(input_ids=ids, attention_mask=mask)
 
 
-def _tokenizer_of(file: Any, keys: set[str], path: Path) -> Any:
-    inside = next((key for key in keys if key.endswith(SPIECE)), None)
+def _tokenizer_of_file(weights: Weights, path: Path) -> Any:
+    inside = next((key for key in weights.keys if key.endswith(SPIECE)), None)
     if inside:
-        return SentencePiece(file.get_tensor(inside).numpy().tobytes())
+        try:
+            return SentencePiece(weights.raw(inside).numpy().tobytes())
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"the tokenizer in {path} ({inside}) is broken: {error}; {REMEDY}") from error
     beside = (path.parent / "tokenizer", path.parent / "google" / "umt5-xxl")
-    place = next((place for place in beside if place.is_dir()), None)
+    place = next((place for place in beside if os.path.isdir(place)), None)
     if place is None:
         raise UserError(
             f"{path} has no tokenizer in it (`{SPIECE}`); give ComfyUI's umt5_xxl file, "
@@ -170,32 +166,33 @@ def _tokenizer_of(file: Any, keys: set[str], path: Path) -> Any:
     return _tokenizer_at(place)
 
 
+def _tokenizer_in_folder(folder: Path) -> Any:
+    places = (folder / "tokenizer", folder.parent / "tokenizer")
+    return _tokenizer_at(next((place for place in places if os.path.isdir(place)), folder))
+
+
 def _tokenizer_at(folder: Path) -> Any:
+    """Raises UserError for a folder without a tokenizer of transformers' own classes; no code of the folder is run."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _widened(file: Any, key: str, keys: set[str], path: Path, dtype: torch.dtype) -> Tensor:
-    """The tensor in `dtype`, times its scale where it has one."""
-    tensor = file.get_tensor(key)
-    module = key.removesuffix(".weight")
-    scale = next((file.get_tensor(module + end) for end in _SCALES if module + end in keys), None)
-    # Other 8-bit and 4-bit forms keep integers, or a scale for each block, and some rotate the weights first.
-    if not tensor.is_floating_point() or (scale is not None and scale.numel() != 1):
+    for entry in folder.iterdir():
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise UserError(f"{entry} is not a regular file; give the tokenizer's folder as it was published")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if type(tokenizer.model_max_length) is not int or tokenizer.model_max_length < 1:
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")
+    except Exception as error:  # the tokenizers package raises plain exceptions
         raise UserError(
-            f"{path} is quantised in a way unknown here ({key} is {str(tensor.dtype).removeprefix('torch.')}); "
-            "give umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors"
-        )
-    return tensor.to(dtype) if scale is None else tensor.float().mul_(scale.float().item()).to(dtype)
+            f"cannot load the tokenizer from {folder} ({error}); give the tokenizer of google/umt5-xxl"
+        ) from error
+    return tokenizer
 
 
-def _refuse_other_models(names: Iterable[str], path: Path) -> None:
-    names = set(names)
-    remedy = "give umt5_xxl_fp16.safetensors or one like it"
-    if not {"shared.weight", _ATTENTION.format(0, "q"), _ATTENTION.format(0, _BIAS)} <= names:
-        raise UserError(f"{path} is no UMT5 text encoder, neither by transformers' names nor by Wan's own; {remedy}")
-    if _DENSE.format(0, "wi_0") not in names or (
-        _ATTENTION.format(1, "q") in names and _ATTENTION.format(1, _BIAS) not in names
-    ):
-        raise UserError(f"{path} is a T5 text encoder, and Wan reads UMT5; {remedy}")
+def _refuse_other_models(names: dict[str, str], path: Path) -> None:
+    needed = {"shared.weight", _ATTENTION.format(0, "q"), _ATTENTION.format(0, _BIAS)}
+    if not needed <= names.keys():
+        raise UserError(f"{path} is no UMT5 text encoder, neither by transformers' names nor by Wan's own; {REMEDY}")
+    second = _ATTENTION.format(1, "q") in names and _ATTENTION.format(1, _BIAS) not in names
+    if _DENSE.format(0, "wi_0") not in names or second:
+        raise UserError(f"{path} is a T5 text encoder, and Wan uses UMT5; {REMEDY}")

@@ -1,4 +1,4 @@
-"""VACE (Wan 2.1): references come first on the time axis, in the order given, and enter through a control branch."""
+"""VACE (Wan 2.1): references come first on the time axis, in the order given, and are fed to a control branch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .wan import WanVideoPolicy, fit_on_white
 
 
 class VacePolicy(WanVideoPolicy):
-    """On diffusers' WanVACETransformer3DModel; see WanVideoPolicy for its parts."""
+    """VACE on diffusers' WanVACETransformer3DModel; see WanVideoPolicy for its parts."""
 
     kind = "vace"
     fit = staticmethod(fit_on_white)
@@ -43,11 +43,12 @@ class VacePolicy(WanVideoPolicy):
         control_video: np.ndarray | None = None,
         control_mask: np.ndarray | None = None,
     ) -> Conditions:
-        """Text and control latents of one item.
+        """Encode text, references and source clip of one item.
 
-        control_video: uint8 [F, H, W, 3] to edit (none: mid grey); control_mask: [F, H, W] in 0..1, 1 where to generate
-        (none: everywhere). Texts, reference pictures and the empty clip are encoded once, whoever asks again.
-        Raises UserError for an unreadable reference, a size the latents cannot have, or a control clip of another size.
+        control_video: uint8 or float [F, H, W, 3] in 0..255, the clip to edit (None: mid grey). control_mask: [F, H, W]
+        in 0..1, 1 where to generate (None: everywhere). Texts, reference images and the empty clip are cached. Raises
+        UserError for an unreadable reference, a size that does not fit, or a control clip that has another size or
+        values that are not finite.
         """
         self.check_size(size)
         text, negative = self.text.encode([item.prompt, item.negative])
@@ -65,8 +66,8 @@ class VacePolicy(WanVideoPolicy):
     def branches(self, guidance: Guidance) -> int:
         if guidance.image is not None:
             raise UserError(
-                f"VACE has one guidance scale, and an image scale of {guidance.image:g} is given too; "
-                "leave the image scale (rollout.image_guidance, evaluation.image_guidance) out, or give a Phantom policy"
+                f"VACE has no image guidance, and an image scale of {guidance.image:g} is given; "
+                "remove the image scale (rollout.image_guidance, evaluation.image_guidance), or use a Phantom policy"
             )
         return 1 if guidance.text == 1 else 2
 
@@ -80,8 +81,8 @@ class VacePolicy(WanVideoPolicy):
     ) -> Tensor:
         """Guided velocity u + guidance.text (c - u), float32; c and u share one forward.
 
-        latents: [B, C, F, h, w]; timesteps: [B] (0..1000). A scale of 1 leaves the branch u out. `control_scale`
-        multiplies every hint of the control branch.
+        latents: [B, C, F, h, w]; timesteps: [B] (0..1000). With a scale of 1, u is not computed. `control_scale`
+        multiplies every output of the control branch.
         """
         branches = self.branches(guidance)
         text = conditions.text if branches == 1 else torch.cat([conditions.text, conditions.negative_text])
@@ -99,7 +100,7 @@ class VacePolicy(WanVideoPolicy):
         return without + guidance.text * (with_text - without)
 
     def decode(self, latents: Tensor, references: int) -> Tensor:
-        """Frames uint8 [B, F, H, W, 3] of denoised latents, on the VAE's device; the reference frames are cut off."""
+        """Frames uint8 [B, F, H, W, 3] of denoised latents, without the reference frames, on the VAE's device."""
         return self.vae.decode(latents[:, :, references:])
 
     def _encode_blank(self, size: VideoSize) -> Tensor:
@@ -126,16 +127,16 @@ def predict(transformer, latents: Tensor, timesteps: Tensor, text: Tensor, contr
 
 
 def split_source(video: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What to keep and what to redo of a clip [3, F, H, W] in [-1, 1]: both zero (mid grey) elsewhere.
+    """The parts to keep and to generate of a clip [3, F, H, W] in [-1, 1]; each is zero (mid grey) elsewhere.
 
-    The soft mask [F, H, W] decides at 0.5. Source: ali-vilab/VACE `vace_encode_frames`.
+    The soft mask [F, H, W] is split at 0.5. Source: ali-vilab/VACE `vace_encode_frames`.
     """
     redo = (mask > 0.5).to(video)
     return video * (1 - redo), video * redo
 
 
 def control_latents(inactive: Tensor, reactive: Tensor, references: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """The control input [2z + s^2, R + f, h, w] (96 channels for Wan): inactive, reactive, mask; references in front.
+    """The control input [2z + s^2, R + f, h, w] (96 channels for Wan): inactive, reactive, mask; references first.
 
     inactive, reactive: latents [z, f, h, w] of the two parts of the source; references: R latents [z, 1, h, w]; mask:
     soft, [F, h s, w s]. A reference has zero latents for its reactive part (not the encoding of black) and zero mask.
@@ -159,4 +160,6 @@ def _clip(given, size: VideoSize, tail: tuple[int, ...], name: str, default) -> 
         raise UserError(
             f"{name} has shape {tuple(clip.shape)}, the video needs {shape}; resize it or change the video's size"
         )
+    if not clip.isfinite().all():
+        raise UserError(f"{name} has values that are not finite (NaN or infinity); give a clip without them")
     return clip

@@ -1,73 +1,86 @@
-"""A VAE: a diffusers folder, or the one file in the original's naming that ComfyUI users have."""
+"""A VAE from its weights: a diffusers folder, or the one file in the original's naming that ComfyUI users have."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
-from ..weights import load_full_state, require_complete
+from ..weights import load_full_state
+from .model_config import VaeConfig, check_config, read_json
+from .other_models import LATENT_CHANNELS
+from .weight_files import open_weights
 
-CHANNELS = 16
 COLOURS = 3
 REMEDY = "give wan_2.1_vae.safetensors"
 
 
 def load_vae(path: str | Path) -> nn.Module:
-    """A frozen AutoencoderKLWan in float32, of a folder or of a .safetensors file of Wan 2.1's VAE.
+    """A frozen AutoencoderKLWan in float32, of a diffusers folder or of a .safetensors file of Wan 2.1's VAE.
 
-    Raises UserError for what is neither.
+    A file may have the original's names or diffusers'; the latter with the config.json beside it, if there is one.
+    Raises UserError for anything else.
     """
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLWan
+
     path = Path(path)
-    model = _from_file(path) if path.is_file() else _from_folder(path)
+    with open_weights(path, "the VAE", REMEDY) as weights:
+        keys = {key.removeprefix("model."): key for key in weights.keys}
+        weights.check(keys.values(), path, REMEDY)
+        original = "encoder.conv1.weight" in keys
+        if original:
+            _check_original({name: weights.shape(key) for name, key in keys.items()}, path)
+        config = {} if original else _stated_config(path)
+        state = {name: weights.read(key, torch.float32) for name, key in keys.items()}
+    if original:
+        config["base_dim"] = state["encoder.conv1.weight"].shape[0]
+        state = _by_diffusers_names(state, path)
+    with init_empty_weights(include_buffers=False):
+        model = AutoencoderKLWan(**config)
+    load_full_state(model, state, path)
     return model.eval().requires_grad_(False)
 
 
-def _from_folder(path: Path) -> nn.Module:
-    from diffusers import AutoencoderKLWan
-
-    try:
-        loaded = AutoencoderKLWan.from_pretrained(
-            path, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"cannot load the VAE from {path}: {error}") from error
-    return require_complete(loaded, path)
+def _stated_config(path: Path) -> dict[str, Any]:
+    """What the config.json in the folder, or beside the file, states; Wan 2.1's own values hold for the rest."""
+    place = (path if os.path.isdir(path) else path.parent) / "config.json"
+    config = check_config(VaeConfig, read_json(place), place)
+    _check_channels(config.z_dim, place)
+    if config.is_residual or config.patch_size is not None or (config.in_channels, config.out_channels) != (3, 3):
+        raise UserError(f"{place} is not of Wan 2.1's VAE (is_residual, patch_size or in_channels); {REMEDY}")
+    return config.model_dump(exclude_unset=True, exclude_none=True, exclude={"class_name"})
 
 
-def _from_file(path: Path) -> nn.Module:
-    from accelerate import init_empty_weights
-    from diffusers import AutoencoderKLWan
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = {key.removeprefix("model."): tensor for key, tensor in load_file(path).items()}
-        _refuse_other_models({name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
-        with init_empty_weights(include_buffers=False):
-            model = AutoencoderKLWan(base_dim=weights["encoder.conv1.weight"].shape[0])
-        state = convert_wan_vae_to_diffusers(weights)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"cannot read the VAE {path} ({error}); {REMEDY}, complete") from error
-    load_full_state(model, {name: tensor.float() for name, tensor in state.items()}, path)
-    return model
-
-
-def _refuse_other_models(shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    if not {"encoder.conv1.weight", "decoder.conv1.weight", "decoder.head.2.weight", "conv2.weight"} <= shapes.keys():
+def _check_original(shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """`shapes`: by the original's names. Raises UserError for another VAE."""
+    needed = ("encoder.conv1.weight", "decoder.conv1.weight", "decoder.head.2.weight", "conv2.weight")
+    if any(len(shapes.get(name, ())) != 5 for name in needed):
         raise UserError(f"{path} is no Wan VAE in the original's naming; {REMEDY}")
-    channels = shapes["conv2.weight"][0]
-    if channels != CHANNELS:
+    _check_channels(shapes["conv2.weight"][0], path)
+    inputs, outputs = shapes["encoder.conv1.weight"][1], shapes["decoder.head.2.weight"][0]
+    if (inputs, outputs) != (COLOURS, COLOURS):
         raise UserError(
-            f"{path} makes latents of {channels} channels: it is not Wan 2.1's VAE, which makes {CHANNELS}; {REMEDY}"
+            f"{path} reads {inputs} and writes {outputs} channels of a picture, not red, green and blue; {REMEDY}"
         )
-    read, drawn = shapes["encoder.conv1.weight"][1], shapes["decoder.head.2.weight"][0]
-    if (read, drawn) != (COLOURS, COLOURS):
+
+
+def _by_diffusers_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    try:
+        return convert_wan_vae_to_diffusers(state)
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"{path} has other weights than a Wan VAE ({error}); {REMEDY}") from error
+
+
+def _check_channels(channels: int, source: object) -> None:
+    if channels != LATENT_CHANNELS:
         raise UserError(
-            f"{path} reads {read} and draws {drawn} channels of a picture, not red, green and blue; {REMEDY}"
+            f"{source} is of a VAE with {channels} latent channels: it is not Wan 2.1's VAE, which has "
+            f"{LATENT_CHANNELS}; {REMEDY}"
         )

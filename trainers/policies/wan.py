@@ -1,4 +1,4 @@
-"""What every Wan 2.1 policy shares: pictures in, latents and text embeddings out, frames back."""
+"""What VACE and Phantom share: reference images and prompts become latents and text embeddings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import html
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
+import ftfy
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,13 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..pictures.reading import read_pixels
 from .base import Policy, VideoSize
+from .vae import WanVae
 
 CACHE_BYTES = 2**30
-# More at once is slower on a CPU (its caches overflow), and faster on anything else until memory ends.
-VAE_PIXELS = {"cpu": 2**20, "other": 2**24}
 
 
 class Cache:
-    """Tensors on the CPU by key; the least recently used leave when they take more than `limit` bytes."""
+    """Tensors on the CPU by key; beyond `limit` bytes the least recently used are dropped."""
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
@@ -45,7 +45,7 @@ class Cache:
             self.bytes -= self._entries.popitem(last=False)[1].nbytes
 
     def resolve(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
-        """The values of `keys`; `compute` gets the positions of the missing ones at once, and gives their values."""
+        """The values of `keys`. `compute` returns those of the missing ones, given their positions in `keys`."""
         held = {key: self[key] for key in keys if key in self}
         missing = [position for position, key in enumerate(keys) if key not in held and key not in keys[:position]]
         if missing:
@@ -55,7 +55,7 @@ class Cache:
 
 
 def fit_on_white(picture: np.ndarray, height: int, width: int) -> Tensor:
-    """The whole picture uint8 [h, w, 3], as large as it fits, centred on white: float32 [3, height, width].
+    """Fit the whole picture uint8 [h, w, 3] as large as possible, centred on white: float32 [3, height, width].
 
     Values in [-1, 1]. Bilinear without antialias, sides and margins rounded down, as ali-vilab/VACE's `prepare_source`
     and diffusers do.
@@ -68,7 +68,7 @@ def fit_on_white(picture: np.ndarray, height: int, width: int) -> Tensor:
 
 
 def fit_on_white_sharply(picture: np.ndarray, height: int, width: int) -> Tensor:
-    """As `fit_on_white`, by Lanczos with antialias and in whole levels of 256, as Phantom's authors do.
+    """`fit_on_white` by Lanczos with antialias, rounded to 256 levels, as Phantom's authors do.
 
     Source: Phantom-video/Phantom `load_ref_images`.
     """
@@ -88,99 +88,21 @@ def _on_white(picture: Tensor, height: int, width: int) -> Tensor:
 
 
 def fingerprint(pixels: np.ndarray) -> str:
-    """Name of a picture's content."""
+    """A digest of a picture's content and shape."""
     return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
-class WanVae:
-    """AutoencoderKLWan between pixels and normalised latents, many videos at a time.
-
-    `pixels`: how many pixels (frames x height x width, over the batch) go through the network at once; more need more
-    memory. None: chosen by device.
-    """
-
-    def __init__(self, model, pixels: int | None = None) -> None:
-        self.model = model
-        self.pixels = pixels
-        _use_channel_norm(model)
-        self.channels: int = model.config.z_dim
-        self.spatial = 2 ** len(model.config.temperal_downsample)
-        self.temporal = 2 ** sum(model.config.temperal_downsample)
-        shape = (1, self.channels, 1, 1, 1)
-        self.mean = torch.tensor(model.config.latents_mean, dtype=torch.float32).view(shape)
-        self.std = torch.tensor(model.config.latents_std, dtype=torch.float32).view(shape)
-
-    @torch.no_grad()
-    def encode(self, videos: Tensor) -> Tensor:
-        """Videos float [B, 3, F, H, W] in [-1, 1] -> normalised latents float32 [B, z, 1 + (F-1)/4, H/8, W/8].
-
-        The most likely latents, on the CPU.
-        """
-        parts = []
-        for part in videos.split(self._at_once(videos.shape[2:].numel())):
-            latents = self.model.encode(part.to(self.model.device, self.model.dtype)).latent_dist.mode()
-            parts.append((latents.float().cpu() - self.mean) / self.std)
-        return torch.cat(parts)
-
-    def raw(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, z, f, h, w] -> float32, in the units of the network and of ComfyUI's LATENT."""
-        return latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, z, f, h, w] -> frames uint8 [B, F, H, W, 3] on the VAE's device."""
-        frames = 1 + (latents.shape[2] - 1) * self.temporal
-        videos = []
-        for part in latents.split(self._at_once(frames * latents.shape[3:].numel() * self.spatial**2)):
-            raw = self.raw(part.to(self.model.device))
-            video = self.model.decode(raw.to(self.model.dtype)).sample.float()
-            video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            videos.append(video.permute(0, 2, 3, 4, 1).contiguous())
-        return torch.cat(videos)
-
-    def _at_once(self, pixels_each: int) -> int:
-        limit = self.pixels or VAE_PIXELS["cpu" if self.model.device.type == "cpu" else "other"]
-        return max(1, limit // pixels_each)
-
-
-class ChannelNorm(nn.Module):
-    """diffusers' WanRMS_norm with the same weights, 5 times as fast on a CPU.
-
-    x / |x| over the channels, times sqrt(channels) gamma.
-    """
-
-    def __init__(self, original: nn.Module) -> None:
-        super().__init__()
-        self.gamma = original.gamma
-        self.bias = original.bias
-        self.scale = original.scale
-        self.dim = 1 if original.channel_first else -1
-
-    def forward(self, x: Tensor) -> Tensor:
-        length = x.square().sum(self.dim, keepdim=True).clamp(min=1e-24)
-        return x * (length.rsqrt() * self.scale) * self.gamma + self.bias
-
-
-def _use_channel_norm(model: nn.Module) -> None:
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__ == "WanRMS_norm":
-                setattr(module, name, ChannelNorm(child))
-
-
 def clean_prompt(text: str) -> str:
-    """Encoding mended (where ftfy is installed), HTML entities resolved, white space collapsed: as Wan does."""
-    try:
-        import ftfy
+    """Repair the encoding (ftfy), resolve HTML entities, collapse white space: as Wan's own code.
 
-        text = ftfy.fix_text(text)
-    except ImportError:
-        pass
-    return " ".join(html.unescape(html.unescape(text)).split())
+    Half an emoji (a lone surrogate) becomes U+FFFD, which tokenizers accept.
+    Source: Wan-Video/Wan2.1 `tokenizers.py`, `basic_clean` and `whitespace_clean`.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 class WanText:
-    """UMT5 embeddings of prompts, zero-padded to `length` tokens."""
+    """UMT5's embeddings of prompts, zero-padded to `length` tokens."""
 
     def __init__(self, encoder, tokenizer, length: int) -> None:
         self.encoder = encoder
@@ -190,14 +112,17 @@ class WanText:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Embeddings float32 [length, dim] per prompt, on the CPU; each text is encoded once, longer ones are cut."""
+        """Embeddings float32 [length, dim] per prompt, on the CPU; cached by text. Longer texts are cut.
+
+        Raises UserError when an embedding is not finite.
+        """
         cleaned = [clean_prompt(p) for p in prompts]
-        # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.
+        # One by one: in a batch the last bits depend on the other texts, and after a resume others are missing.
         embedded = self._cache.resolve(cleaned, lambda missing: [self._embed(cleaned[i]) for i in missing])
         return [F.pad(e, (0, 0, 0, self.length - len(e))) for e in embedded]
 
     def knows(self, prompts: Sequence[str]) -> bool:
-        """Whether `encode` has these texts already and will not need the encoder."""
+        """Whether all these texts are cached, so that `encode` does not need the encoder."""
         return all(clean_prompt(p) in self._cache for p in prompts)
 
     def _embed(self, prompt: str) -> Tensor:
@@ -211,7 +136,13 @@ class WanText:
         )
         ids, mask = tokens.input_ids.to(self.encoder.device), tokens.attention_mask.to(self.encoder.device)
         hidden = self.encoder(ids, attention_mask=mask).last_hidden_state.float().cpu()
-        return hidden[0, : int(mask.sum())].clone()
+        embedding = hidden[0, : int(mask.sum())].clone()
+        if not embedding.isfinite().all():
+            raise UserError(
+                f"the text encoder's embedding of `{prompt[:40]}` is not finite (NaN or infinity); use dtype float32. "
+                "If that does not help its weights are damaged: download it again"
+            )
+        return embedding
 
 
 class TimeFeatures(nn.Module):
@@ -234,18 +165,18 @@ class TimeFeatures(nn.Module):
 
 
 def use_exact_time_features(transformer: nn.Module) -> None:
-    """Give a Wan transformer of diffusers `TimeFeatures`; its weights stay as they are."""
+    """Replace the time features of a Wan transformer of diffusers by `TimeFeatures`, in place; they have no weights."""
     transformer.condition_embedder.timesteps_proj = TimeFeatures(transformer.config.freq_dim)
 
 
 class WanVideoPolicy(Policy):
-    """What VACE and Phantom share: diffusers' Wan transformer, AutoencoderKLWan, UMT5EncoderModel and its tokenizer.
+    """A policy of diffusers' Wan transformer, AutoencoderKLWan, UMT5EncoderModel and its tokenizer.
 
-    `text_len`: tokens that the transformer sees. `vae_pixels`: see `WanVae`.
+    `text_len`: number of text tokens that the transformer gets. `vae_pixels`: see `WanVae`.
     """
 
     fit: Callable[[np.ndarray, int, int], Tensor]
-    """A reference picture uint8 [h, w, 3] on the canvas (height, width) that the VAE sees: float32 in [-1, 1]."""
+    """Fit a reference image uint8 [h, w, 3] on a canvas (height, width): float32 [3, height, width] in [-1, 1]."""
 
     def __init__(
         self, transformer, vae, text_encoder, tokenizer, text_len: int = 512, vae_pixels: int | None = None
@@ -263,12 +194,12 @@ class WanVideoPolicy(Policy):
         return self._dtype
 
     def clip_shape(self, size: VideoSize) -> tuple[int, int, int, int]:
-        """Shape [z, f, h, w] of the latents of a clip alone."""
+        """Shape [z, f, h, w] of the latents of a clip without references."""
         frames = 1 + (size.frames - 1) // self.vae.temporal
         return self.vae.channels, frames, size.height // self.vae.spatial, size.width // self.vae.spatial
 
     def check_size(self, size: VideoSize) -> None:
-        """Raises UserError when the latents cannot have this size."""
+        """Raises UserError for a size that is not a whole number of patches and latent frames."""
         steps = [self.vae.spatial * p for p in self.patch[1:]]
         if size.height % steps[0] or size.width % steps[1] or min(size.height, size.width) <= 0:
             raise UserError(
@@ -279,11 +210,11 @@ class WanVideoPolicy(Policy):
             raise UserError(f"{size.frames} frames cannot be encoded; use a multiple of {self.vae.temporal}, plus 1")
 
     def encode_references(self, sources: Sequence, size: VideoSize) -> list[Tensor]:
-        """Latents [z, 1, h, w] of each reference, encoded alone, in order."""
+        """Latents [z, 1, h, w] of each reference image, in order, cached by content."""
         pictures = [read_pixels(s) for s in sources]
 
         def compute(missing: list[int]) -> Tensor:
-            # One by one: in a batch the last bits depend on what else was missing, and a resumed run misses other things.
+            # One by one: in a batch the last bits depend on the other pictures, and after a resume others are missing.
             found = [self.fit(pictures[i], size.height, size.width)[None, :, None] for i in missing]
             return torch.cat([self.vae.encode(picture) for picture in found])
 
