@@ -56,7 +56,8 @@ def atomic_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
 
 
 def place_atomic(file: str | Path, path: str | Path) -> None:
-    """Put `file` at `path` as well, replacing what is there: a hard link, or a copy where the two lie on different disks.
+    """Put `file` at `path` as well, replacing what is there: a hard link, or a copy where the two lie on different
+    disks.
 
     Its folder is made. Raises OSError, and leaves what was there, when that cannot be done.
     """
@@ -79,8 +80,9 @@ def place_atomic(file: str | Path, path: str | Path) -> None:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Fill the folder that is yielded; at the end of the block it is synced to disk and becomes `path`.
 
-    The folder that holds `path` must exist. An error in the block, or a killed process, leaves `path` as it was: absent, or
-    the old folder. What dead writers left beside it is removed first. Raises UserError when the disk is full.
+    The folder that holds `path` must exist. An error in the block, or a killed process, leaves `path` as it was:
+    absent, or the old folder. What dead writers left beside it is removed first. Raises UserError when the disk is
+    full.
     """
     path = Path(path)
     sweep(path.parent)
@@ -130,8 +132,8 @@ def full_disk_explained(path: Path) -> Iterator[None]:
         # safetensors reports the system's error as text only.
         if getattr(error, "errno", None) in FULL or any(f"(os error {code})" in str(error) for code in FULL):
             raise UserError(
-                f"the disk is full: {path} could not be written. Nothing that was saved before is lost; free some space on "
-                f"the disk of {path.parent} and resume"
+                f"the disk is full: {path} could not be written. Nothing that was saved before is lost; free some "
+                f"space on the disk of {path.parent} and resume"
             ) from error
         raise
 

@@ -22,8 +22,8 @@ def host() -> str:
 def start_token(pid: int) -> str | None:
     """What tells a living process from a later one with the same pid; None when it is dead or a zombie.
 
-    On Linux the boot's id and the start in clock ticks since boot: unlike a time of day, these do not move when the clock
-    is set or the machine sleeps.
+    On Linux the boot's id and the start in clock ticks since boot: unlike a time of day, these do not move when the
+    clock is set or the machine sleeps.
     """
     try:
         process = psutil.Process(pid)

@@ -96,9 +96,15 @@ class VideoConfig(Section):
 class WindowConfig(Section):
     """Which denoising steps add noise and are trained (SDE steps); the others are ODE steps."""
 
-    kind: Literal["all", "random", "sliding"] = Field(
+    kind: Literal["all", "random", "sliding", "scattered"] = Field(
         "all",
-        description="all: the first `size` steps; random: another place in every iteration; sliding: moves on slowly",
+        description=(
+            "all: the first `size` steps; random: neighbours at a random place; sliding: neighbours that move slowly; "
+            "scattered: steps that need not be neighbours"
+        ),
+    )
+    per: Literal["iteration", "group"] = Field(
+        "iteration", description="random and scattered: whether all groups of an iteration share a window"
     )
     size: Integer = Field(24, ge=1, le=1000, description="steps in the window")
     last: Integer | None = Field(

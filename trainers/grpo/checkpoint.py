@@ -121,8 +121,8 @@ def read_state(folder: Path) -> tuple[TrainingState, dict[str, str]]:
 def load_checkpoint(folder: Path, policy: str, prompts: str, update: PolicyUpdate) -> TrainingState:
     """Make `update` what the checkpoint holds.
 
-    Raises DamagedCheckpoint for one that cannot be read or was changed since, UserError for one of another policy, prompt
-    set or rank; nothing is changed then.
+    Raises DamagedCheckpoint for one that cannot be read or was changed since, UserError for one of another policy,
+    prompt set or rank; nothing is changed then.
     """
     state, digests = read_state(folder)
     if state.policy != policy:
@@ -147,8 +147,8 @@ def load_checkpoint(folder: Path, policy: str, prompts: str, update: PolicyUpdat
     shapes = {n: p.shape for n, p in update.parameters.items()}
     if any({n: t.shape for n, t in tensors[file].items()} != shapes for file in ("lora", "ema")):
         raise UserError(
-            f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; resume with the policy it "
-            "was made with, or start a new run"
+            f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; resume with the policy "
+            "it was made with, or start a new run"
         )
     if state.updates and {key.split("|")[0] for key in tensors["optimiser"]} != set(shapes):
         raise DamagedCheckpoint(f"checkpoint {folder} lacks the optimiser's moments")

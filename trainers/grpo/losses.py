@@ -33,9 +33,9 @@ class PolicyLoss(ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss float32 [B] and metrics, each [B] without gradient.
 
-        `now`: the trained policy's transition at the sampled next latents. `old_log_prob` [B] and `old_mean` [B, ...]: of
-        the policy that sampled. Metrics: `policy_loss`; `ratio`; `approx_kl` = log_ratio^2 / 2; `clipfrac` = 1 where the
-        ratio left 1 +- `clip_range`.
+        `now`: the trained policy's transition at the sampled next latents. `old_log_prob` [B] and `old_mean` [B, ...]:
+        of the policy that sampled. Metrics: `policy_loss`; `ratio`; `approx_kl` = log_ratio^2 / 2; `clipfrac` = 1
+        where the ratio left 1 +- `clip_range`.
         """
 
     def _surrogate(self, log_ratio: Tensor, advantages: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ class ClippedLoss(PolicyLoss):
 class GuardLoss(PolicyLoss):
     """GRPO-Guard: a normalised log-ratio, and a loss divided by the step length (arXiv 2510.22319).
 
-    With d = std sqrt(-dt), log r = (log_prob - old_log_prob + mean((mu - mu_old)^2) / (2 d^2)) d equals
-    mean((mu - mu_old) noise): centred on 0 at every step, where the plain ratio leans below 1 by the squared term. It is
-    exactly 0 for an unchanged policy. Dividing the loss by -dt takes the step length out of d mean / d velocity, so that
-    every step has the same weight: over 24 of 25 steps the coefficient varies 1.12 times instead of about 14 times.
+    With d = std sqrt(-dt), log r = (log_prob - old_log_prob + mean((mu - mu_old)^2) / (2 d^2)) d equals mean((mu -
+    mu_old) noise): centred on 0 at every step, where the plain ratio leans below 1 by the squared term. It is exactly
+    0 for an unchanged policy. Dividing the loss by -dt takes the step length out of d mean / d velocity, so that every
+    step has the same weight: over 24 of 25 steps the coefficient varies 1.12 times instead of about 14 times.
     `clip_range` is about 2e-6 here. Defined for Flow-SDE transitions only.
     """
 

@@ -1,7 +1,7 @@
 """What every rollout of a run is made from, as pure functions of the run's seed.
 
-Nothing here has state: the same (seed, iteration, group, member) names the same item and the same noise on any number of
-processes, with any micro-batch, before and after a resume.
+Nothing here has state: the same (seed, iteration, group, member) names the same item and the same noise on any number
+of processes, with any micro-batch, before and after a resume.
 """
 
 from __future__ import annotations
@@ -45,18 +45,29 @@ def plan_iteration(seed: int, iteration: int, config: RolloutConfig, items: int)
     ]
 
 
-def plan_window(seed: int, iteration: int, config: RolloutConfig) -> range:
-    """Steps of an iteration that add noise and are trained.
+def plan_windows(seed: int, iteration: int, config: RolloutConfig) -> list[tuple[int, ...]]:
+    """The steps of each group that add noise and are trained, in order; every member of a group has the same.
 
     `all`: the first `size` steps (the last step of the schedule is better left to the ODE: its noise would stay in the
-    video). `random` and `sliding` lie before `window.last`, by default in the noisier half.
+    video). `random`, `sliding` and `scattered` lie before `window.last`, by default in the noisier half; `scattered`
+    steps need not be neighbours. With `per` group every group has another window, else an iteration has one.
     """
     window = config.window
     if window.kind == "all":
-        return range(window.size)
-    starts = (window.last or config.steps // 2) - window.size + 1
-    if window.kind == "random":
-        start = int(np.random.default_rng(derive_seed(seed, "window", iteration)).integers(starts))
-    else:
+        return [tuple(range(window.size))] * config.groups
+    last = window.last or config.steps // 2
+    starts = last - window.size + 1
+    if window.kind == "sliding":
         start = iteration // window.slide_every % starts
-    return range(start, start + window.size)
+        return [tuple(range(start, start + window.size))] * config.groups
+
+    def one(*place: int) -> tuple[int, ...]:
+        generator = np.random.default_rng(derive_seed(seed, "window", iteration, *place))
+        if window.kind == "scattered":
+            return tuple(sorted(generator.choice(last, window.size, replace=False).tolist()))
+        start = int(generator.integers(starts))
+        return tuple(range(start, start + window.size))
+
+    if window.per == "group":
+        return [one(group) for group in range(config.groups)]
+    return [one()] * config.groups

@@ -28,6 +28,15 @@ def rank_slice(count: int, rank: int, ranks: int) -> range:
     return range(-(-count * rank // ranks), -(-count * (rank + 1) // ranks))
 
 
+def require_trackers(trackers: Sequence[str]) -> None:
+    """Raises UserError when the package of a tracker is not installed."""
+    missing = [name for name in trackers if not TRACKERS[name]()]
+    if missing:
+        raise UserError(
+            f"trackers: the package of {', '.join(missing)} is not installed; run `pip install {' '.join(missing)}`"
+        )
+
+
 class Ranks:
     """The processes of one run, seen from one of them (accelerate's `Accelerator` underneath)."""
 
@@ -38,11 +47,7 @@ class Ranks:
 
         Raises UserError when the package of a tracker is not installed.
         """
-        missing = [name for name in trackers if not TRACKERS[name]()]
-        if missing:
-            raise UserError(
-                f"trackers {', '.join(missing)}: the package is not installed; run pip install {missing[0]}"
-            )
+        require_trackers(trackers)
         self.accelerator = Accelerator(
             log_with=list(trackers) or None,
             project_dir=folder,

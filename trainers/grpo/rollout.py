@@ -24,34 +24,44 @@ from .sde import DYNAMICS
 class RolloutBatch:
     """The trained part of B rollouts with equal shapes.
 
-    `latents` float32 [B, K+1, C, F, h, w]: states entering the K window steps, and the one after the last.
-    `log_probs` float32 [B, K] and `means` (only kept for GRPO-Guard, else None) belong to the policy that sampled.
-    `members`: places of the rollouts in the iteration's plan.
+    `steps` int64 [B, K]: the K trained steps of each rollout. `states` float32 [B, M, C, F, h, w]: the latents entering
+    and leaving them; neighbouring steps share a state, so M is K + 1 where all steps are neighbours, else 2 K.
+    `log_probs` float32 [B, K] and `means` [B, K, C, F, h, w] (only kept for GRPO-Guard, else None) belong to the policy
+    that sampled. `members`: places of the rollouts in the iteration's plan.
     """
 
-    window: range
-    latents: Tensor
+    steps: Tensor
+    states: Tensor
     log_probs: Tensor
     means: Tensor | None
     conditions: list[Conditions]
     members: list[int]
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.states)
+
+    @property
+    def trained_steps(self) -> int:
+        """K."""
+        return self.steps.shape[1]
+
+    def transition(self, k: int) -> tuple[Tensor, Tensor]:
+        """The latents entering and leaving the k-th trained step of each rollout: [B, C, F, h, w] each."""
+        shared = self.states.shape[1] == self.trained_steps + 1
+        before, after = (k, k + 1) if shared else (2 * k, 2 * k + 1)
+        return self.states[:, before], self.states[:, after]
 
     def to(self, device: torch.device | str) -> RolloutBatch:
-        means = None if self.means is None else self.means.to(device)
-        return replace(self, latents=self.latents.to(device), log_probs=self.log_probs.to(device), means=means)
+        return self._each(lambda tensor: tensor.to(device))
 
     def __getitem__(self, part: slice) -> RolloutBatch:
-        return replace(
-            self,
-            latents=self.latents[part],
-            log_probs=self.log_probs[part],
-            means=None if self.means is None else self.means[part],
-            conditions=self.conditions[part],
-            members=self.members[part],
-        )
+        kept = self._each(lambda tensor: tensor[part])
+        return replace(kept, conditions=self.conditions[part], members=self.members[part])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> RolloutBatch:
+        means = None if self.means is None else change(self.means)
+        states, log_probs = change(self.states), change(self.log_probs)
+        return replace(self, steps=change(self.steps), states=states, log_probs=log_probs, means=means)
 
 
 def training_guidance(config: RolloutConfig) -> Guidance:
@@ -66,7 +76,7 @@ def roll_out(
     size: VideoSize,
     config: RolloutConfig,
     schedule: Schedule,
-    window: range,
+    windows: Sequence[Sequence[int]],
     seeds: Sequence[int],
     members: Sequence[int] = (),
     keep_means: bool = False,
@@ -74,37 +84,36 @@ def roll_out(
 ) -> tuple[RolloutBatch, Tensor]:
     """Sample B rollouts whose conditions have equal shapes; `check` is called before every step and may raise to stop.
 
-    Returns the trained part (on the policy's device) and the final latents [B, C, F, h, w].
+    `windows`: the trained steps of each rollout, all equally many. Returns the trained part (on the policy's device)
+    and the final latents [B, C, F, h, w].
     """
     batch = policy.batch(conditions)
     generators = noise_generators(list(seeds))
     shape = policy.latent_shape(size, batch.references)
     latents = unit_noise(generators, shape, policy.device)
     guidance, step = training_guidance(config), DYNAMICS[config.dynamics]
-    states, log_probs, means = [], [], []
+    steps = torch.tensor([list(window) for window in windows])
+    count, trained = len(seeds), steps.shape[1]
+    shared = bool((steps.diff(dim=1) == 1).all())
+    states = latents.new_empty(count, trained + 1 if shared else 2 * trained, *shape)
+    log_probs = latents.new_empty(count, trained)
+    means = latents.new_empty(count, trained, *shape) if keep_means else None
     for index in range(config.steps):
         check()
-        velocity = policy.velocity(latents, schedule.timestep_batch(index, len(seeds)), batch, guidance)
-        if index not in window:
-            latents = ode_step(latents, velocity, schedule, index)
-            continue
-        if not states:
-            states.append(latents)
-        taken = step(latents, velocity, schedule, index, noise=unit_noise(generators, shape, policy.device))
-        latents = taken.next_latents
-        states.append(latents)
-        log_probs.append(taken.log_prob)
-        if keep_means:
-            means.append(taken.mean)
-    kept = RolloutBatch(
-        window,
-        torch.stack(states, 1),
-        torch.stack(log_probs, 1),
-        torch.stack(means, 1) if keep_means else None,
-        list(conditions),
-        list(members),
-    )
-    return kept, latents
+        velocity = policy.velocity(latents, schedule.timestep_batch(index, count), batch, guidance)
+        rows, places = (steps == index).nonzero(as_tuple=True)
+        following = ode_step(latents, velocity, schedule, index) if len(rows) < count else latents.clone()
+        if len(rows):
+            noise = unit_noise([generators[row] for row in rows.tolist()], shape, policy.device)
+            taken = step(latents[rows], velocity[rows], schedule, index, noise=noise)
+            before = places if shared else 2 * places
+            states[rows, before], states[rows, before + 1] = latents[rows], taken.next_latents
+            following[rows] = taken.next_latents
+            log_probs[rows, places] = taken.log_prob
+            if keep_means:
+                means[rows, places] = taken.mean
+        latents = following
+    return RolloutBatch(steps, states, log_probs, means, list(conditions), list(members)), latents
 
 
 @dataclass(frozen=True)
@@ -124,11 +133,11 @@ class RolloutWorker:
     report: Callable[[float], None]
 
     def collect(
-        self, plan: list[Planned], window: range, own: range
+        self, plan: list[Planned], windows: Sequence[Sequence[int]], own: range
     ) -> tuple[list[list[RolloutBatch]], list[tuple[int, float]]]:
         """The rollouts of each update (on the CPU), and (place in the plan, reward) of all of them.
 
-        `own`: which places of every update this process works on.
+        `windows`: the trained steps of each group. `own`: which places of every update this process works on.
         """
         config, video = self.config.rollout, self.config.video
         size = VideoSize(video.height, video.width, video.frames)
@@ -148,7 +157,7 @@ class RolloutWorker:
                     size,
                     config,
                     self.schedule,
-                    window,
+                    [windows[plan[i].group] for i in members],
                     [plan[i].seed for i in members],
                     members,
                     self.keep_means,

@@ -1,7 +1,7 @@
 """The training cycle: rollouts and rewards, updates, evaluation and checkpoint; again.
 
-Runs as one process or as several under accelerate. Work is shared by slices of one plan (plan.py) and gradients are summed,
-so the number of processes and the micro-batches change nothing but the order of additions.
+Runs as one process or as several under accelerate. Work is shared by slices of one plan (plan.py) and gradients are
+summed, so the number of processes and the micro-batches change nothing but the order of additions.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .advantages import group_advantages
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
 from .evaluate import Evaluator
 from .interrupt import Interrupt, Stopped
-from .plan import Planned, plan_iteration, plan_window
+from .plan import Planned, plan_iteration, plan_windows
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker
-from .update import METRICS, PolicyUpdate
+from .update import KL_METRICS, METRICS, PolicyUpdate
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ def train(
     progress: Callable[[ProgressReport], None] = lambda report: None,
     ranks: Ranks | None = None,
 ) -> Result:
-    """Train from the start or, with `resume`, from the newest checkpoint; leave status, metrics, checkpoints and exports in `run`.
+    """Train from the start or, with `resume`, from the newest checkpoint; leave status, metrics, checkpoints and
+    exports in `run`.
 
-    Ctrl-C, SIGTERM (of a run of one process) and a `stop` request end it after the current step with state `stopped`; every
-    iteration that was complete is kept, at most the one in flight is lost. A second Ctrl-C ends it at once. Any error leaves
-    state `failed` with its message, and the last checkpoint as it was. Raises UserError, and touches nothing, when a start
-    would begin a trained run again at 0.
+    Ctrl-C, SIGTERM (of a run of one process) and a `stop` request end it after the current step with state `stopped`;
+    every iteration that was complete is kept, at most the one in flight is lost. A second Ctrl-C ends it at once. Any
+    error leaves state `failed` with its message, and the last checkpoint as it was. Raises UserError, and touches
+    nothing, when a start would begin a trained run again at 0.
     """
     ranks = ranks or Ranks()
     if not resume and run.checkpoints():
@@ -185,7 +186,7 @@ class Trainer:
         started = time.perf_counter()
         config, iteration = self.config, self.state.iteration
         plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
-        updates, rewards = self._collect(plan, plan_window(config.seed, iteration, config.rollout))
+        updates, rewards = self._collect(plan, plan_windows(config.seed, iteration, config.rollout))
         sampled = time.perf_counter()
         if self.saved < iteration:
             self.unsaved = capture(self.state, self.update)
@@ -230,18 +231,18 @@ class Trainer:
 
     # --- rollouts and updates ----------------------------------------------------------------------------------------
 
-    def _collect(self, plan: list[Planned], window: range) -> tuple[list[list[RolloutBatch]], Tensor]:
+    def _collect(self, plan: list[Planned], windows: list[tuple[int, ...]]) -> tuple[list[list[RolloutBatch]], Tensor]:
         """This process's rollouts of every update, and all rewards float64 [n] in the order of the plan."""
         own = self.ranks.slice(len(plan) // self.config.rollout.updates_per_iteration)
-        updates, scores = self.ranks.on_all_ranks(lambda: self.rollouts.collect(plan, window, own))
+        updates, scores = self.ranks.on_all_ranks(lambda: self.rollouts.collect(plan, windows, own))
         rewards = torch.full((len(plan),), math.nan, dtype=torch.float64)
         for index, score in self.ranks.gather(scores):
             rewards[index] = score
         if not torch.isfinite(rewards).all():
             bad = int((~torch.isfinite(rewards)).nonzero()[0])
             raise UserError(
-                f"the reward of item `{self.items[plan[bad].item].id}` (seed {plan[bad].seed}) is {rewards[bad].item()}; "
-                "check its reference images and the reward model; the last checkpoint is intact"
+                f"the reward of item `{self.items[plan[bad].item].id}` (seed {plan[bad].seed}) is "
+                f"{rewards[bad].item()}; check its reference images and the reward model; the last checkpoint is intact"
             )
         return updates, rewards
 
@@ -258,7 +259,7 @@ class Trainer:
         config = self.config
         advantages = group_advantages(rewards, [p.group for p in plan], config.optim.global_std)
         terms = len(plan) // len(updates) * config.rollout.window.size
-        totals = dict.fromkeys(METRICS + ("kl",) * bool(config.optim.kl), 0.0)
+        totals = dict.fromkeys(METRICS + KL_METRICS * bool(config.optim.kl), 0.0)
         norms = []
         for number, batches in enumerate(updates):
             sums = self.ranks.on_all_ranks(lambda n=number, b=batches: self._accumulate(n, b, advantages, terms))

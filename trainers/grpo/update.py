@@ -20,6 +20,8 @@ from .rollout import RolloutBatch, training_guidance
 from .sde import DYNAMICS
 
 METRICS = ("policy_loss", "ratio_error", "approx_kl", "clipfrac")
+KL_METRICS = ("kl", "velocity_change")
+"""Measured where the base policy is evaluated anyway; `velocity_change` is |v - v_base| / |v_base|."""
 
 
 class PolicyUpdate:
@@ -45,9 +47,9 @@ class PolicyUpdate:
     ) -> dict[str, float]:
         """Add the gradients of this process's rollouts of one update; returns the sums of the metrics.
 
-        `advantages` [n]: of the whole iteration, by place in the plan. `terms`: rollouts times window steps of the update
-        over all processes, so that the sum of gradients is that of the mean loss. `check` is called before every step,
-        `report` gets the fraction that is done.
+        `advantages` [n]: of the whole iteration, by place in the plan. `terms`: rollouts times window steps of the
+        update over all processes, so that the sum of gradients is that of the mean loss. `check` is called before
+        every step, `report` gets the fraction that is done.
         """
         size, sums = self.config.optim.micro_batch, {}
         done, total = 0, sum(map(len, batches))
@@ -62,8 +64,8 @@ class PolicyUpdate:
     def step(self, number: int) -> float:
         """Sum the gradients of all processes, clip and apply them; returns their norm before clipping.
 
-        `number`: of this optimiser step, counted from 1. Raises UserError when the norm is not finite; nothing is changed
-        then.
+        `number`: of this optimiser step, counted from 1. Raises UserError when the norm is not finite; nothing is
+        changed then.
         """
         self.ranks.sum_gradients(self.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.optim.max_grad_norm).item()
@@ -86,7 +88,7 @@ class PolicyUpdate:
         device = self.policy.device
         conditions = self.policy.batch(batch.conditions)
         batch, advantages = batch.to(device), advantages.to(device, torch.float32)
-        for step in range(len(batch.window)):
+        for step in range(batch.trained_steps):
             check()
             losses, metrics = self.step_losses(conditions, batch, step, advantages)
             (losses.sum() / terms).backward()
@@ -101,9 +103,9 @@ class PolicyUpdate:
         loss = clipped policy loss + kl * KL(policy || base policy), as the published trainer (golden/sde facts 7-8).
         """
         rollout, kl_weight = self.config.rollout, self.config.optim.kl
-        index, transition = batch.window[step], DYNAMICS[rollout.dynamics]
-        latents, next_latents = batch.latents[:, step], batch.latents[:, step + 1]
-        timesteps = self.schedule.timestep_batch(index, len(latents))
+        index, transition = batch.steps[:, step], DYNAMICS[rollout.dynamics]
+        latents, next_latents = batch.transition(step)
+        timesteps = self.schedule.timesteps[index]
         guidance = training_guidance(rollout)
         velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
         now = transition(latents, velocity, self.schedule, index, next_latents=next_latents)
@@ -112,9 +114,11 @@ class PolicyUpdate:
         metrics["ratio_error"] = (metrics.pop("ratio") - 1).abs()
         if kl_weight:
             with torch.no_grad(), lora_disabled(self.policy.transformer):
-                velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
-                base = transition(latents, velocity, self.schedule, index, next_latents=next_latents)
+                base_velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
+                base = transition(latents, base_velocity, self.schedule, index, next_latents=next_latents)
             kl = kl_divergence(now, base.mean)
             loss = loss + kl_weight * kl
             metrics["kl"] = kl.detach()
+            change = (velocity.detach() - base_velocity).flatten(1).norm(dim=1)
+            metrics["velocity_change"] = change / base_velocity.flatten(1).norm(dim=1)
         return loss, metrics

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import UserError, program
+from ..errors import UserError, command_line
 from ..files import write_atomic
 
 
@@ -57,7 +57,8 @@ def hold_device(device: str, run: Path) -> Iterator[None]:
     except Timeout:
         holder = _holder(device)
         raise UserError(
-            f"{device} is in use by run {holder.name}; stop it with `{program()} runs stop {holder}`, or wait for it to end"
+            f"{device} is in use by run {holder.name}; stop it with `{command_line('runs', 'stop', holder)}`, "
+            "or wait for it to end"
         ) from None
     try:
         write_atomic(folder / f"{device}.run", str(run), sync=False)

@@ -65,7 +65,10 @@ class Exports:
                     continue
                 place_atomic(export.path, self.published / export.path.name)
             except OSError as error:
-                self.warning = f"{export.path.name} could not be published to {self.published} ({error}); it is in {export.path.parent}"
+                self.warning = (
+                    f"{export.path.name} could not be published to {self.published} ({error}); "
+                    f"it is in {export.path.parent}"
+                )
 
     def _is_published(self, export: Export) -> bool:
         copy = self.published / export.path.name

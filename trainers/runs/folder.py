@@ -113,7 +113,8 @@ class RunFolder:
             raise UserError(f"the folder of run {self.id} was deleted; the run ends")
 
     def prepare(self) -> None:
-        """Before a process of the run starts: make missing parts, remove what killed writers left, forget old requests."""
+        """Before a process of the run starts: make missing parts, remove what killed writers left, forget old
+        requests."""
         for part in PARTS:
             (self.path / part).mkdir(exist_ok=True)
             sweep(self.path / part)
@@ -174,7 +175,8 @@ class RunFolder:
     # --- metrics -----------------------------------------------------------------------------------------------------
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl; numbers that are not finite become null. Raises UserError when the disk is full."""
+        """Add one line to metrics.jsonl; numbers that are not finite become null. Raises UserError when the disk is
+        full."""
         self.require_exists()
         path = self.path / "metrics.jsonl"
         with full_disk_explained(path), open(path, "ab+") as file:
@@ -294,7 +296,8 @@ class RunFolder:
 
 
 def _expected(name: str, value: Any) -> bool:
-    """Whether a metric has the type that readers rely on: texts are texts, everything else is a finite number or null."""
+    """Whether a metric has the type that readers rely on: texts are texts, everything else is a finite number or
+    null."""
     if name == "kind":
         return isinstance(value, str)
     return value is None or (type(value) in (int, float) and math.isfinite(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,24 +15,40 @@ if TYPE_CHECKING:
 
 TINYWORLD = "tinyworld"
 TINYWORLD_ITEMS = (64, 512)
+TINYWORLD_SIZE = (80, 48)  # width and height for which its models were trained and its oracle measures
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The training and the held-out items of a run."""
+    """The training and the held-out items of a run, and the judge of the held-out videos, if there is one."""
 
     items: PromptSet
     held_out: PromptSet
-
-    @property
-    def judge(self):
-        """TinyWorld's oracle where all held-out items are TinyWorld's, else None."""
-        return tinyworld_judge if all("scene" in item.extra for item in self.held_out) else None
+    judge: Callable[[Tensor, Sequence[PromptItem]], dict[str, list[float]]] | None = None
 
 
 def run_inputs(config: TrainConfig) -> RunInputs:
-    """The inputs that the configuration names; see `resolve_prompts`."""
-    return RunInputs(*resolve_prompts(config))
+    """The inputs that the configuration names (see `resolve_prompts`).
+
+    TinyWorld's oracle is the judge of TinyWorld's items in their own size.
+    """
+    items, held_out = resolve_prompts(config)
+    size = config.evaluation.video or config.video
+    measurable = (size.width, size.height) == TINYWORLD_SIZE and all("scene" in item.extra for item in held_out)
+    return RunInputs(items, held_out, tinyworld_judge if measurable else None)
+
+
+def check_prompts(config: TrainConfig) -> None:
+    """Raises UserError as `resolve_prompts`, in less time: TinyWorld's items are not rendered for it."""
+    files = [path for path in (config.prompts, config.evaluation_prompts) if path not in (None, TINYWORLD)]
+    if config.prompts in files and config.evaluation_prompts != TINYWORLD:
+        resolve_prompts(config)
+        return
+    _check_settings(config)
+    for path in files:
+        load_prompt_set(path)
+    if config.prompts == TINYWORLD:
+        _require_enough(_tinyworld_items(config), TINYWORLD, config)
 
 
 def with_negative(prompts: PromptSet, negative: str) -> PromptSet:
@@ -44,21 +60,16 @@ def with_negative(prompts: PromptSet, negative: str) -> PromptSet:
 def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
     """The training and the held-out items of a run.
 
-    Raises UserError when a file has problems, when the training set is smaller than the groups of one update, when nothing
-    is held out, or when a held-out item is also trained on.
+    Raises UserError when a file has problems, when the training set is smaller than the groups of one update, when
+    nothing is held out, when a held-out item is also trained on, or when videos of TinyWorld's items would be larger
+    than its own.
     """
+    _check_settings(config)
     if config.prompts == TINYWORLD:
-        if config.held_out:
-            raise UserError(
-                "held_out takes rows off a CSV; TinyWorld brings its own held-out items: leave held_out at 0"
-            )
-        train = _tinyworld("train", _tinyworld_items(config.rollout.groups * config.iterations))
+        train = _tinyworld("train", _tinyworld_items(config))
     else:
         train = load_prompt_set(config.prompts)
-    if config.evaluation_prompts and config.held_out:
-        raise UserError("evaluation_prompts and held_out both name the held-out items; set only one of them")
-    own_held_out = config.evaluation_prompts is None and config.prompts == TINYWORLD
-    if own_held_out or config.evaluation_prompts == TINYWORLD:
+    if (config.evaluation_prompts or config.prompts) == TINYWORLD:
         held_out = _tinyworld("held_out", config.evaluation.items)
     elif config.evaluation_prompts:
         held_out = load_prompt_set(config.evaluation_prompts)
@@ -75,13 +86,7 @@ def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
             f"number of rows taken off the end of {train.source}"
         )
     _refuse_overlap(train, held_out)
-    needed = config.rollout.groups_per_update
-    if len(train) < needed:
-        raise UserError(
-            f"{train.source} has {len(train)} rows to train on but an update needs {needed} groups, each of another "
-            f"row; add {needed - len(train)} rows, or set rollout.groups_per_update to {len(train)} or less (below 16 "
-            "the method hardly moves)"
-        )
+    _require_enough(len(train), train.source, config)
     return with_negative(train, config.negative_prompt), with_negative(held_out, config.negative_prompt)
 
 
@@ -105,9 +110,34 @@ def _refuse_overlap(train: PromptSet, held_out: PromptSet) -> None:
             )
 
 
-def _tinyworld_items(groups: int) -> int:
-    """A power of two: rendering portraits takes time, so no more items than a run of so many groups uses."""
+def _check_settings(config: TrainConfig) -> None:
+    if config.prompts == TINYWORLD and config.held_out:
+        raise UserError("held_out takes rows off a CSV; TinyWorld brings its own held-out items: leave held_out at 0")
+    if config.evaluation_prompts and config.held_out:
+        raise UserError("evaluation_prompts and held_out both name the held-out items; set only one of them")
+    width, height = TINYWORLD_SIZE
+    for name, size in (("video", config.video), ("evaluation.video", config.evaluation.video or config.video)):
+        if TINYWORLD in (config.prompts, config.evaluation_prompts) and (size.width > width or size.height > height):
+            raise UserError(
+                f"{name} is {size.width}x{size.height}, but TinyWorld's videos are {width}x{height}; "
+                f"set {name}.width={width} and {name}.height={height} (preset `tiny`), or train on a CSV"
+            )
+
+
+def _require_enough(rows: int, source: str, config: TrainConfig) -> None:
+    needed = config.rollout.groups_per_update
+    if rows < needed:
+        raise UserError(
+            f"{source} has {rows} rows to train on but an update needs {needed} groups, each of another "
+            f"row; add {needed - rows} rows, or set rollout.groups_per_update to {rows} or less (below 16 "
+            "the method hardly moves)"
+        )
+
+
+def _tinyworld_items(config: TrainConfig) -> int:
+    """A power of two: rendering portraits takes time, so no more items than the run uses."""
     least, most = TINYWORLD_ITEMS
+    groups = config.rollout.groups * config.iterations
     return min(most, max(least, 1 << (groups - 1).bit_length()))
 
 

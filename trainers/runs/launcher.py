@@ -92,8 +92,8 @@ def start(
 def stop(run: RunFolder, wait: float = 60.0) -> State:
     """End the run: by request (it stops after the step in flight), after `wait` seconds by force.
 
-    A run that is writing a checkpoint is waited for longer. Returns the state it ends in: `stopped`, or what it was already
-    if nothing ran. A run on another machine is only asked.
+    A run that is writing a checkpoint is waited for longer. Returns the state it ends in: `stopped`, or what it was
+    already if nothing ran. A run on another machine is only asked.
     """
     state = refresh(run).state
     if state not in ALIVE:

@@ -28,7 +28,8 @@ def curve(run: RunFolder) -> np.ndarray:
 
 
 def newest_clips(run: RunFolder) -> np.ndarray:
-    """The newest clips of the first held-out items side by side: uint8 [F, H, W, 3]; one dark frame until there are any."""
+    """The newest clips of the first held-out items side by side: uint8 [F, H, W, 3]; one dark frame until there are
+    any."""
     for files in run.clips():
         try:
             clips = [read_clip(path)[0] for path in files[:CLIPS_SHOWN]]

@@ -38,7 +38,8 @@ def latest(root: str | Path) -> RunFolder:
 
 
 def find(root: str | Path, text: str) -> RunFolder:
-    """The run with this id, an unambiguous beginning of one, `latest`, or a path of a run's folder. Raises UserError."""
+    """The run with this id, an unambiguous beginning of one, `latest`, or a path of a run's folder. Raises
+    UserError."""
     if text == "latest":
         return latest(root)
     runs = list_runs(root)

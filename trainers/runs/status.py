@@ -16,8 +16,9 @@ class RunStatus(BaseModel):
     """How a run stands, as its process wrote it last.
 
     `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group.
-    `gpus`: the CUDA devices it was started on. `phase` of the iteration in flight is done to the fraction `phase_done`.
-    `eta_seconds`: None while it is not known. `updated`: seconds since the epoch. State `damaged`: the file cannot be read.
+    `gpus`: the CUDA devices it was started on. `phase` of the iteration in flight is done to the fraction
+    `phase_done`. `eta_seconds`: None while it is not known. `updated`: seconds since the epoch. State `damaged`: the
+    file cannot be read.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trainers.config import RolloutConfig
 from trainers.diffusion.noise import noise_generators, unit_noise
-from trainers.grpo.plan import plan_items, plan_iteration, plan_window
+from trainers.grpo.plan import plan_items, plan_iteration, plan_windows
 from trainers.grpo.ranks import rank_slice
 
 
@@ -59,24 +59,43 @@ def test_noise_does_not_depend_on_the_batch():
 
 
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(4, 8))
-def test_a_random_window_lies_in_its_range(iteration, size, last):
-    window = plan_window(1, iteration, config(window={"kind": "random", "size": size, "last": last}))
-    assert len(window) == size and window.start >= 0 and window.stop <= last
+def test_a_random_window_has_neighbours_in_its_range(iteration, size, last):
+    window = plan_windows(1, iteration, config(window={"kind": "random", "size": size, "last": last}))[0]
+    assert window == tuple(range(window[0], window[0] + size)) and window[0] >= 0 and window[-1] < last
+
+
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(4, 8))
+def test_scattered_steps_are_distinct_ordered_and_in_range(iteration, size, last):
+    window = plan_windows(1, iteration, config(window={"kind": "scattered", "size": size, "last": last}))[0]
+    assert len(set(window)) == size and list(window) == sorted(window) and 0 <= window[0] and window[-1] < last
+
+
+def test_scattered_steps_are_chosen_evenly():
+    scattered = config(window={"kind": "scattered", "size": 2, "last": 4})
+    counts = Counter(step for i in range(2000) for step in plan_windows(1, i, scattered)[0])
+    assert all(count == pytest.approx(1000, rel=0.1) for count in counts.values()) and len(counts) == 4
+
+
+@pytest.mark.parametrize("kind", ["random", "scattered"])
+def test_groups_have_windows_of_their_own_where_asked(kind):
+    own = plan_windows(1, 0, config(groups_per_update=40, window={"kind": kind, "size": 2, "last": 6, "per": "group"}))
+    shared = plan_windows(1, 0, config(groups_per_update=40, window={"kind": kind, "size": 2, "last": 6}))
+    assert len(own) == len(shared) == 80 and len(set(own)) > 3 and len(set(shared)) == 1
 
 
 def test_a_sliding_window_moves_and_wraps():
     sliding = config(window={"kind": "sliding", "size": 2, "last": 4, "slide_every": 2})
-    assert [plan_window(0, i, sliding).start for i in range(8)] == [0, 0, 1, 1, 2, 2, 0, 0]
+    assert [plan_windows(0, i, sliding)[0][0] for i in range(8)] == [0, 0, 1, 1, 2, 2, 0, 0]
 
 
 def test_defect_12_the_recipe_leaves_the_last_step_to_the_ode():
     """Noise added at the last step stays in the video."""
-    assert 24 not in plan_window(0, 0, RolloutConfig())
+    assert not any(24 in window for window in plan_windows(0, 0, RolloutConfig()))
 
 
 @pytest.mark.parametrize("window", [{"kind": "all", "size": 8}, {"kind": "random", "size": 2, "last": 8}])
 def test_defect_12_cps_does_not_train_its_last_step_which_has_no_noise(window):
-    with pytest.raises(ValueError, match="within the first 7 steps"):
+    with pytest.raises(ValueError, match="cannot be trained: lower window"):
         config(dynamics="cps", window=window)
     assert config(dynamics="flow_sde", window=window)
     assert config(dynamics="cps", window=window | ({"size": 7} if window["kind"] == "all" else {"last": 7}))

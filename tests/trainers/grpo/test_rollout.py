@@ -32,30 +32,54 @@ def conditions(policy, small_models):
     return policy.encode(load_prompt_set(small_models["prompts"])[0], SIZE)
 
 
-def rolled(policy, conditions, window, seeds, **options):
-    return roll_out(policy, [conditions] * len(seeds), SIZE, CONFIG, SCHEDULE, window, seeds, **options)
+def rolled(policy, conditions, windows, seeds, **options):
+    """Rollouts whose trained steps are `windows`: one for all, or one for each seed."""
+    windows = [windows] * len(seeds) if isinstance(windows[0], int) else windows
+    return roll_out(policy, [conditions] * len(seeds), SIZE, CONFIG, SCHEDULE, windows, seeds, **options)
 
 
 def test_defect_25_every_state_is_kept_once_and_without_a_graph(policy, conditions):
     batch, final = rolled(policy, conditions, range(1, 3), [5, 6])
     shape = policy.latent_shape(SIZE, 2)
-    assert batch.latents.shape == (2, 3, *shape) and batch.log_probs.shape == (2, 2)
+    assert batch.states.shape == (2, 3, *shape) and batch.log_probs.shape == (2, 2)
     assert batch.means is None
-    assert not any(t.requires_grad for t in (batch.latents, batch.log_probs, final))
+    assert not any(t.requires_grad for t in (batch.states, batch.log_probs, final))
     assert batch.conditions[0] is batch.conditions[1] is conditions
 
 
-def test_the_window_ends_where_the_ode_goes_on(policy, conditions):
+def test_the_window_ends_where_the_ode_continues(policy, conditions):
     batch, final = rolled(policy, conditions, range(2, 4), [5])
-    assert torch.equal(batch.latents[:, -1], final)
+    assert torch.equal(batch.states[:, -1], final)
     batch, final = rolled(policy, conditions, range(1, 3), [5])
-    assert not torch.equal(batch.latents[:, -1], final)
+    assert not torch.equal(batch.states[:, -1], final)
 
 
-def test_guards_means_are_those_of_the_sampled_steps(policy, conditions):
+def test_means_for_guard_are_those_of_the_sampled_steps(policy, conditions):
     batch, _ = rolled(policy, conditions, range(1, 3), [5], keep_means=True)
-    assert batch.means.shape == batch.latents[:, 1:].shape
-    assert (batch.means - batch.latents[:, 1:]).abs().max() > 1e-3
+    assert batch.means.shape == batch.states[:, 1:].shape
+    assert (batch.means - batch.states[:, 1:]).abs().max() > 1e-3
+
+
+def test_a_scattered_window_keeps_what_enters_and_leaves_each_of_its_steps(policy, conditions):
+    """Neighbours and scattered steps of one rollout: the steps that both train hold the same states."""
+    batch, final = rolled(policy, conditions, (0, 2), [5])
+    assert batch.states.shape[1] == 4
+    first, again = (rolled(policy, conditions, window, [5])[0] for window in ((0,), (0, 1)))
+    for found, expected in zip(batch.transition(0), first.transition(0), strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(again.transition(0)[1], again.transition(1)[0])
+    assert not torch.equal(batch.transition(0)[1], batch.transition(1)[0])
+    assert torch.isfinite(batch.states).all() and torch.isfinite(batch.log_probs).all()
+
+
+def test_rollouts_of_one_batch_may_have_windows_of_their_own(policy, conditions):
+    together, final = rolled(policy, conditions, [(0, 1), (2, 3), (1, 2)], [5, 6, 7], keep_means=True)
+    for place, (window, seed) in enumerate(zip([(0, 1), (2, 3), (1, 2)], [5, 6, 7], strict=True)):
+        alone, own = rolled(policy, conditions, window, [seed], keep_means=True)
+        torch.testing.assert_close(final[place : place + 1], own, atol=1e-4, rtol=0)
+        torch.testing.assert_close(together.states[place : place + 1], alone.states, atol=1e-4, rtol=0)
+        torch.testing.assert_close(together.log_probs[place : place + 1], alone.log_probs, atol=1e-4, rtol=0)
+        assert together.steps[place].tolist() == list(window)
 
 
 def test_defect_19_a_rollout_is_made_again_from_its_seed_alone(policy, conditions):
@@ -66,7 +90,7 @@ def test_defect_19_a_rollout_is_made_again_from_its_seed_alone(policy, condition
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
-def test_rollouts_ask_before_every_step_whether_to_go_on(policy, conditions):
+def test_rollouts_ask_before_every_step_whether_to_continue(policy, conditions):
     calls = []
     rolled(policy, conditions, range(1, 3), [5], check=lambda: calls.append(None))
     assert len(calls) == 4

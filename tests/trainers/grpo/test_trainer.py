@@ -502,7 +502,7 @@ def test_what_is_not_finite_is_never_saved(halfway, small_config, monkeypatch):
         return norm
 
     monkeypatch.setattr(update.PolicyUpdate, "step", spoiled)
-    with pytest.raises(UserError, match="after iteration 2 the optimiser holds numbers that are not finite"):
+    with pytest.raises(UserError, match="after iteration 2 the .* holds numbers that are not finite"):
         train(small_config(), halfway, resume=True)
     assert [p.name for p in halfway.checkpoints()] == ["000000", "000001"]
 
