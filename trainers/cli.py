@@ -1,18 +1,21 @@
 """The command line: `python -m trainers …` in a checkout, `identity-grpo …` where it is installed.
 
-Every command is a module of `commands` with `add_arguments(parser)` and `main(options) -> exit status`. Only the module of
-the command that was called is imported, so that torch is loaded when a command needs it.
+Every command is a module of `commands` with `add_arguments(parser)` and `main(options) -> exit status`. Only the module
+of the command that was called is imported, so that torch is loaded when a command needs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import TextIO
 
 from .errors import UserError, program
 
@@ -21,7 +24,7 @@ COMMANDS = {
     "train": "train a policy's LoRA against the identity reward",
     "resume": "continue a run from its newest checkpoint",
     "evaluate": "measure a run's LoRA on the held-out items against the base policy",
-    "sample": "generate a video of some people",
+    "sample": "generate a video of the people on reference images",
     "score": "score clips by the identity reward; a score has no zero, compare it with another",
     "runs": "list runs, show one, or stop one",
     "settings": "print every setting with its type, default, preset values and meaning",
@@ -29,20 +32,22 @@ COMMANDS = {
     "verify": "recompute golden cases and print each quantity's error; exit 1 if one is out of tolerance",
     "comfyui": "start ComfyUI with this pack in it; finds it, or installs it through comfy-cli",
 }
-WORK = "work"  # the process of a run that `train`, `resume` or ComfyUI started: not for people, so not in the list
+WORK = "work"
+"""The process of a run that `train`, `resume` or ComfyUI started: not for users, so not in the list."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a check failed, 2 a user error, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        # A console that cannot show a letter must not end the program.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        _escape_what_cannot_be_shown(stream)
     options = make_parser(arguments).parse_args(arguments)
     try:
-        with _sigterm_as_ctrl_c():
-            return options.main(options)
+        with _signals_as_ctrl_c():
+            status = options.main(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -50,31 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
+        # The reader of a pipe has enough; without this, Python's flush at exit would report it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        # The system's refusal (a place that cannot be written, a full disk); the log of a run in the background has all.
+        # A folder that cannot be written, a full disk. The log of a run in the background gets the traceback.
         if options.command == WORK or error.errno is None:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A command that started processes then ends them, whoever asks."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that knows all commands by name, and the arguments of the one that is called."""
+    """A parser of all commands by name, with the arguments of the one that is called."""
     parser = argparse.ArgumentParser(
         program(), description="Teach video models to keep several people's faces, by GRPO."
     )
@@ -93,3 +86,31 @@ def _complete(parser: argparse.ArgumentParser, name: str) -> None:
     module = import_module(f".commands.{name}", __package__)
     module.add_arguments(parser)
     parser.set_defaults(main=module.main)
+
+
+def _escape_what_cannot_be_shown(stream: TextIO | None) -> None:
+    """A prompt or a path with letters that the console does not have must not end the program."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    elif stream is not None:
+        # As a codecs.StreamWriter. Other streams without `reconfigure`, such as a notebook's, take every letter.
+        with contextlib.suppress(AttributeError):
+            stream.errors = "backslashreplace"
+
+
+@contextmanager
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a closed terminal, as Ctrl-C: a command that started processes then ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # nohup ignores SIGHUP: that stays.
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

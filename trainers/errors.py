@@ -1,14 +1,17 @@
-"""The one exception that a user is meant to read, and what its messages are made of."""
+"""The exception whose message is for the user, and what such messages are made of."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message names the input and says what to do.
+    """An input that cannot be used: the message names it with its value, what was expected, and what to do.
 
     The command line prints it without a traceback; nodes raise it as it is.
     """
@@ -24,3 +27,9 @@ def program() -> str:
     """How the user called this program, for commands that a message proposes."""
     name = Path(sys.argv[0]).name
     return name if name.startswith("identity-grpo") else f"python -m {Path(__file__).resolve().parent.name}"
+
+
+def command_line(*arguments: str | Path) -> str:
+    """A command of this program for the user to copy; it works in any folder when its paths are absolute."""
+    words = [str(argument) for argument in arguments]
+    return f"{program()} {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"

@@ -9,10 +9,11 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, program
+from ..errors import UserError, command_line
 from ..runs import launcher
 from ..runs.folder import RunFolder
-from .progress import Bar, Lines, quiet_libraries
+from ..runs.progress import ProgressReport
+from .progress import Bar, Lines, open_display, quiet_libraries
 
 if TYPE_CHECKING:
     from ..grpo.trainer import Result
@@ -21,9 +22,9 @@ STOPPED = 130
 
 
 def attend(run: RunFolder, resuming: bool, processes: int) -> int:
-    """Train the run in this process, or follow several, and say how it ended; returns the exit status."""
+    """Train the run in this process, or follow several, and print how it ended; returns the exit status."""
     print(f"run {run.path}", flush=True)
-    show = Bar() if sys.stderr.isatty() else Lines()
+    show = open_display()
     try:
         if processes > 1:
             state = _follow(run, resuming, processes, show)
@@ -81,32 +82,48 @@ def limit_threads(ranks) -> None:
         torch.set_num_threads(max(1, launcher.cores() // max(1, sharers)))
 
 
-def refuse_busy_device(run_anyway: bool = False) -> None:
-    """Raises UserError when another run holds this machine's device: before a run is made that could not start."""
+def refuse_busy_device(processes: int = 1) -> None:
+    """Raises UserError when another run holds a device that `processes` of a new run would use."""
+    import torch
     from accelerate import PartialState
 
-    with _held(PartialState().device, Path("a new run")):
-        pass
+    devices = [PartialState().device]
+    if devices[0].type == "cuda" and processes > 1:
+        devices = [torch.device("cuda", index) for index in range(processes)]
+    with contextlib.ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(_held(device, Path("a new run")))
 
 
 def _follow(run: RunFolder, resuming: bool, processes: int, show: Bar | Lines) -> str:
     """Start several processes and show their progress; Ctrl-C stops them as it stops one."""
     child = launcher.start(run, resuming, processes)
+    reported = run.status().iteration
     try:
         while child.poll() is None:
-            status = run.status()
-            if isinstance(show, Bar) and status.phase and status.iterations:
-                done = status.iteration / status.iterations
-                show.show(status.iteration, status.iterations, status.phase, done, status.eta_seconds)
+            reported = _report(run, reported, show)
             time.sleep(0.5)
     except KeyboardInterrupt:
         print("\nstopping after the step in flight", file=sys.stderr)
         launcher.stop(run)
         child.wait()
+    _report(run, reported, show)
     status = run.status()
     if child.returncode and status.state != "stopped":
         raise UserError(f"run {run.id} failed: {status.last_error}\n{run.log_tail()}")
     return status.state
+
+
+def _report(run: RunFolder, reported: int, show: Bar | Lines) -> int:
+    """Show the run's status, with the metrics of an iteration beyond `reported`; returns the iteration shown."""
+    status = run.status()
+    iteration, iterations = status.iteration, status.iterations
+    if status.state != "running" or not iterations:
+        return reported
+    rows = run.training() if iteration > reported else []
+    metrics = rows[-1] if rows else {}
+    show(ProgressReport(iteration, iterations, status.phase, iteration / iterations, status.eta_seconds, metrics))
+    return iteration
 
 
 def _print_end(run: RunFolder, state: str) -> None:
@@ -119,8 +136,7 @@ def _print_end(run: RunFolder, state: str) -> None:
     if status.message:
         print(f"note     {status.message}")
     if state != "finished":
-        root = "" if run.path.parent == Path("runs").resolve() else f" --runs {run.path.parent}"
-        print(f"continue {program()} resume {run.id}{root}")
+        print(f"continue {command_line('resume', run.path)}")
 
 
 def _plot(run: RunFolder) -> None:

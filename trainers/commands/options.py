@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, preset_for
+from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, parse_yaml, preset_for
 from ..errors import UserError
 
 # Options of commands that are settings by another name.
@@ -28,7 +27,24 @@ FLAGS = {
 }
 SIZES = ("height", "width", "frames")
 RUN_HELP = "id, beginning of an id, folder, or `latest` (default)"
-NESTED = 20  # brackets in a value of --set
+MOST_PROCESSES = 64
+
+
+def number_between(low: float, high: float, kind: type[int | float] = int) -> Callable[[str], float]:
+    """For `type=` of an argument: a number of this kind from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise ArgumentTypeError(
+                f"`{text}` is not {'an integer' if kind is int else 'a number'} from {low} to {high}"
+            )
+        return value
+
+    return parse
 
 
 def add_tinyworld_policy(parser: ArgumentParser) -> None:
@@ -45,7 +61,10 @@ def add_runs_folder(parser: ArgumentParser, default: str = "runs") -> None:
 
 def add_processes(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--processes", type=int, default=1, help="one per GPU; any number gives the same run (default: 1)"
+        "--processes",
+        type=number_between(1, MOST_PROCESSES),
+        default=1,
+        help="one per GPU; any number gives the same run (default: 1)",
     )
 
 
@@ -54,14 +73,16 @@ def add_set(parser: ArgumentParser) -> None:
         "--set",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="any setting, e.g. rollout.group_size=4; may be repeated; `settings` prints them all",
+        metavar="NAME=VALUE",
+        help="any setting, e.g. rollout.group_size=4; may be repeated; the command `settings` prints them all",
     )
 
 
 def add_policy_and_preset(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--preset", choices=list(PRESETS), help="default: that of the policy, tiny for TinyWorld, else paper"
+        "--preset",
+        choices=list(PRESETS),
+        help="default: tiny for a built-in policy, else paper; -phantom for a Phantom",
     )
     parser.add_argument(
         "--policy",
@@ -71,30 +92,28 @@ def add_policy_and_preset(parser: ArgumentParser) -> None:
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """`["rollout.steps=8", …]` as a nested dict; values are YAML, so 8 is a number and [a, b] a list. Raises UserError."""
+    """`["rollout.steps=8", …]` as a nested dict; values are YAML: 8 is a number, [a, b] a list. Raises UserError."""
     changes: dict[str, Any] = {}
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not all(key.split(".")):
-            raise UserError(f"--set {setting}: write it as name=value, e.g. --set rollout.group_size=4")
-        if value.count("[") + value.count("{") > NESTED:
-            raise UserError(
-                f"--set {key}: the value has more than {NESTED} brackets; give a number, a text or a short list"
-            )
+        name, equals, value = setting.partition("=")
+        if not equals or not all(name.split(".")):
+            raise UserError(f"--set {setting}: write it as NAME=VALUE, e.g. --set rollout.group_size=4")
         try:
-            _put(changes, key, yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"--set {setting}: the value is not YAML ({error}); quote it") from error
+            _put(changes, name, parse_yaml(value))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"--set {name}: the value cannot be read as YAML: {error}; put a text in quotes") from error
     return changes
 
 
 def config_from(options: Namespace) -> TrainConfig:
     """The preset, changed by --set and then by the options that were given. Raises UserError for an impossible one."""
     changes = parse_settings(options.set)
-    for option, key in FLAGS.items():
+    for option, name in FLAGS.items():
         value = getattr(options, option, None)
         if value is not None:
-            _put(changes, key, value)
+            _put(changes, name, value)
     preset = options.preset or _preset_of(changes)
     config = make_config(preset, changes)
     _check_preset(config)
@@ -114,7 +133,7 @@ def _preset_of(changes: dict[str, Any]) -> str:
 
 
 def _kind_of(source: str) -> PolicyKind | None:
-    """None where it cannot be recognised: loading the policy says why."""
+    """None where it cannot be recognised: loading the policy reports why."""
     if source in BUILT_IN:
         return BUILT_IN[source]
     from ..policies.load import recognise
@@ -134,10 +153,10 @@ def _check_preset(config: TrainConfig) -> None:
         )
 
 
-def _put(changes: dict[str, Any], key: str, value: Any) -> None:
-    *sections, name = key.split(".")
+def _put(changes: dict[str, Any], name: str, value: Any) -> None:
+    *sections, last = name.split(".")
     for section in sections:
         changes = changes.setdefault(section, {})
         if not isinstance(changes, dict):
-            raise UserError(f"{key} cannot be set: {section} was already given a value of its own")
-    changes[name] = value
+            raise UserError(f"{name} cannot be set: {section} was already given a value of its own")
+    changes[last] = value

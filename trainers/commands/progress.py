@@ -1,8 +1,10 @@
-"""A run's progress: a bar on a terminal, lines in a file."""
+"""How a command shows its progress: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import threading
 import time
 
 from tqdm import tqdm
@@ -10,55 +12,84 @@ from tqdm import tqdm
 from ..runs.progress import ProgressReport, duration
 
 QUIET_SECONDS = 30.0
-"""A log gets a line at least this often while something goes on."""
+"""A file gets a line at least this often."""
 
 
 class Bar:
-    """Progress on a terminal, on one line: the iteration in flight counts by its parts."""
+    """Progress on one line of a terminal; of a run, the iteration in flight counts by its parts."""
 
     def __init__(self) -> None:
-        self.reward = ""
+        self._reward = ""
+        columns, rows = shutil.get_terminal_size()
         layout = "{percentage:3.0f}%|{bar}| {desc}"
-        self.bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, dynamic_ncols=True, leave=True)
+        self._bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, ncols=columns - 1, nrows=rows, leave=True)
 
     def __call__(self, report: ProgressReport) -> None:
         if "reward_mean" in report.metrics:
-            self.reward = f", reward {report.metrics['reward_mean']:.3f}"
-        self.show(report.iteration, report.iterations, report.phase, report.fraction, report.eta_seconds)
+            self._reward = f", reward {report.metrics['reward_mean']:.3f}"
+        iteration = min(report.iteration + 1, report.iterations)
+        self.show(f"{iteration}/{report.iterations} {report.phase}{self._reward}{_left(report)}", report.fraction)
 
-    def show(self, iteration: int, iterations: int, phase: str, fraction: float, eta: float | None) -> None:
-        """Redraw the line; `eta` in seconds, None while it is not known."""
-        left = f", {duration(eta)} left" if eta is not None else ""
-        self.bar.n = min(1.0, fraction)
-        self.bar.set_description_str(f"{min(iteration + 1, iterations)}/{iterations} {phase}{self.reward}{left}")
+    def show(self, text: str, fraction: float) -> None:
+        """`fraction` of the work is done, and what is being done."""
+        self._bar.n = min(1.0, fraction)
+        self._bar.set_description_str(text)
 
     def close(self) -> None:
-        self.bar.close()
+        self._bar.close()
 
 
 class Lines:
-    """Progress in a log: one line per iteration, and every half minute how far the one in flight is."""
+    """Progress in a file: one line per iteration, and in between one for every `quiet_seconds` without a line.
 
-    def __init__(self) -> None:
-        self.printed = time.monotonic()
+    A thread prints those in between, because a step of a slow machine may take longer.
+    """
+
+    def __init__(self, quiet_seconds: float = QUIET_SECONDS) -> None:
+        self._text = "loading"
+        self._quiet_seconds, self._printed = quiet_seconds, time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+        self._thread.start()
 
     def __call__(self, report: ProgressReport) -> None:
-        if not report.metrics and time.monotonic() - self.printed < QUIET_SECONDS:
-            return
-        self.printed = time.monotonic()
-        left = f", {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""
         reward = report.metrics.get("reward_mean")
-        said = f", reward {reward:.4f}" if reward is not None else "" if report.metrics else f", {report.phase}"
-        print(f"{time.strftime('%H:%M:%S')} iteration {report.iteration}/{report.iterations}{said}{left}", flush=True)
+        phase = f", {report.phase}" if reward is None else f", reward {reward:.4f}"
+        self._text = f"iteration {report.iteration}/{report.iterations}{phase}{_left(report)}"
+        if report.metrics:
+            self._print()
+
+    def show(self, text: str, fraction: float) -> None:
+        """`fraction` of the work is done, and what is being done."""
+        self._text = f"{text} {fraction:.0%}"
 
     def close(self) -> None:
-        pass
+        self._closed.set()
+        self._thread.join()
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(max(0.0, self._printed + self._quiet_seconds - time.monotonic())):
+            if time.monotonic() - self._printed >= self._quiet_seconds:
+                self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        print(f"{time.strftime('%H:%M:%S')} {self._text}", flush=True)
+
+
+def open_display() -> Bar | Lines:
+    """A bar where standard error is a terminal, else lines on standard output; to be closed."""
+    return Bar() if sys.stderr is not None and sys.stderr.isatty() else Lines()
 
 
 def quiet_libraries() -> None:
-    """Without the progress bars of transformers and diffusers, which would break into ours while they load."""
+    """Turn off the progress bars of transformers and diffusers, which would break into ours while they load."""
     import diffusers
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _left(report: ProgressReport) -> str:
+    return f", {duration(report.eta_seconds)} left" if report.eta_seconds is not None else ""

@@ -6,7 +6,6 @@ from argparse import ArgumentParser, Namespace
 
 from ..config import TrainConfig
 from ..runs.folder import RunFolder
-from ..runs.inputs import TINYWORLD, resolve_prompts
 from .attend import attend, refuse_busy_device
 from .options import add_policy_and_preset, add_processes, add_runs_folder, config_from
 
@@ -14,11 +13,11 @@ from .options import add_policy_and_preset, add_processes, add_runs_folder, conf
 def add_arguments(parser: ArgumentParser) -> None:
     add_policy_and_preset(parser)
     parser.add_argument("--reward", help="a reward checkpoint's folder, or `tinyworld` (default)")
-    parser.add_argument("--prompts", help="CSV with ref_paths and prompt, or `tinyworld` (default)")
+    parser.add_argument("--prompts", help="CSV with the columns ref_paths and prompt, or `tinyworld` (default)")
     parser.add_argument("--evaluation-prompts", help="CSV of held-out items")
     parser.add_argument("--held-out", type=int, help="rows taken off the end of --prompts for evaluation instead")
-    parser.add_argument("--iterations", type=int)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--iterations", type=int, help="training iterations (default: the preset's)")
+    parser.add_argument("--seed", type=int, help="of everything that is random (default: 0)")
     parser.add_argument("--start-lora", help="a LoRA to start from")
     parser.add_argument("--name", help="how the run's id begins (default: the preset)")
     add_processes(parser)
@@ -27,20 +26,22 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(options: Namespace) -> int:
     """Returns 0 when the run finished, 130 when it was stopped. Raises UserError, and leaves no run, for bad inputs."""
-    config = config_from(options)
+    config = config_from(options).with_absolute_paths()
     check_inputs(config)
-    refuse_busy_device()
+    refuse_busy_device(options.processes)
     return attend(RunFolder.create(options.runs, config, options.name), False, options.processes)
 
 
 def check_inputs(config: TrainConfig) -> None:
     """Raises UserError for what the configuration names and cannot be used, before anything is loaded or written."""
+    from ..grpo.ranks import require_trackers
     from ..lora.formats import read_lora
     from ..policies.load import find_parts, recognise
     from ..rewards.load import find_reward
+    from ..runs.inputs import check_prompts
 
-    if config.prompts != TINYWORLD or config.evaluation_prompts:
-        resolve_prompts(config)
+    check_prompts(config)
+    require_trackers(config.trackers)
     find_parts(config.policy.source, config.policy.text_encoder, config.policy.vae)
     recognise(config.policy.source)
     find_reward(config.reward)

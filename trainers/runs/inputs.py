@@ -91,12 +91,12 @@ def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
 
 
 def tinyworld_judge(videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
-    """The oracle's identity and text alignment of videos of TinyWorld's items."""
+    """The oracle's identity, text alignment and picture quality of videos of TinyWorld's items."""
     from ..tinyworld.oracle import measure
     from ..tinyworld.prompts import scenes_of
 
     found = measure(videos, scenes_of(items))
-    return {"identity": found.identity.tolist(), "alignment": found.alignment.tolist()}
+    return {name: getattr(found, name).tolist() for name in ("identity", "alignment", "quality")}
 
 
 def _refuse_overlap(train: PromptSet, held_out: PromptSet) -> None:
