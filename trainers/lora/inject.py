@@ -1,4 +1,4 @@
-"""A LoRA inside a diffusers transformer: put in, trained, switched off, filled, taken out."""
+"""A LoRA in the layers of a diffusers transformer: added, trained, disabled, loaded, removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .formats import LoRA
+from .adapter import LoRA
 
 ADAPTER = "default"
 TARGETS = r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
@@ -20,9 +20,9 @@ TARGETS = r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
 def add_lora(transformer: nn.Module, rank: int, alpha: float, seed: int) -> None:
     """Freeze the transformer and add a trainable LoRA to the attention projections of `blocks` and `vace_blocks`.
 
-    A is normal with deviation 1/rank and B zero (PEFT's `gaussian`, as the published trainer), float32 whatever the
-    base's dtype, and the same on every device and version for one `seed`. Raises UserError when there is a LoRA
-    already.
+    A is normal with standard deviation 1/rank and B is zero (PEFT's `gaussian`, as in the published trainer), float32
+    whatever the base's dtype; the values depend on `seed` only, not on the device. Raises UserError when there is a
+    LoRA already.
     """
     _refuse_second(transformer)
     transformer.requires_grad_(False)
@@ -32,9 +32,7 @@ def add_lora(transformer: nn.Module, rank: int, alpha: float, seed: int) -> None
         if isinstance(module, nn.Linear) and re.fullmatch(TARGETS, name)
     ]
     if not names:
-        raise UserError(
-            "this model has no attention projections that a LoRA could train; give a Wan transformer of diffusers"
-        )
+        raise UserError("this model has no attention projections to add a LoRA to; give a Wan transformer of diffusers")
     _inject(transformer, {name: rank for name in names}, {name: alpha for name in names})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -57,11 +55,10 @@ def lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def lora_disabled(transformer: nn.Module) -> Iterator[None]:
-    """Within the block the transformer is the reference policy: its LoRA counts for nothing."""
+    """Within the block the transformer is the base policy: its LoRA is off."""
     layers = [layer for _, layer in _layers(transformer)]
     before = [layer._disable_adapters for layer in layers]
-    # Not peft's enable_adapters(): that also takes requires_grad from the parameters, in the middle of somebody's
-    # graph.
+    # Not peft's enable_adapters(): that also sets requires_grad to False, which breaks a graph under construction.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -72,7 +69,7 @@ def lora_disabled(transformer: nn.Module) -> Iterator[None]:
 
 
 def to_lora(transformer: nn.Module) -> LoRA:
-    """A copy, on the CPU, of the LoRA inside. Raises UserError when there is none."""
+    """A copy, on the CPU, of the transformer's LoRA. Raises UserError when there is none."""
     modules, alpha = {}, {}
     for name, layer in _layers(transformer):
         modules[name] = tuple(part[ADAPTER].weight.detach().cpu().clone() for part in (layer.lora_A, layer.lora_B))
@@ -83,7 +80,7 @@ def to_lora(transformer: nn.Module) -> LoRA:
 
 
 def check_fits(transformer: nn.Module, lora: LoRA) -> None:
-    """Raises UserError when the file says that it was trained for another policy, or has modules or ranks that do not fit."""
+    """Raises UserError when the LoRA was trained for another policy, or has modules or ranks that do not fit."""
     made_for, here = lora.metadata.get("policy"), "vace" if hasattr(transformer, "vace_blocks") else "phantom"
     if made_for not in (None, here):
         raise UserError(
@@ -111,18 +108,18 @@ def check_fits(transformer: nn.Module, lora: LoRA) -> None:
 
 
 def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) -> None:
-    """Make the transformer act with `lora` at `strength`.
+    """Load `lora` into the transformer at `strength`.
 
-    A transformer without a LoRA gets one, frozen, with the file's modules and ranks. One that has a LoRA keeps its own
-    alpha and trainability and takes the file's values over (factor included): its modules that the file lacks become
-    neutral. Raises UserError as `check_fits`, or for a strength that is no number, before anything is changed.
+    A transformer without a LoRA gets a frozen one with the modules and ranks of `lora`. One that has a LoRA keeps its
+    own alpha and trainability: strength and scale of `lora` go into its factors, and modules that `lora` lacks get no
+    effect. Raises UserError as `check_fits`, or for a strength that is not finite, before anything is changed.
     """
     if not math.isfinite(strength):
-        raise UserError(f"a LoRA cannot act at strength {strength}; give a number such as 1")
+        raise UserError(f"strength {strength} is not a finite number; give one such as 1")
     check_fits(transformer, lora)
     present = dict(_layers(transformer))
     if not present:
-        # A layer's own factor may not be 0, by which the file's is divided below.
+        # The scale of the file is divided by that of the layer below, which must not be 0.
         alphas = {name: alpha or 1.0 for name, alpha in lora.alpha.items()}
         _inject(transformer, {name: lora.rank(name) for name in lora.modules}, alphas)
         for parameter in lora_parameters(transformer).values():
@@ -138,7 +135,7 @@ def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) ->
 
 
 def remove_lora(transformer: nn.Module) -> None:
-    """Take the LoRA out: the transformer is again what it was before."""
+    """Remove the LoRA and its layers: the transformer is as before."""
     for name, layer in list(_layers(transformer)):
         parent, _, child = name.rpartition(".")
         setattr(transformer.get_submodule(parent), child, layer.get_base_layer())
@@ -178,4 +175,4 @@ def _layers(transformer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _refuse_second(transformer: nn.Module) -> None:
     if next(_layers(transformer), None) is not None:
-        raise UserError("this model has a LoRA already; take it out before another is added")
+        raise UserError("this model has a LoRA already; remove it before another is added")

@@ -1,67 +1,100 @@
-"""Names of a Wan transformer's parts: as the original code (and ComfyUI) calls them, and as diffusers does."""
+"""Names of a Wan transformer's modules: those of the original code and ComfyUI, and those of diffusers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
 
-# (original, diffusers), for one dotted part or two; a rule holds for whole parts only. In the original only norm3 has
-# weights.
-_WITHIN_BLOCK = [
-    ("self_attn", "attn1"),
-    ("cross_attn", "attn2"),
-    ("q", "to_q"),
-    ("k", "to_k"),
-    ("v", "to_v"),
-    ("o", "to_out.0"),
-    ("k_img", "add_k_proj"),
-    ("v_img", "add_v_proj"),
-    ("norm_k_img", "norm_added_k"),
-    ("norm3", "norm2"),
-    ("ffn.0", "ffn.net.0.proj"),
-    ("ffn.2", "ffn.net.2"),
-    ("before_proj", "proj_in"),
-    ("after_proj", "proj_out"),
-    ("modulation", "scale_shift_table"),
-]
-_AROUND = [
-    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
-    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
-    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
-    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
-    ("time_projection.1", "condition_embedder.time_proj"),
-    ("head.head", "proj_out"),
-    ("head.modulation", "scale_shift_table"),
-]
+_ATTENTION = ("q", "k", "v", "o", "norm_q", "norm_k")
+IN_BLOCK = (
+    *(f"self_attn.{part}" for part in _ATTENTION),
+    *(f"cross_attn.{part}" for part in (*_ATTENTION, "k_img", "v_img", "norm_k_img")),
+    "norm3",
+    "ffn.0",
+    "ffn.2",
+    "modulation",
+    "before_proj",
+    "after_proj",
+)
+AROUND = (
+    "patch_embedding",
+    "vace_patch_embedding",
+    "text_embedding.0",
+    "text_embedding.2",
+    "time_embedding.0",
+    "time_embedding.2",
+    "time_projection.1",
+    "img_emb.proj.0",
+    "img_emb.proj.1",
+    "img_emb.proj.3",
+    "img_emb.proj.4",
+    "head.head",
+    "head.modulation",
+)
+"""All of a Wan 2.1 transformer that has weights, by the original's names: in a block, and outside of the blocks."""
+
 _BLOCK = re.compile(r"((?:vace_)?blocks\.\d+)\.(.+)")
+_FLAT_BLOCK = re.compile(r"((?:vace_)?blocks)_(\d{1,4})_(.+)")
 
 
 def to_diffusers(name: str) -> str:
-    """diffusers' name of an original module or parameter; a diffusers name stays what it is."""
-    return _renamed(name, [(a, b) for a, b in _WITHIN_BLOCK], _AROUND)
+    """diffusers' name of a module or parameter of the original; any other name is returned as is."""
+    in_block, around = _diffusers_names()
+    return _rename(name, in_block, around)
 
 
 def to_original(name: str) -> str:
-    """The original (and ComfyUI's) name of a diffusers module or parameter; an original name stays what it is."""
-    return _renamed(name, [(b, a) for a, b in _WITHIN_BLOCK], [(b, a) for a, b in _AROUND])
+    """The original's (and ComfyUI's) name of a module or parameter of diffusers; any other name is returned as is."""
+    in_block, around = _original_names()
+    return _rename(name, in_block, around)
 
 
-def _renamed(name: str, within: list[tuple[str, str]], around: list[tuple[str, str]]) -> str:
-    block = _BLOCK.fullmatch(name)
+def find_module(name: str) -> str | None:
+    """diffusers' name of a module by either name, with dots or underscores; None if Wan has no such module.
+
+    Underscores alone are ambiguous (`self_attn_q`, `ffn_0`), so the name is looked up in the list of all names.
+    """
+    flat = name.replace(".", "_")
+    block = _FLAT_BLOCK.fullmatch(flat)
     if not block:
-        return _replace(name, around)
-    return f"{block[1]}.{_replace(block[2], within)}"
+        return _flat_names()[1].get(flat)
+    found = _flat_names()[0].get(block[3])
+    return found and f"{block[1]}.{int(block[2])}.{found}"
 
 
-def _replace(name: str, rules: list[tuple[str, str]]) -> str:
-    """Apply the longest fitting rule at every part, left to right, never twice to the same part."""
-    parts, done = name.split("."), []
-    while parts:
-        for old, new in sorted(rules, key=lambda rule: -rule[0].count(".")):
-            length = old.count(".") + 1
-            if parts[:length] == old.split("."):
-                done.append(new)
-                parts = parts[length:]
-                break
-        else:
-            done.append(parts.pop(0))
-    return ".".join(done)
+@cache
+def _diffusers_names() -> tuple[dict[str, str], dict[str, str]]:
+    """diffusers' name of everything in IN_BLOCK and in AROUND, by diffusers' own converter."""
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+    def convert(prefix: str, names: tuple[str, ...]) -> dict[str, str]:
+        renamed = convert_wan_transformer_to_diffusers({f"{prefix}{name}.weight": name for name in names})
+        return {name: key.removeprefix(prefix).removesuffix(".weight") for key, name in renamed.items()}
+
+    return convert("blocks.0.", IN_BLOCK), convert("", AROUND)
+
+
+@cache
+def _original_names() -> tuple[dict[str, str], dict[str, str]]:
+    in_block, around = _diffusers_names()
+    return {new: old for old, new in in_block.items()}, {new: old for old, new in around.items()}
+
+
+@cache
+def _flat_names() -> tuple[dict[str, str], dict[str, str]]:
+    """diffusers' name of everything by either name with underscores for dots, in a block and outside."""
+    in_block, around = (
+        {name.replace(".", "_"): new for old, new in names.items() for name in (old, new)}
+        for names in _diffusers_names()
+    )
+    return in_block, around
+
+
+def _rename(name: str, in_block: Mapping[str, str], around: Mapping[str, str]) -> str:
+    block = _BLOCK.fullmatch(name)
+    prefix, rest, names = (f"{block[1]}.", block[2], in_block) if block else ("", name, around)
+    if rest in names:
+        return prefix + names[rest]
+    module, dot, parameter = rest.rpartition(".")
+    return f"{prefix}{names.get(module, module)}{dot}{parameter}"
