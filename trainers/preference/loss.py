@@ -15,17 +15,19 @@ A_BETTER, B_BETTER, TIE, INVALID = 1, -1, 0, 22
 def btt_loss(reward_a: Tensor, reward_b: Tensor, labels: Tensor, theta: float = 5.0) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of the labels: (mean, per pair [N]), float32.
 
-    Rewards are [N] or [N, 1], labels int64 likewise. With d = better - worse, a decided pair costs
-    -logsigmoid(d - log theta); a tie adds the same of -d, less log(theta² - 1). Invalid pairs cost 0 yet count in the mean,
-    as in KwaiVGI/VideoAlign `trainer.py`. Raises ValueError for an unknown label or theta <= 1.
+    Rewards are [N] or [N, 1], labels int64 likewise, best on the CPU: checking them on a GPU waits for it.
+    With d = better - worse, a decided pair costs -logsigmoid(d - log theta); a tie adds the same of -d, less
+    log(theta² - 1). Invalid pairs cost 0 yet count in the mean, as in KwaiVGI/VideoAlign `trainer.py`. Raises ValueError
+    for an unknown label, or a theta outside 1..10^6.
     """
-    if theta <= 1:
-        raise ValueError(f"theta must exceed 1 for ties to have a probability, got {theta}")
+    if not 1 < theta <= 1e6:
+        raise ValueError(f"theta must lie between 1 and a million for ties to have a probability, got {theta}")
     labels = labels.flatten()
     known = (labels.abs() <= 1) | (labels == INVALID)
     if not bool(known.all()):
         raise ValueError(f"unknown label {labels[~known][0].item()}: use 1 (A), -1 (B), 0 (tie) or 22 (invalid)")
     difference = reward_a.flatten().float() - reward_b.flatten().float()
+    labels = labels.to(difference.device)
     margin = math.log(theta)
     win_a, win_b = F.logsigmoid(difference - margin), F.logsigmoid(-difference - margin)
     log_likelihood = torch.where(labels == TIE, win_a + win_b + math.log(theta**2 - 1), torch.zeros_like(difference))

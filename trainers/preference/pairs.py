@@ -1,4 +1,4 @@
-"""Preference pairs in memory, and how well a reward agrees with them."""
+"""Preference pairs in memory, and how often a reward agrees with their labels."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of pairs that a reward judges as labelled.
+    """Shares of pairs on which a reward agrees with the label.
 
-    `with_ties` predicts the likeliest of win, tie and loss; `without_ties` asks, of the decided pairs, only for the sign.
-    `by_kind` is `without_ties` per kind of pair. A share over no pairs is NaN.
+    `with_ties` predicts the likeliest of win, tie and loss; `without_ties` asks, of the decided pairs, only for the
+    sign. `by_kind` is `without_ties` per kind of pair. A share over no pairs is NaN.
     """
 
     with_ties: float
@@ -45,7 +45,7 @@ class Accuracy:
 
 
 def accuracy(reward: IdentityReward, pairs: Sequence[Pair], theta: float = 5.0, batch_size: int = 32) -> Accuracy:
-    """How often `reward` agrees with the labels of held-out pairs; invalid pairs are left out."""
+    """How often `reward` agrees with the labels of `pairs`, without the invalid ones. Raises UserError."""
     pairs = [p for p in pairs if p.label != INVALID]
     videos = [v for p in pairs for v in (p.video_a, p.video_b)]
     scores = reward.score(
@@ -61,16 +61,16 @@ def agreement(
     likeliest = torch.stack(preference_probabilities(reward_a, reward_b, theta)).argmax(0)
     predicted = torch.tensor([A_BETTER, TIE, B_BETTER])[likeliest]
     decided = labels != TIE
-    right = torch.sign(reward_a - reward_b).long() == labels
+    correct = torch.sign(reward_a - reward_b).long() == labels
 
-    def share(hits: Tensor) -> float:
+    def mean(hits: Tensor) -> float:
         return hits.double().mean().item()
 
     members = {kind: torch.tensor([k == kind for k in kinds]) & decided for kind in sorted(set(kinds)) if kind}
     return Accuracy(
-        share(predicted == labels),
-        share(right[decided]),
+        mean(predicted == labels),
+        mean(correct[decided]),
         len(labels),
         int(decided.sum()),
-        {kind: share(right[m]) for kind, m in members.items() if m.any()},
+        {kind: mean(correct[m]) for kind, m in members.items() if m.any()},
     )

@@ -1,14 +1,8 @@
-"""Training an identity reward from preference pairs, in two ways.
-
-`train_reward` is the released recipe: LoRA on the language model, everything else of the network in full.
-`train_base` trains every weight and writes a base model: what a vision-language model's own pre-training stands for,
-where one has to be made small.
-"""
+"""Training an identity reward, or a base model for one, from preference pairs."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,25 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, autocast
 
-from ..errors import UserError
-from ..rewards.checkpoint import PROJECTIONS, write_base, write_checkpoint
-from ..rewards.identity import Collator, IdentityReward, open_base
+from ..errors import UserError, shorten
+from ..rewards.collator import Collator
+from ..rewards.identity import IdentityReward, open_base
 from ..rewards.model import RewardModel
+from ..rewards.names import PROJECTIONS
+from ..rewards.tensors import is_finite
+from ..rewards.writing import write_base, write_checkpoint
 from .loss import btt_loss
 from .pairs import Accuracy, Pair, accuracy
 
-Progress = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
+"""Called with a dictionary after every step (step, loss, rate, seconds) and every evaluation (step, accuracy)."""
 PairSource = Sequence[Pair] | Iterable[Sequence[Pair]]
-"""A list of pairs, walked through in a new order each round, or an endless stream of ready batches."""
+"""A list of pairs, shuffled anew in every epoch, or an endless stream of batches."""
+CHECK_EVERY = 50
+"""Steps between two checks for numbers that are not finite; each waits for the GPU."""
 
 
 @dataclass(frozen=True)
 class RewardTraining:
     """How a reward is trained. Defaults are the released reward's own where it states them (its `model_config.json`).
 
-    `steps` and `seconds` bound the training, whichever comes first. `warmup` and `decay` are shares of it: the rate rises
-    linearly, stays, and falls linearly to zero over the last `decay`. `storage` is the dtype of the files; what is trained
-    is rounded to it before it is handed back, so that the file scores what the model scored.
+    `steps` and `seconds` bound the training, whichever comes first. `warmup` and `decay` are shares of it: the rate
+    rises linearly, stays, and falls linearly to zero over the last `decay`. `storage` is the dtype of the files, to
+    which the trained model is rounded before it is evaluated: the files score as the model did.
     """
 
     steps: int
@@ -60,7 +60,7 @@ class RewardTraining:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did: steps taken, seconds, the mean loss of its last tenth, and the last held-out accuracy."""
+    """Result of a training: steps taken, seconds, the mean loss of its last tenth, and the last held-out accuracy."""
 
     steps: int
     seconds: float
@@ -75,26 +75,17 @@ def train_reward(
     training: RewardTraining,
     device: torch.device | str = "cpu",
     held_out: Sequence[Pair] = (),
-    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> Trained:
-    """Train a reward on `base_model` and write it to `output_dir` in the released layout.
+    """Train a reward on `base_model` by the released recipe and write it to `output_dir` in the released layout.
 
-    LoRA on all linear maps of the language model; vision tower, merger, token embedding and head in full. `progress` gets
-    a dict per step (step, loss, rate, seconds) and per evaluation (accuracy). Raises UserError for a base that is no
-    Qwen2.5-VL, a folder that holds a reward already, or a loss that is not finite; nothing is written then.
+    LoRA on all linear layers of the language model; vision tower, merger, token embedding and head in full. Raises
+    UserError for a base that is not a Qwen2.5-VL, a folder that holds a reward already, or a loss that is not finite;
+    nothing is written then.
     """
     base, output = Path(base_model), Path(output_dir)
-    if any(output.glob("checkpoint-*")):
-        raise UserError(f"{output} already holds a reward's checkpoints: give another folder.")
-    torch.manual_seed(training.seed)
-    model, sequencer = open_base(base, torch.float32)
-    _add_lora(model, training)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(
-            "lora_" in name or name.startswith(("visual.", "rm_head.", "language_model.embed_tokens."))
-        )
-    collator = Collator(sequencer)
-    result = _train(model.to(device), collator, pairs, training, held_out, progress)
+    _require_absent(output, "checkpoint-*")
+    model, result = _train(base, pairs, training, device, held_out, on_event, with_lora=True)
     write_checkpoint(model, output, result.steps, _model_config(base, output, training), training.storage)
     return result
 
@@ -106,25 +97,39 @@ def train_base(
     training: RewardTraining,
     device: torch.device | str = "cpu",
     held_out: Sequence[Pair] = (),
-    progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> Trained:
-    """Train every weight of `base_model` on preferences and write the result, without its head, as another base model."""
-    base = Path(base_model)
-    torch.manual_seed(training.seed)
-    model, sequencer = open_base(base, torch.float32)
-    result = _train(model.to(device), Collator(sequencer), pairs, training, held_out, progress)
-    write_base(model, base, Path(output_dir), training.storage)
+    """Train every weight of `base_model` and write the result, without its head, to the new folder `output_dir`.
+
+    This is the pre-training of a base model that has to be made small. Raises UserError as `train_reward`.
+    """
+    base, output = Path(base_model), Path(output_dir)
+    _require_absent(output, "*")
+    model, result = _train(base, pairs, training, device, held_out, on_event, with_lora=False)
+    write_base(model, base, output, training.storage)
     return result
 
 
+def _require_absent(folder: Path, pattern: str) -> None:
+    if found := sorted(folder.glob(pattern)):
+        raise UserError(f"{folder} already holds {found[0].name}; give another folder")
+
+
 def _train(
-    model: RewardModel,
-    collator: Collator,
+    base: Path,
     pairs: PairSource,
     training: RewardTraining,
+    device: torch.device | str,
     held_out: Sequence[Pair],
-    progress: Progress | None,
-) -> Trained:
+    on_event: OnEvent | None,
+    with_lora: bool,
+) -> tuple[RewardModel, Trained]:
+    """Train a model on `base`: all of it, or LoRA in place of the language model's linear layers."""
+    torch.manual_seed(training.seed)
+    model, sequencer = open_base(base, torch.float32)
+    if with_lora:
+        _add_lora(model, training)
+    model, collator = model.to(device), Collator(sequencer)
     device = model.rm_head.weight.device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -135,20 +140,21 @@ def _train(
         weight_decay=training.weight_decay,
         fused=device.type == "cuda",
     )
-    tell = progress or (lambda event: None)
+    emit = on_event or (lambda event: None)
     losses: list[Tensor] = []
+    finite = torch.ones((), dtype=torch.bool, device=device)
     started, measured, step = time.monotonic(), None, 0
     model.train()
     for batch in _batches(pairs, training):
         fraction = max(step / training.steps, (time.monotonic() - started) / training.seconds)
         if fraction >= 1:
             break
-        rate = training.learning_rate * _schedule(fraction, training, step)
+        rate = training.learning_rate * _schedule(fraction, training)
         for group in optimiser.param_groups:
             group["lr"] = rate
         with autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
             reward_a, reward_b = score_pairs(model, collator, batch)
-        labels = torch.tensor([p.label for p in batch], device=device)
+        labels = torch.tensor([p.label for p in batch])
         loss, _ = btt_loss(reward_a, reward_b, labels, training.theta)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -156,23 +162,33 @@ def _train(
         optimiser.step()
         step += 1
         losses.append(loss.detach())
-        if progress or step % 50 == 0:
-            value = loss.item()
-            if not math.isfinite(value + norm.item()):
-                raise UserError(
-                    f"The preference loss or its gradient is not finite at step {step}: lower the learning rate."
-                )
-            tell({"step": step, "loss": value, "rate": rate, "seconds": time.monotonic() - started})
-        if training.evaluate_every and held_out and step % training.evaluate_every == 0:
-            measured = _measure(model, collator, held_out, training, tell, step)
+        finite &= torch.isfinite(loss.detach() + norm)
+        evaluate = bool(training.evaluate_every and held_out) and step % training.evaluate_every == 0
+        if on_event or evaluate or step % CHECK_EVERY == 0:
+            _require_finite(finite, step)
+            emit({"step": step, "loss": loss.item(), "rate": rate, "seconds": time.monotonic() - started})
+        if evaluate:
+            measured = _evaluate(model, collator, held_out, training, emit, step)
+    _require_finite(finite, step)
     model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(training.storage))
+    if broken := [name for name, parameter in model.named_parameters() if not is_finite(parameter.detach())]:
+        raise UserError(
+            f"{shorten(broken)} became infinite after {step} steps or as {training.storage}; lower the learning rate"
+        )
     if held_out and step:
-        measured = _measure(model, collator, held_out, training, tell, step)
+        measured = _evaluate(model, collator, held_out, training, emit, step)
     tail = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item() if losses else float("nan")
-    return Trained(step, time.monotonic() - started, tail, measured)
+    return model.eval(), Trained(step, time.monotonic() - started, tail, measured)
+
+
+def _require_finite(finite: Tensor, step: int) -> None:
+    if not finite:
+        raise UserError(
+            f"the preference loss or its gradient became NaN or infinite within {step} steps; lower the learning rate"
+        )
 
 
 def score_pairs(model: RewardModel, collator: Collator, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
@@ -190,17 +206,17 @@ def score_pairs(model: RewardModel, collator: Collator, pairs: Sequence[Pair]) -
     return model(batch).chunk(2)
 
 
-def _measure(
+def _evaluate(
     model: RewardModel,
     collator: Collator,
     held_out: Sequence[Pair],
     training: RewardTraining,
-    tell: Progress,
+    emit: OnEvent,
     step: int,
 ) -> Accuracy:
     measured = accuracy(IdentityReward(model, collator), held_out, training.theta)
     model.train()
-    tell({"step": step, "accuracy": asdict(measured)})
+    emit({"step": step, "accuracy": asdict(measured)})
     return measured
 
 
@@ -209,7 +225,7 @@ def _batches(pairs: PairSource, training: RewardTraining) -> Iterator[Sequence[P
         yield from pairs
         return
     if not pairs:
-        raise UserError("There are no preference pairs to train on.")
+        raise UserError("there are no preference pairs to train on; give at least one")
     shuffler = random.Random(training.seed)
     for _ in itertools.count():
         order = shuffler.sample(range(len(pairs)), len(pairs))
@@ -217,23 +233,28 @@ def _batches(pairs: PairSource, training: RewardTraining) -> Iterator[Sequence[P
             yield [pairs[i] for i in order[start : start + training.batch_size]]
 
 
-def _schedule(fraction: float, training: RewardTraining, step: int) -> float:
-    rise = min(1.0, (fraction + 1 / training.steps) / training.warmup) if training.warmup and step >= 0 else 1.0
+def _schedule(fraction: float, training: RewardTraining) -> float:
+    """The share of the learning rate after this fraction of the training."""
+    rise = min(1.0, (fraction + 1 / training.steps) / training.warmup) if training.warmup else 1.0
     fall = min(1.0, (1 - fraction) / training.decay) if training.decay else 1.0
     return min(rise, fall)
 
 
 def _add_lora(model: RewardModel, training: RewardTraining) -> None:
+    """Freeze the language model but for its token embedding, and give its linear layers LoRA."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=training.rank, lora_alpha=training.alpha, lora_dropout=training.dropout, target_modules=list(PROJECTIONS)
     )
     inject_adapter_in_model(config, model.language_model)
+    trained = ("visual.", "rm_head.", "language_model.embed_tokens.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith(trained))
 
 
 def _model_config(base: Path, output: Path, training: RewardTraining) -> dict[str, Any]:
-    """`model_config.json` with the keys of the released one that say something about the reward."""
+    """The content of `model_config.json`: the keys of the released one that describe the reward."""
     beside = base.resolve().parent in (output.resolve(), output.resolve().parent)
     return {
         "data_config": {

@@ -1,4 +1,4 @@
-"""The released layout of an identity reward on disk, read and written.
+"""The released layout of an identity reward on disk: finding it, reading its weights, merging them into the base model.
 
 `model_config.json`, and per checkpoint `checkpoint-N/adapter_model.safetensors` with `adapter_config.json` (LoRA of the
 language model) and `non_lora_state_dict.pth` or `.safetensors` (vision tower, token embedding, `rm_head`).
@@ -6,74 +6,91 @@ language model) and `non_lora_state_dict.pth` or `.safetensors` (vision tower, t
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError, shorten
+from .config_files import AdapterFile, ModelSection, RewardFile, read_config_file
 from .model import RewardModel
+from .names import inner_name
+from .tensors import is_finite, read_tensors
 
-PREFIX = "base_model.model."
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER = "adapter_model.safetensors"
+UNPACK = "unpack the whole released archive"
+OTHER_BASE = "give the base model it was trained on"
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the parts of a reward lie, and its configuration."""
+    """A reward's folder, its configuration, and its newest complete checkpoint."""
 
     folder: Path
-    config: dict[str, Any]
+    config: RewardFile
     weights: Path
+    adapter: AdapterFile
 
-    @property
-    def frames(self) -> float:
-        return float(self.config.get("data_config", {}).get("num_frames") or 5.0)
 
-    @property
-    def max_pixels(self) -> int:
-        return int(self.config.get("data_config", {}).get("max_frame_pixels") or 480 * 832)
+@dataclass(frozen=True)
+class RewardWeights:
+    """A checkpoint's weights by their names in `RewardModel`.
+
+    `full` replace the base model's; the LoRA's factors `down` [r, in] and `up` [out, r] are merged into it with
+    `scale`.
+    """
+
+    folder: Path
+    full: dict[str, Tensor]
+    down: dict[str, Tensor]
+    up: dict[str, Tensor]
+    scale: float
 
 
 def find_checkpoint(folder: Path | str) -> Checkpoint:
-    """The newest complete `checkpoint-N` of a reward's folder. Raises UserError naming what is missing."""
+    """The newest complete `checkpoint-N` of a reward's folder. Raises UserError for missing or invalid files."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"The identity reward {folder} does not exist: give the folder that holds model_config.json.")
-    config = _read_json(folder / "model_config.json", "give the folder of the released reward, or train one")
-    numbered = sorted(
-        (int(match[1]), child)
-        for child in folder.iterdir()
-        if (match := re.fullmatch(r"checkpoint-(\d+)", child.name)) and (child / "adapter_model.safetensors").is_file()
-    )
-    if not numbered:
+    try:
+        children = list(folder.iterdir())
+    except OSError as error:
         raise UserError(
-            f"{folder} has no checkpoint-N with adapter_model.safetensors: unpack the whole released archive."
-        )
-    return Checkpoint(folder, config, numbered[-1][1])
+            f"the identity reward {folder} cannot be opened ({error.strerror or error}); "
+            "give the folder that holds model_config.json"
+        ) from None
+    config = read_config_file(
+        folder / "model_config.json", RewardFile, "give the folder of the released reward, or train one"
+    )
+    numbered = [
+        (int(match[1]), child)
+        for child in children
+        if (match := re.fullmatch(r"checkpoint-(\d+)", child.name)) and os.path.isfile(child / ADAPTER)
+    ]
+    if not numbered:
+        raise UserError(f"{folder} has no checkpoint-N with {ADAPTER}; {UNPACK}")
+    newest = max(numbered)[1]
+    return Checkpoint(folder, config, newest, read_config_file(newest / "adapter_config.json", AdapterFile, UNPACK))
 
 
 def find_base(checkpoint: Checkpoint, base_model: Path | str | None = None) -> Path:
-    """The base model's folder: `base_model` if given, else `model_name_or_path` beside or above the checkpoint, as it is,
-    or in the local Hugging Face cache. Never goes to the network. Raises UserError."""
+    """The folder of the base model: `base_model` if given, else the one that the checkpoint names.
+
+    A name is looked up in the checkpoint's folder, beside it, as a path, and in the local Hugging Face cache, never
+    on the network. Raises UserError.
+    """
     if base_model is not None:
-        if (Path(base_model) / "config.json").is_file():
+        if os.path.isfile(Path(base_model) / "config.json"):
             return Path(base_model)
-        raise UserError(f"The base model {base_model} holds no config.json: give a Qwen2.5-VL folder.")
-    name = checkpoint.config.get("model_config", {}).get("model_name_or_path")
+        raise UserError(f"the base model {base_model} holds no config.json; give a Qwen2.5-VL folder")
+    name = checkpoint.config.model.model_name_or_path
     if not name:
-        raise UserError(f"{checkpoint.folder / 'model_config.json'} names no base model: give one (base_model).")
+        raise UserError(f"{checkpoint.folder / 'model_config.json'} names no base model; give one (base_model)")
     for candidate in (checkpoint.folder / name, checkpoint.folder.parent / name, Path(name)):
-        if (candidate / "config.json").is_file():
+        if os.path.isfile(candidate / "config.json"):
             return candidate
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         from huggingface_hub import snapshot_download
@@ -83,196 +100,106 @@ def find_base(checkpoint: Checkpoint, base_model: Path | str | None = None) -> P
         except (OSError, ValueError):
             pass
     raise UserError(
-        f"The base model {name!r} of the reward {checkpoint.folder} is not on this machine: download it "
-        f"(hf download {name}), or give its folder (base_model)."
+        f"the base model {name!r} of the reward {checkpoint.folder} is not on this machine; download it "
+        f"(hf download {name}), or give its folder (base_model)"
     )
 
 
-def read_weights(model: RewardModel, checkpoint: Checkpoint) -> None:
+def read_weights(checkpoint: Checkpoint) -> RewardWeights:
+    """Read a checkpoint's two files. Raises UserError for files that are missing, broken, or no plain LoRA."""
+    folder, rank = checkpoint.weights, checkpoint.adapter.r
+    adapter = read_tensors(folder / ADAPTER)
+    full = _by_inner_name(read_tensors(_full_file(folder)), folder)
+    # As the reference loads them: what is in both files is taken from the adapter's.
+    full |= _by_inner_name({key: value for key, value in adapter.items() if "lora_" not in key}, folder)
+    full.pop("lm_head.weight", None)
+    factors: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
+    for key, value in adapter.items():
+        if "lora_" not in key:
+            continue
+        match = FACTOR.fullmatch(key)
+        if match is None:
+            raise UserError(f"{folder / ADAPTER} holds {key}, which a plain LoRA does not have; {UNPACK}")
+        factors[match["side"]] |= _by_inner_name({match["module"] + ".weight": value}, folder, factors[match["side"]])
+        if value.ndim != 2 or value.shape[0 if match["side"] == "A" else 1] != rank:
+            raise UserError(
+                f"{folder / ADAPTER} holds {key} of shape {list(value.shape)}, which does not fit the rank {rank} of "
+                f"adapter_config.json; {UNPACK}"
+            )
+    _refuse_incomplete(folder, factors["A"].keys() ^ factors["B"].keys(), "both LoRA factors of ")
+    return RewardWeights(folder, full, factors["A"], factors["B"], checkpoint.adapter.scale)
+
+
+@torch.no_grad()
+def merge_weights(model: RewardModel, checkpoint: Checkpoint, weights: RewardWeights) -> None:
     """Put a checkpoint's weights over its base model, in place, as the reference loads them.
 
-    The LoRA is merged into the weights, with the sum in float32. Raises UserError for files that are missing, unreadable,
-    incomplete, or made for another model.
+    The LoRA is merged into the weights, with the sum in float32. Raises UserError before any change when the weights
+    are incomplete or made for another base model, and when a sum is too large for the type of the weights.
     """
-    folder = checkpoint.weights
-    config = _read_json(folder / "adapter_config.json", "unpack the whole released archive")
-    scale = _lora_scale(config, folder)
-    adapter = _load_tensors(folder / "adapter_model.safetensors")
-    full = {_inner_name(k): v for k, v in _load_non_lora(folder).items()}
-    full.update({_inner_name(k): v for k, v in adapter.items() if "lora_" not in k})
-    full.pop("lm_head.weight", None)
     own = dict(model.named_parameters())
-    down, up = (
-        {_inner_name(re.sub(rf"\.{side}|\.default", "", k)): v for k, v in adapter.items() if side in k}
-        for side in ("lora_A", "lora_B")
-    )
-    changed = _lora_names(config, own) | down.keys() | up.keys()
-    _refuse_incomplete(folder, _full_names(checkpoint.config, own) - full.keys(), "")
-    _refuse_incomplete(folder, changed - (down.keys() & up.keys()), "both LoRA factors of ")
-    with torch.no_grad():
-        for name, value in full.items():
-            _parameter(own, name, value.shape, folder).copy_(value)
-        for name in down:
-            weight = _parameter(own, name, (up[name].shape[0], down[name].shape[1]), folder)
-            delta = up[name].to(weight.device).float() @ down[name].to(weight.device).float()
-            weight.copy_(weight.float() + scale * delta)
+    folder, down, up = weights.folder, weights.down, weights.up
+    _refuse_incomplete(folder, _full_names(checkpoint.config.model, own) - weights.full.keys(), "")
+    _refuse_incomplete(folder, _lora_names(checkpoint.adapter, own) - down.keys(), "both LoRA factors of ")
+    for name, value in weights.full.items():
+        _require_fitting(own, name, value.shape, folder)
+    for name in down:
+        _require_fitting(own, name, (up[name].shape[0], down[name].shape[1]), folder)
+    for name, value in weights.full.items():
+        own[name].copy_(value)
+    for name in down:
+        weight = own[name]
+        delta = up[name].to(weight.device).float() @ down[name].to(weight.device).float()
+        weight.copy_(weight.float() + weights.scale * delta)
+        if not is_finite(weight):
+            raise UserError(f"the LoRA of {folder} makes {name} infinite; {UNPACK}")
 
 
-def _full_names(config: Mapping[str, Any], own: Iterable[str]) -> set[str]:
+def _full_file(folder: Path) -> Path:
+    for name in ("non_lora_state_dict.safetensors", "non_lora_state_dict.pth"):
+        if os.path.isfile(folder / name):
+            return folder / name
+    raise UserError(f"{folder} has no non_lora_state_dict.pth; {UNPACK}")
+
+
+def _by_inner_name(tensors: Mapping[str, Tensor], folder: Path, known: Iterable[str] = ()) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = inner_name(key)
+        if name in found or name in known:
+            raise UserError(f"{folder} holds {name} twice, in two spellings; {UNPACK}")
+        found[name] = value
+    return found
+
+
+def _full_names(config: ModelSection, own: Iterable[str]) -> set[str]:
     """The weights that a checkpoint holds in full, by the configuration of its training."""
-    told = config.get("model_config", {})
-    tower, merger = told.get("freeze_vision_tower") is False, told.get("tune_merger") is True
     trained = {
-        name for name in own if name.startswith("visual.") and (merger if name.startswith("visual.merger.") else tower)
+        name
+        for name in own
+        if name.startswith("visual.")
+        and (config.tune_merger if name.startswith("visual.merger.") else not config.freeze_vision_tower)
     }
     return trained | {"rm_head.weight", "language_model.embed_tokens.weight"}
 
 
-def _lora_names(config: Mapping[str, Any], own: Iterable[str]) -> set[str]:
-    """The weights that the adapter's configuration lists as changed; the released ones list every module by its whole name."""
-    listed = config.get("target_modules")
-    return {_inner_name(f"{module}.weight") for module in listed} & set(own) if isinstance(listed, list) else set()
+def _lora_names(config: AdapterFile, own: Iterable[str]) -> set[str]:
+    """The weights that the adapter's configuration lists; the released one lists every module by its whole name."""
+    listed = config.target_modules
+    return {inner_name(f"{module}.weight") for module in listed} & set(own) if isinstance(listed, list) else set()
 
 
 def _refuse_incomplete(folder: Path, lacking: Iterable[str], what: str) -> None:
-    if told := shorten(lacking):
+    if names := shorten(lacking):
         raise UserError(
-            f"{folder} is no complete identity reward: it lacks {what}{told}. Unpack the whole released "
-            "archive, and give the base model it was trained on."
+            f"{folder} is not a complete identity reward: it lacks {what}{names}; {UNPACK}, and {OTHER_BASE}"
         )
 
 
-def _lora_scale(config: Mapping[str, Any], folder: Path) -> float:
-    if config.get("peft_type") != "LORA" or not (config.get("r") and config.get("lora_alpha")):
-        raise UserError(f"{folder / 'adapter_config.json'} describes no LoRA: it is not an identity reward.")
-    special = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(k)]
-    if special:
-        raise UserError(
-            f"{folder / 'adapter_config.json'} uses {', '.join(special)}, which identity rewards do not have."
-        )
-    return config["lora_alpha"] / config["r"]
-
-
-def _parameter(own: dict[str, torch.nn.Parameter], name: str, shape: Any, folder: Path) -> torch.nn.Parameter:
+def _require_fitting(own: Mapping[str, nn.Parameter], name: str, shape: Iterable[int], folder: Path) -> None:
     if name not in own:
-        raise UserError(f"{folder} holds {name}, which its base model lacks: give the base model it was trained on.")
+        raise UserError(f"{folder} holds {name}, which its base model lacks; {OTHER_BASE}")
     if tuple(own[name].shape) != tuple(shape):
         raise UserError(
-            f"{name} is {list(shape)} in {folder} but {list(own[name].shape)} in the base model: give the base model it "
-            "was trained on."
+            f"{name} is {list(shape)} in {folder} but {list(own[name].shape)} in the base model; {OTHER_BASE}"
         )
-    return own[name]
-
-
-def _inner_name(key: str) -> str:
-    """The name in `RewardModel` of a weight named by any version of transformers, with or without PEFT's prefix."""
-    key = key.removeprefix(PREFIX).removeprefix("model.")
-    if key.split(".")[0] in ("embed_tokens", "layers", "norm"):
-        return "language_model." + key
-    return key
-
-
-def released_name(name: str) -> str:
-    """The name in the released files (those of transformers 4.51) of a weight of `RewardModel`."""
-    return re.sub(r"^language_model\.", "model.", name)
-
-
-def write_checkpoint(
-    model: RewardModel, folder: Path, step: int, config: Mapping[str, Any], storage: torch.dtype
-) -> None:
-    """Write a model whose language model carries PEFT LoRA layers as `folder/checkpoint-<step>` in the released layout.
-
-    `config` is `model_config.json`'s content. Weights are stored as `storage`.
-    """
-    target = folder / f"checkpoint-{step}"
-    target.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to("cpu", storage).contiguous() for k, v in model.state_dict().items()}
-    adapter, full, targets = {}, {}, set()
-    for name, value in state.items():
-        if "lora_" in name:
-            key = released_name(name).replace(".default", "")
-            adapter[PREFIX + key] = value
-            targets.add(key.split(".lora_")[0])
-        elif name.startswith(("visual.", "rm_head.", "language_model.embed_tokens.")):
-            full[PREFIX + released_name(name)] = value
-    lora = config["peft_lora_config"]
-    described = {
-        "peft_type": "LORA",
-        "task_type": lora["lora_task_type"],
-        "r": lora["lora_r"],
-        "lora_alpha": lora["lora_alpha"],
-        "lora_dropout": lora["lora_dropout"],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "base_model_name_or_path": config["model_config"]["model_name_or_path"],
-        "target_modules": sorted(targets),
-        "use_dora": False,
-        "use_rslora": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
-        "revision": None,
-    }
-    save_file(adapter, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    save_file(full, target / "non_lora_state_dict.safetensors", metadata={"format": "pt"})
-    _write_json(target / "adapter_config.json", described)
-    _write_json(folder / "model_config.json", dict(config))
-
-
-def write_base(model: RewardModel, source: Path, folder: Path, storage: torch.dtype) -> None:
-    """Write a model without LoRA as a base model's folder: weights under their original names, the rest from `source`.
-
-    The reward token's row goes with the embedding, whose length in the configuration follows it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        released_name(k): v.detach().to("cpu", storage).contiguous()
-        for k, v in model.state_dict().items()
-        if not k.startswith("rm_head.")
-    }
-    for file in source.iterdir():
-        if file.suffix == ".json" and file.name != "model.safetensors.index.json" and folder != source:
-            (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    rows = weights["model.embed_tokens.weight"].shape[0]
-    (config.get("text_config") or config)["vocab_size"] = rows
-    _write_json(folder / "config.json", config)
-    temporary = folder / "model.safetensors.partial"
-    save_file(weights, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / "model.safetensors")
-
-
-def _load_non_lora(folder: Path) -> dict[str, Tensor]:
-    for name in ("non_lora_state_dict.safetensors", "non_lora_state_dict.pth"):
-        if (folder / name).is_file():
-            return _load_tensors(folder / name)
-    raise UserError(f"{folder} has no non_lora_state_dict.pth: unpack the whole released archive.")
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds more than tensors and was not opened: download it again from its source."
-        ) from None
-    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): download it again from its source.") from error
-    if not (isinstance(tensors, dict) and all(isinstance(v, Tensor) for v in tensors.values())):
-        raise UserError(f"{path} is not a plain dictionary of tensors: download it again from its source.")
-    return tensors
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {remedy}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {remedy}.") from None
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Which frames the reward looks at, how large they become, and how long a step in time is.
+"""Which frames of a clip the reward reads, to what size they are resized, and how long a step in time is.
 
-The numbers are those of the released model's own preprocessing (alibaba/identity-grpo `vace_reward/vision_process.py` with
-transformers 4.51.3); they are part of the score.
+The numbers are those of the released model's own preprocessing (alibaba/identity-grpo `vace_reward/vision_process.py`
+with transformers 4.51.3); they are part of the score.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
+from ..errors import UserError
 
 SIDE = 28
 """Side in pixels of one token: two patches of 14."""
@@ -34,9 +36,12 @@ def frame_indices(total: int, count: int = 4) -> list[int]:
 
 
 def seconds_per_step(total: int, fps: float, count: int = 4) -> float:
-    """Seconds between two steps of the clip's patch grid, for a clip of `total` frames at `fps` frames per second."""
-    if not (fps > 0 and math.isfinite(fps)):
-        raise ValueError(f"fps must be a positive number, got {fps}")
+    """Seconds between two steps of the clip's patch grid, for a clip of `total` frames at `fps` frames per second.
+
+    Raises UserError for an `fps` outside 0.01..1000.
+    """
+    if not 0.01 <= fps <= 1000:
+        raise UserError(f"fps is {fps}; give a number of frames per second between 0.01 and 1000")
     return TEMPORAL_PATCH / (count / total * fps)
 
 
@@ -52,10 +57,12 @@ def resized(height: int, width: int, minimum: int, maximum: int = MAX_PIXELS) ->
     """(height, width) as multiples of 28 near the given size, with an area in [minimum, maximum] pixels.
 
     Sides are rounded half-even; an area out of bounds is scaled keeping the aspect, outwards from `minimum` (ceil) and
-    inwards from `maximum` (floor). A side never falls below 28. Raises ValueError when the aspect exceeds 200.
+    inwards from `maximum` (floor). A side never falls below 28. Raises UserError when the aspect exceeds 200.
     """
     if max(height, width) > 200 * min(height, width):
-        raise ValueError(f"a picture of {height}x{width} is too narrow: one side is more than 200 times the other")
+        raise UserError(
+            f"a picture of {height}x{width} is too narrow: one side is more than 200 times the other; crop it"
+        )
     h, w = (max(SIDE, round(side / SIDE) * SIDE) for side in (height, width))
     if h * w > maximum:
         shrink = math.sqrt(height * width / maximum)

@@ -1,21 +1,21 @@
-"""From a configuration's reward section to a reward."""
+"""The identity reward that a configuration names."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from ..config import TINYWORLD_WEIGHTS, RewardConfig
 from .checkpoint import find_base, find_checkpoint
-
-if TYPE_CHECKING:
-    import torch
-
-    from .identity import IdentityReward
+from .identity import IdentityReward
 
 
 def find_reward(config: RewardConfig) -> tuple[Path, Path]:
-    """The folders of the checkpoint and its base model, without loading them. Raises UserError when files are missing."""
+    """The folders of the checkpoint and its base model, without loading them.
+
+    Raises UserError when files are missing or a configuration is invalid.
+    """
     source = Path(config.source)
     if config.source == "tinyworld":
         source = TINYWORLD_WEIGHTS / "reward" / "identity_reward"
@@ -23,10 +23,6 @@ def find_reward(config: RewardConfig) -> tuple[Path, Path]:
 
 
 def load_reward(config: RewardConfig, device: torch.device | str = "cpu") -> IdentityReward:
-    """The identity reward that the configuration names; `tinyworld` is the built-in one. Raises UserError as `find_reward`."""
-    import torch
-
-    from .identity import IdentityReward
-
+    """Load the reward that `config` names; `tinyworld` is built in. Raises UserError for missing or broken files."""
     source, base = find_reward(config)
     return IdentityReward.load(source, base, dtype=getattr(torch, config.dtype), device=device)

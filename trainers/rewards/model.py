@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, autocast, nn
 from torch.nn import Linear
 
-from ..errors import UserError
+from ..errors import UserError, shorten
 from ..weights import require_complete
 from .pixels import Grid
+from .tensors import is_finite
 from .vision import vision_embeddings
 
 
@@ -24,8 +24,8 @@ class Batch:
     """B items, padded on the right.
 
     `ids` int64 [B, L], `positions` int64 [3, B, L], `reward_index` int64 [B], `image_rows` and `video_rows` float32
-    [patches, 1176] with one grid per picture in reading order. `image_embeddings` [tokens, hidden], where known, stand for
-    the rows of the images.
+    [patches, 1176] with one grid per picture in reading order. `image_embeddings` [tokens, hidden] replace the rows
+    of the images where they are known.
     """
 
     ids: Tensor
@@ -99,27 +99,35 @@ def load_base(
 ) -> RewardModel:
     """A base Qwen2.5-VL as a reward model: its embedding is resized to `vocabulary` rows, its head is new.
 
-    Raises UserError when the folder holds no Qwen2.5-VL that transformers can read, or lacks a weight of it; heads are not
-    needed.
+    Raises UserError when the folder holds no Qwen2.5-VL that transformers can read, lacks a weight other than heads, or
+    holds numbers that are not finite.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     try:
-        with _quiet():
+        with _without_progress_bar():
             model, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 folder,
                 local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
                 attn_implementation=attention,
                 output_loading_info=True,
                 **_dtype_argument(dtype),
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers raises almost anything for a broken folder
         raise UserError(
-            f"The base model in {folder} cannot be loaded ({error}): it must be a complete Qwen2.5-VL folder."
+            f"the base model in {folder} cannot be loaded ({error}); give a complete Qwen2.5-VL folder"
         ) from error
     require_complete(
         (model, {"missing_keys": [key for key in found["missing_keys"] if key != "lm_head.weight"]}), folder
     )
+    if broken := [name for name, weight in model.named_parameters() if not is_finite(weight.detach())]:
+        raise UserError(
+            f"the base model in {folder} holds numbers that are not finite in {shorten(broken)}; download it again"
+        )
     model.resize_token_embeddings(vocabulary, mean_resizing=False)
     inner = model.model
     visual = inner.visual if hasattr(inner, "visual") else model.visual
@@ -128,8 +136,8 @@ def load_base(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bar, which would break into ours."""
+def _without_progress_bar() -> Iterator[None]:
+    """Hide transformers' progress bar, which would break into ours."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""From frames and reference images to the rows of patches that the vision tower reads."""
+"""From frames and reference images to the patch rows that the vision tower reads."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ Grid = tuple[int, int, int]
 
 
 def reference_pixels(reference: Picture, maximum: int = MAX_PIXELS) -> Tensor:
-    """The reference at the size it is read at: uint8 [H, W, 3], sides multiples of 28 (PIL's bicubic).
+    """The reference resized for the vision tower: uint8 [H, W, 3], sides multiples of 28 (PIL's bicubic).
 
-    A uint8 tensor that has that size already stays as it is, on its device.
+    A uint8 tensor that has that size already is returned, on its device. Raises UserError for a picture that cannot
+    be read or is too narrow.
     """
     if isinstance(reference, Tensor) and _fits(reference, maximum):
         return reference
     image = read_picture(reference)
     try:
         height, width = resized(image.height, image.width, IMAGE_MIN_PIXELS, maximum)
-    except ValueError as error:
+    except UserError as error:
         name = f" {reference}" if isinstance(reference, str | Path) else ""
-        raise UserError(f"Reference image{name}: {error}. Crop it to the person.") from None
+        raise UserError(f"reference image{name}: {error} to the person") from None
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image))
@@ -64,7 +65,7 @@ def resize(pixels: Tensor, size: tuple[int, int], by_matrices: bool) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _weights(before: int, after: int, device: torch.device) -> Tensor:
-    """The resize along one axis as a matrix [after, before]: what it makes of the identity."""
+    """The resize along one axis as a matrix [after, before]: the resized identity."""
     identity = torch.eye(before)[None, None]
     return F.interpolate(identity, size=(after, before), mode="bicubic", antialias=True, align_corners=False)[0, 0].to(
         device
@@ -72,7 +73,7 @@ def _weights(before: int, after: int, device: torch.device) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Grey levels [..., 3, H, W] in 0..255, float32, in place, to the vision tower's units."""
+    """Grey levels [..., 3, H, W] in 0..255, float32, in place, to the vision tower's normalisation."""
     mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
     return pixels.div_(255).sub_(mean).div_(std)
 
@@ -92,7 +93,10 @@ def patch_rows(pixels: Tensor) -> tuple[Tensor, Grid]:
 
 
 def image_rows(images: Sequence[Tensor]) -> tuple[Tensor, list[Grid]]:
-    """Rows of uint8 images [H, W, 3] whose sides are multiples of 28, one grid each; an image fills both times of a patch."""
+    """Rows of uint8 images [H, W, 3] with sides that are multiples of 28, one grid each.
+
+    An image is both frames of its patches.
+    """
 
     def prepare(stacked: Tensor) -> tuple[Tensor, Grid]:
         pixels = normalise(stacked.permute(0, 3, 1, 2).float().contiguous())

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 
 def score_videos(reward: IdentityReward, videos: Tensor, items: Sequence[PromptItem], config: RewardConfig) -> Tensor:
-    """Rewards float64 [n] on the CPU of videos uint8 [n, F, H, W, 3], `config.micro_batch` at a time."""
+    """Rewards float64 [n] on the CPU of videos uint8 [n, F, H, W, 3], `config.micro_batch` at a time.
+
+    Raises UserError naming the item whose reward is not finite.
+    """
     references = [item.references for item in items]
-    return reward.score(list(videos), references, config.fps, config.micro_batch).to("cpu", torch.float64)
+    names = [f"the video of item `{item.id}`" for item in items]
+    return reward.score(list(videos), references, config.fps, config.micro_batch, names).to("cpu", torch.float64)

@@ -1,4 +1,4 @@
-"""The token sequence that asks for a rating, and its positions."""
+"""The token sequence that the reward reads, and its mRoPE positions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TAIL = INSTRUCTION + "<|im_end|>\n<|im_start|>assistant\n"
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One item's sequence: `ids` int64 [L], `positions` int64 [3, L] (time, height, width), index of the reward token."""
+    """One item's `ids` int64 [L], `positions` int64 [3, L] (time, height, width), and place of the reward token."""
 
     ids: Tensor
     positions: Tensor
@@ -37,9 +37,9 @@ class TokenSequence:
 class Sequencer:
     """Builds sequences with a Qwen2.5-VL tokenizer to whose end the reward token was added.
 
-    The text is tokenised in the pieces between pictures, which is what the whole gives too: pictures stand between special
-    tokens, and a byte-level tokenizer never joins across those. No "Picture 1: " labels (transformers 4.52 and later add
-    them; the reward was trained without).
+    The text between pictures is tokenised piece by piece, with the same result as in one piece: pictures stand between
+    special tokens, and a byte-level tokenizer never joins across those. There are no "Picture 1: " labels, which
+    transformers adds from 4.52 on: the reward was trained without.
     """
 
     def __init__(self, tokenizer: Tokenizer, tokens_per_second: float):
@@ -52,25 +52,26 @@ class Sequencer:
 
     @classmethod
     def load(cls, folder: Path, tokens_per_second: float) -> Sequencer:
-        """From a base model's folder. Raises UserError when its tokenizer is missing or is not Qwen2.5-VL's."""
+        """From a base model's folder. Raises UserError when its tokenizer is missing, broken, or not Qwen2.5-VL's."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise UserError(f"The base model in {folder} has no tokenizer.json: download Qwen2.5-VL again, all of it.")
-        tokenizer = Tokenizer.from_file(str(path))
+            raise UserError(f"the base model in {folder} has no tokenizer.json; download Qwen2.5-VL again, all of it")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{path} cannot be read ({error}); download Qwen2.5-VL again") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        lacking = [
-            t
-            for t in (*IMAGE, VIDEO[1], "<|im_start|>", "<|im_end|>", "<|endoftext|>")
-            if tokenizer.token_to_id(t) is None
-        ]
-        if lacking:
-            raise UserError(f"{path} lacks {', '.join(lacking)}: the base model of this reward must be a Qwen2.5-VL.")
+        needed = (*IMAGE, VIDEO[1], "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+        if lacking := [token for token in needed if tokenizer.token_to_id(token) is None]:
+            raise UserError(f"{path} lacks {', '.join(lacking)}; give a Qwen2.5-VL as the base model")
+        if max(tokenizer.get_vocab().values()) >= tokenizer.get_vocab_size():
+            raise UserError(f"{path} numbers its tokens with gaps; give a Qwen2.5-VL as the base model")
         tokenizer.add_special_tokens([AddedToken(REWARD_TOKEN, normalized=False, special=True)])
         return cls(tokenizer, tokens_per_second)
 
     def build(self, images: Sequence[Grid], video: Grid, seconds: float) -> TokenSequence:
-        """The sequence for reference images and one clip with the given patch grids; `seconds` per step of the clip's grid."""
+        """The sequence for references and a clip with these patch grids; a step of the clip's grid lasts `seconds`."""
         times = tuple(time_position(step, seconds, self.tokens_per_second) for step in range(video[0]))
         key = (tuple(images), video, times)
         if key not in self._built:

@@ -17,14 +17,14 @@ SCORES = st.floats(-20, 20, width=32)
 
 
 def test_the_references_losses_and_gradients_are_reproduced(repository: Path) -> None:
-    kit = load_file(repository / "tests" / "golden" / "identity_reward" / "btt.safetensors")
-    a, b = kit["reward_a"].requires_grad_(), kit["reward_b"].requires_grad_()
-    mean, per_pair = btt_loss(a, b, kit["labels"])
+    case = load_file(repository / "tests" / "golden" / "identity_reward" / "btt.safetensors")
+    a, b = case["reward_a"].requires_grad_(), case["reward_b"].requires_grad_()
+    mean, per_pair = btt_loss(a, b, case["labels"])
     mean.backward()
-    torch.testing.assert_close(per_pair, kit["loss_per_pair"], rtol=0, atol=2e-6)
-    torch.testing.assert_close(mean, kit["loss_mean"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(a.grad, kit["grad_reward_a"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(b.grad, kit["grad_reward_b"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(per_pair, case["loss_per_pair"], rtol=0, atol=2e-6)
+    torch.testing.assert_close(mean, case["loss_mean"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(a.grad, case["grad_reward_a"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(b.grad, case["grad_reward_b"], rtol=0, atol=1e-6)
 
 
 @given(SCORES, SCORES, st.floats(1.1, 20))
@@ -63,6 +63,7 @@ def test_an_unknown_label_is_refused(label: int) -> None:
         btt_loss(torch.zeros(1), torch.zeros(1), torch.tensor([label]))
 
 
-def test_a_theta_without_ties_is_refused() -> None:
+@pytest.mark.parametrize("theta", [1.0, 0.5, float("nan"), float("inf")])
+def test_a_theta_without_ties_is_refused(theta: float) -> None:
     with pytest.raises(ValueError, match="theta"):
-        btt_loss(torch.zeros(1), torch.zeros(1), torch.tensor([TIE]), theta=1.0)
+        btt_loss(torch.zeros(1), torch.zeros(1), torch.tensor([TIE]), theta)

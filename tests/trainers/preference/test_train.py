@@ -1,14 +1,16 @@
-"""Training a reward: it learns, repeats, and is read back as it was."""
+"""Training a reward: it learns, is reproducible, and scores from its files as it did in memory."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainers.errors import UserError
 from trainers.preference.pairs import Pair, accuracy
@@ -113,22 +115,63 @@ def test_a_trained_base_becomes_the_base_of_a_reward(
 
 def test_a_folder_with_a_reward_is_not_written_over(base_model: Path, bright_pairs: list[Pair], tmp_path: Path) -> None:
     train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
-    with pytest.raises(UserError, match="already holds"):
-        train_reward(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
+    for train in (train_reward, train_base):
+        with pytest.raises(UserError, match="already holds checkpoint-1"):
+            train(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
 
 
-def test_a_loss_that_is_not_finite_stops_and_writes_nothing(
+@pytest.mark.parametrize("train", [train_reward, train_base])
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_loss_that_is_not_finite_writes_nothing(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path, train: Callable, observed: bool
+) -> None:
+    """However short the training is, and whether or not its events are observed."""
+    base = Path(shutil.copytree(base_model, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"].fill_(3e38)  # finite, but both rewards of a pair are not
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    events = [] if observed else None
+    with pytest.raises(UserError, match=f"NaN or infinite within {1 if observed else 2} steps; lower"):
+        train(
+            base, bright_pairs, tmp_path / "out", replace(FAST, steps=2), on_event=events.append if observed else None
+        )
+    assert not (tmp_path / "out").exists()
+    assert not events
+
+
+def test_a_training_that_diverges_stops_before_its_end(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.preference.train.CHECK_EVERY", 2)
+    training = replace(FAST, steps=10**6, learning_rate=1e20, max_grad_norm=1e9, batch_size=1)
+    with pytest.raises(UserError, match=r"within \d steps; lower the learning rate"):
+        train_reward(base_model, bright_pairs, tmp_path / "out", training)
+
+
+def test_weights_that_the_files_cannot_hold_are_not_written(
     base_model: Path, bright_pairs: list[Pair], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="not finite.*lower the learning rate"):
-        train_reward(
-            base_model,
-            bright_pairs,
-            tmp_path / "reward",
-            replace(FAST, steps=60, learning_rate=1e20, max_grad_norm=1e9),
-            progress=lambda event: None,
-        )
-    assert not (tmp_path / "reward").exists()
+    """One step of 1e6 is finite in float32, but infinite in float16."""
+    training = replace(FAST, steps=1, learning_rate=1e6, storage=torch.float16)
+    with pytest.raises(UserError, match="became infinite"):
+        train_reward(base_model, bright_pairs, tmp_path / "out", training)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_writing_leaves_no_reward(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def save_once(*args, **kwargs):
+        if written:
+            raise KeyboardInterrupt
+        written.append(save_file(*args, **kwargs))
+
+    monkeypatch.setattr("trainers.rewards.writing.save_file", save_once)
+    with pytest.raises(KeyboardInterrupt):
+        train_reward(base_model, bright_pairs, tmp_path / "out", replace(FAST, steps=1))
+    assert written and list((tmp_path / "out").iterdir()) == []
 
 
 def test_no_pairs_are_refused(base_model: Path, tmp_path: Path) -> None:

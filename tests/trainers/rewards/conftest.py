@@ -1,7 +1,8 @@
-"""A tiny base model of the real class, and pictures to look at."""
+"""Tiny rewards of the real class, and pictures to score."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key_value_heads=1,
         intermediate=48,
     )
+
+
+@pytest.fixture
+def released(repository: Path, tmp_path: Path) -> Path:
+    """A copy of the golden case's `base_model` and `identity_reward` that a test may change."""
+    source = repository / "tests" / "golden" / "identity_reward"
+    for part in ("base_model", "identity_reward"):
+        shutil.copytree(source / part, tmp_path / part)
+    return tmp_path
 
 
 @pytest.fixture

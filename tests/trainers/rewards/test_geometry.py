@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainers.errors import UserError
 from trainers.rewards.geometry import (
     IMAGE_MIN_PIXELS,
     MAX_PIXELS,
@@ -67,7 +68,7 @@ def test_clip_sizes_of_the_reference(size: tuple[int, int], expected: tuple[int,
 
 
 def test_a_strip_is_refused() -> None:
-    with pytest.raises(ValueError, match="too narrow"):
+    with pytest.raises(UserError, match="2x500 is too narrow.*crop it"):
         resized(2, 500, IMAGE_MIN_PIXELS)
 
 
@@ -83,7 +84,8 @@ def test_times_on_the_border_of_an_integer_fall_as_in_float32() -> None:
     ]
 
 
-@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf"), 1e-30, 1e30])
 def test_impossible_rates_are_refused(fps: float) -> None:
-    with pytest.raises(ValueError, match="fps"):
+    """1e-30 frames a second would place a frame beyond every integer on the time axis."""
+    with pytest.raises(UserError, match="fps is .*between"):
         seconds_per_step(9, fps)

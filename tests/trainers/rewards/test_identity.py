@@ -1,4 +1,4 @@
-"""Scores: repeatable, without gradient, the same alone and in company."""
+"""Scores: repeatable, without gradient, and the same in every batch."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_each_clip_may_have_its_own_rate(reward: IdentityReward, clips: list[Ten
 def test_the_order_of_references_enters_the_score(
     reward: IdentityReward, clips: list[Tensor], references: Images
 ) -> None:
-    turned = reward.score(clips[:1], [references[0][::-1]])
-    assert turned.item() != reward.score(clips[:1], references[:1]).item()
+    reversed_order = reward.score(clips[:1], [references[0][::-1]])
+    assert reversed_order.item() != reward.score(clips[:1], references[:1]).item()
 
 
 def test_arrays_and_tensors_score_alike(reward: IdentityReward, clips: list[Tensor], references: Images) -> None:
@@ -130,13 +130,53 @@ def test_a_missing_reference_file_is_named(reward: IdentityReward, clips: list[T
         reward.score(clips[:1], [[tmp_path / "gone.png"]])
 
 
+def test_the_same_pixels_under_another_palette_or_orientation_are_another_reference(
+    reward: IdentityReward, clips: list[Tensor]
+) -> None:
+    """The cache of references must not take one for the other."""
+    levels = np.random.default_rng(0).integers(0, 256, (60, 90), np.uint8)
+    grey, inverted = (Image.fromarray(levels).convert("P") for _ in range(2))
+    inverted.putpalette([255 - level for level in range(256) for _ in range(3)])
+    turned = Image.fromarray(levels)
+    turned.getexif()[0x0112] = 6  # the camera was held upright
+    scores = [reward.score(clips[:1], [[picture]]).item() for picture in (grey, inverted, turned)]
+    pixels = [np.repeat(plane[..., None], 3, 2) for plane in (levels, 255 - levels, np.rot90(levels, -1))]
+    reward.to("cpu")  # empties the cache
+    assert scores == [reward.score(clips[:1], [[np.ascontiguousarray(p)]]).item() for p in pixels]
+
+
 @pytest.mark.parametrize(
     "clip",
-    [torch.zeros(4, 8, 8, 3), torch.zeros(0, 8, 8, 3, dtype=torch.uint8), torch.zeros(8, 8, 3, dtype=torch.uint8)],
+    [
+        torch.full((4, 8, 8, 3), float("nan")),
+        torch.zeros(4, 8, 8, 3),
+        torch.zeros(0, 8, 8, 3, dtype=torch.uint8),
+        torch.zeros(8, 8, 3, dtype=torch.uint8),
+    ],
 )
 def test_clips_of_another_form_are_refused(reward: IdentityReward, references: Images, clip: Tensor) -> None:
     with pytest.raises(ValueError, match="uint8"):
         reward.score([clip], references[:1])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_an_error_that_names_the_clip(
+    reward: IdentityReward, clips: list[Tensor], references: Images, number: float
+) -> None:
+    """A NaN compares as equal to everything, and would be ranked."""
+    calls = iter([torch.tensor([1.0, 2.0]), torch.tensor([number])])
+    reward.model.forward = lambda batch: next(calls)
+    with pytest.raises(UserError, match=f"score of clip 3 of 3 is {number}.*float32"):
+        reward.score(clips, references, batch_size=2)
+
+
+def test_a_score_that_overflows_in_the_network_is_an_error(
+    reward: IdentityReward, clips: list[Tensor], references: Images
+) -> None:
+    with torch.no_grad():
+        reward.model.language_model.norm.weight.fill_(3e38)
+    with pytest.raises(UserError, match="score of portrait.mp4 is"):
+        reward.score(clips[:1], references[:1], names=["portrait.mp4"])
 
 
 def test_no_clips_give_no_scores(reward: IdentityReward) -> None:

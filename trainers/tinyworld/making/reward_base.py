@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ...rewards.checkpoint import released_name
+from ...rewards.names import released_name
 from ...rewards.sequence import HEAD, REWARD_TOKEN, TAIL
 
 SPECIAL_TOKENS = (

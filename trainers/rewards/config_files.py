@@ -1,0 +1,175 @@
+"""The JSON files of a reward and of its base model, validated before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import UserError
+from .geometry import MAX_PIXELS, SIDE
+
+LARGEST_FILE = 16 * 2**20  # bytes; the largest of these files that are published have a few kilobytes
+SHOWN = 60  # characters of a wrong value that a message repeats
+
+Size = Annotated[int, Field(ge=1, le=2**20)]
+Layers = Annotated[int, Field(ge=1, le=512)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class File(BaseModel):
+    """Known keys have the right types, without conversion; unknown keys are kept."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+
+T = TypeVar("T", bound=File)
+
+
+class DataSection(File):
+    """How clips were prepared when the reward was trained. Fixed values are those that the score is computed with."""
+
+    num_frames: Annotated[float, Field(gt=0, le=1024)] = 5.0
+    max_frame_pixels: Annotated[int, Field(ge=SIDE * SIDE, le=2**26)] = MAX_PIXELS
+    fps: None = None
+    sample_type: Literal["uniform"] = "uniform"
+    prompt_template_type: Literal["subject_alignment_special"] = "subject_alignment_special"
+
+
+class ModelSection(File):
+    """The base model, the parts of it that were trained in full, and the kind of head."""
+
+    model_name_or_path: Annotated[str, Field(max_length=500)] | None = None
+    freeze_vision_tower: bool = True
+    tune_merger: bool = False
+    output_dim: Literal[1] = 1
+    reward_token: Literal["special"] = "special"
+
+    @field_validator("model_name_or_path")
+    @classmethod
+    def _on_this_machine(cls, name: str | None) -> str | None:
+        # Windows sends the user's credentials to a machine whose shared folder is only looked at.
+        if name and name.replace("\\", "/").startswith("//"):
+            raise ValueError("a folder on another machine must be given as base_model")
+        return name
+
+
+class RewardFile(File):
+    """`model_config.json`."""
+
+    data: DataSection = Field(DataSection(), alias="data_config")
+    model: ModelSection = Field(ModelSection(), alias="model_config")
+
+
+class AdapterFile(File):
+    """`adapter_config.json` of a plain LoRA."""
+
+    peft_type: Literal["LORA"]
+    r: Annotated[int, Field(ge=1, le=2**16)]
+    lora_alpha: Positive
+    target_modules: list[str] | str | None = None
+
+    @model_validator(mode="after")
+    def _plain(self) -> AdapterFile:
+        kinds = ("use_dora", "use_rslora", "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+        if special := [name for name in (*kinds, "layer_replication") if (self.model_extra or {}).get(name)]:
+            raise ValueError(f"uses {', '.join(special)}, which identity rewards do not have")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.lora_alpha / self.r
+
+
+class Rope(File):
+    mrope_section: Annotated[list[Size], Field(min_length=3, max_length=3)] | None = None
+    rope_theta: Positive | None = None
+
+
+class TextSection(File):
+    """Sizes of the language model. What is absent has transformers' default."""
+
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    num_hidden_layers: Layers | None = None
+    num_attention_heads: Size | None = None
+    num_key_value_heads: Size | None = None
+    vocab_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    rms_norm_eps: Positive | None = None
+    rope_theta: Positive | None = None
+    rope_scaling: Rope | None = None
+    rope_parameters: Rope | None = None
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TextSection:
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width and heads and width % heads:
+            raise ValueError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}")
+        if heads and self.num_key_value_heads and heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
+            )
+        for rope in (self.rope_scaling, self.rope_parameters):
+            if width and heads and rope and rope.mrope_section and 2 * sum(rope.mrope_section) != width // heads:
+                raise ValueError(f"mrope_section {rope.mrope_section} does not add up to half of a head")
+        return self
+
+
+class VisionSection(File):
+    """Sizes of the vision tower; the patches are those that `pixels` makes."""
+
+    depth: Layers | None = None
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    out_hidden_size: Size | None = None
+    num_heads: Size | None = None
+    window_size: Annotated[int, Field(ge=SIDE, le=2**16)] | None = None
+    fullatt_block_indexes: list[int] | None = None
+    tokens_per_second: Annotated[float, Field(gt=0, le=1000)] | None = None
+    patch_size: Literal[14] = 14
+    spatial_merge_size: Literal[2] = 2
+    temporal_patch_size: Literal[2] = 2
+    in_channels: Literal[3] = 3
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> VisionSection:
+        if self.hidden_size and self.num_heads and self.hidden_size % (4 * self.num_heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 num_heads {self.num_heads}")
+        return self
+
+
+class BaseFile(TextSection):
+    """`config.json` of a Qwen2.5-VL; newer versions of transformers put the sizes into `text_config`."""
+
+    model_type: Literal["qwen2_5_vl"]
+    text_config: TextSection | None = None
+    vision_config: VisionSection | None = None
+    quantization_config: None = None
+
+
+def read_config_file(path: Path, kind: type[T], remedy: str) -> T:
+    """The content of a JSON file. Raises UserError, which ends with `remedy`, for one that is missing or invalid."""
+    try:
+        # Never a pipe or a device: reading those need not end.
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {remedy}")
+        if os.path.getsize(path) > LARGEST_FILE:
+            raise UserError(f"{path} is larger than {LARGEST_FILE >> 20} MiB, which no such file is; {remedy}")
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_problem(error)}; {remedy}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem: dict[str, Any] = dict(error.errors(include_url=False)[0])
+    place = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    if not place or problem["type"] in ("missing", "json_invalid"):
+        return f"`{place}` is missing" if problem["type"] == "missing" else message
+    value = repr(problem["input"])
+    return f"`{place}` is {value if len(value) <= SHOWN else value[:SHOWN] + '…'}: {message}"
