@@ -6,15 +6,12 @@ Numbers of `paper` are those of the published recipe (arXiv 2510.14256 and its r
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
-WAN_NEGATIVE_PROMPT = (
-    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
-    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
-    "倒着走"
-)
+WAN_NEGATIVE_PROMPT = (Path(__file__).parent / "wan_negative_prompt.txt").read_text(encoding="utf-8").strip()
 """Wan 2.1's default (`sample_neg_prompt` in its wan/configs/shared_config.py), verbatim: the published recipe, VACE and
-Phantom use it.
+Phantom use it. In a file of its own because comfy-test refuses Chinese in Python sources.
 """
 
 
