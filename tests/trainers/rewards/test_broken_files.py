@@ -246,7 +246,7 @@ def test_weights_of_half_precision_are_read(released: Path) -> None:
 
 def test_a_base_with_pickled_weights_only_is_refused(released: Path) -> None:
     weights = released / WEIGHTS
-    torch.save(torch.nn.Linear(1, 1).state_dict(), weights.with_name("pytorch_model.bin"))
+    torch.save({"weight": torch.zeros(1, 1)}, weights.with_name("pytorch_model.bin"))
     weights.unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
         IdentityReward.load(released / "identity_reward")
