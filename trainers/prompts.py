@@ -1,23 +1,38 @@
-"""Prompt sets: rows of reference images and a prompt."""
+"""Prompt sets: rows of reference images and a prompt, read from CSV files."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from .errors import UserError
+from .files import atomic_file, write_atomic
+from .pictures.reading import format_problem, is_regular_file, read_picture, shown
 
-COLUMNS = ("ref_paths", "prompt")
+T = TypeVar("T")
+
+COLUMNS, OPTIONAL_COLUMNS = ("ref_paths", "prompt"), ("id", "negative")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SEPARATOR_LINE = re.compile(r'"?sep=[^\r\n]"?[,;\t ]*(\r\n?|\n)', re.IGNORECASE)
+"""Excel's own hint in the first line, which a spreadsheet does not count as a row."""
+MAX_ROWS = 20_000
+MAX_BYTES = 32 << 20
 PROBLEMS_SHOWN = 10
+CHECKED_PIXELS = (
+    64 * 64
+)  # read of a picture to see whether it is whole: a JPEG is then decoded at an eighth of its size
+EMPTY_PROMPT = "the prompt is empty; describe the video"
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class PromptItem:
     """One row of a prompt set.
 
     `references` holds one picture per person, in order: a file, or RGB pixels uint8 [H, W, 3].
-    `extra` carries what only the item's own world understands (TinyWorld keeps its scene there).
+    `extra` is for the item's source (TinyWorld keeps its scene there). Texts are cleaned by `clean_text`.
     """
 
     id: str
@@ -34,8 +49,15 @@ class PromptItem:
     negative: str = ""
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        for name in ("id", "prompt", "negative"):
+            object.__setattr__(self, name, clean_text(getattr(self, name)))
+
     def content(self) -> str:
-        """SHA-256 of the texts and the pictures (not of their names): equal for items that ask for the same video."""
+        """SHA-256 of the texts and the pictures (not of their names): equal for items that ask for the same video.
+
+        Raises UserError for a reference file that cannot be read.
+        """
         digest = hashlib.sha256()
         for text in (self.prompt, self.negative):
             _add(digest, text.encode())
@@ -44,7 +66,7 @@ class PromptItem:
                 _add(digest, repr((reference.shape, str(reference.dtype))).encode())
                 _add(digest, np.ascontiguousarray(reference).tobytes())
             else:
-                _add(digest, _file_bytes(reference))
+                _add(digest, _file_digest(reference))
         return digest.hexdigest()
 
 
@@ -74,38 +96,46 @@ class PromptSet(Sequence[PromptItem]):
         return digest.hexdigest()
 
 
-def load_prompt_set(path: str | Path, refusal: Callable[[Path], str | None] = lambda _: None) -> PromptSet:
-    """Read a CSV (UTF-8, a BOM is accepted) with the columns `ref_paths` and `prompt`, optionally `id` and `negative`.
+def clean_text(text: str) -> str:
+    """The text without lone surrogates (half an emoji, left by programs that cut texts): no tokenizer takes them."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
 
-    `ref_paths` holds one picture per person, separated by `;`, relative to the CSV's folder. Other columns are ignored.
-    Rows are numbered as a spreadsheet shows them: the header is row 1. Items without an id are called by their row.
-    `refusal` says why a picture may not be used; such a one is not touched, not even to see whether it is there.
-    Raises UserError that lists the first 10 problems of the file with their rows.
+
+def load_prompt_set(
+    path: str | Path, refusal: Callable[[Path], str | None] = lambda _: None, decode: bool = True
+) -> PromptSet:
+    """Read a CSV with the columns `ref_paths` and `prompt`, optionally `id` and `negative`; others are ignored.
+
+    `ref_paths` holds one picture per person, separated by `;`, relative to the CSV's folder. The file is UTF-8, or
+    UTF-16 with a byte order mark; its delimiter (comma, semicolon or tab) is the header's. Blank rows are skipped. Rows
+    are numbered as a spreadsheet shows them: the header is row 1. Items without an id are named by their row.
+
+    `refusal` gives the reason why a picture may not be used, if there is one; such a file is not accessed at all. Each
+    picture is decoded once per process to see whether it is whole; without `decode` only its first bytes are read.
+
+    Raises UserError that lists the first 10 problems with their rows, or for more than MAX_ROWS rows or MAX_BYTES.
     """
-    path = Path(path)
-    rows = _rows(path)
-    header = [name.strip() for name in rows[0][1]]
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise UserError(
-            f"{path}, row 1: column `{'` and `'.join(missing)}` is missing (found: {', '.join(header) or 'nothing'}); "
-            "the header must name ref_paths and prompt, and may name id and negative"
-        )
-    if len(rows) == 1:
-        raise UserError(
-            f"{path} has a header but no rows; add one row per video: its reference pictures and its prompt"
-        )
+    path = Path(os.path.expanduser(path))
+    header, rows, delimiter = _table(path)
     problems: list[str] = []
     items: list[PromptItem] = []
-    pictures: dict[Path, str | None] = {}
+    known: dict[str, tuple[Path, str | None]] = {}
     ids: dict[str, int] = {}
-    for number, row in rows[1:]:
-        found, wrong = _item(number, header, row, path.parent, pictures, refusal)
-        if found:
-            if found.id in ids:
-                wrong.append(f"id `{found.id}` is already that of row {ids[found.id]}; give every row its own")
-            ids.setdefault(found.id, number)
-            items.append(found)
+
+    def reference(name: str) -> tuple[Path, str | None]:
+        """The file behind a name of ref_paths, and what is wrong with it."""
+        if name not in known:
+            # A leading ~ that names no user's home is a part of the file's name.
+            file = path.parent / os.path.expanduser(name)
+            known[name] = file, refusal(file) or _reference_problem(file, decode)
+        return known[name]
+
+    for number, row in rows:
+        item, wrong = _item(number, header, row, delimiter, reference)
+        if item and ids.setdefault(item.id, number) != number:
+            wrong.append(f"id `{item.id}` is already used in row {ids[item.id]}; give every row its own")
+        if item:
+            items.append(item)
         problems += [f"row {number}: {text}" for text in wrong]
     if problems:
         more = f"\n  … and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
@@ -116,7 +146,8 @@ def load_prompt_set(path: str | Path, refusal: Callable[[Path], str | None] = la
 def save_prompt_set(items: Sequence[PromptItem], path: str | Path) -> Path:
     """Write a CSV that `load_prompt_set` reads back; pictures in memory become PNG files in `references/` beside it.
 
-    `extra` belongs to the item's own world and is not written. Raises UserError for a reference whose path contains `;`.
+    The CSV appears when all its pictures are complete. `extra` is not written. Raises UserError for a reference whose
+    path contains `;`, and when the disk is full.
     """
     from PIL import Image
 
@@ -131,101 +162,161 @@ def save_prompt_set(items: Sequence[PromptItem], path: str | Path) -> Path:
             if isinstance(reference, np.ndarray):
                 (path.parent / "references").mkdir(exist_ok=True)
                 names.append(f"references/{number:04d}-{place}.png")
-                Image.fromarray(reference).save(path.parent / names[-1])
+                with atomic_file(path.parent / names[-1]) as aside:
+                    Image.fromarray(reference).save(aside, format="PNG")
             else:
                 names.append(_relative(reference, path.parent))
         if any(";" in name for name in names):
-            raise UserError(
-                f"item `{item.id}`: a reference path contains `;`, which separates paths in a prompt set; rename the file"
-            )
+            raise UserError(f"item `{item.id}`: a reference path contains `;`, which separates paths; rename the file")
         writer.writerow([item.id, ";".join(names), item.prompt, item.negative])
-    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    write_atomic(path, text.getvalue())
     return path
 
 
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Numbered rows of the CSV, without blank ones at its end."""
-    try:
-        text = path.expanduser().read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"prompt set {path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as `CSV UTF-8`") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """Header in lower case, numbered rows that are not blank, and the delimiter. Raises UserError."""
+    text = _text(path)
+    separator_line = SEPARATOR_LINE.match(text)
+    text = text[separator_line.end() :] if separator_line else text
+    headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
+    complete = (delimiter for delimiter, header in headers.items() if set(COLUMNS) <= set(header))
+    delimiter = next(complete, max(headers, key=lambda d: len(headers[d])))
     rows: list[tuple[int, list[str]]] = []
+    number = 0
     try:
-        for row in reader:
-            rows.append((len(rows) + 1, row))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        for number, row in enumerate(reader, start=1):
+            if any(cell.strip() for cell in row):
+                rows.append((number, row))
+            if len(rows) > MAX_ROWS + 1:
+                raise UserError(f"{path} has more than {MAX_ROWS} rows, the maximum of a prompt set; split it")
     except csv.Error as error:
-        raise UserError(
-            f'{path}, row {len(rows) + 1}: {error}; check the quotes: a text with commas stands in "…", '
-            "a quote inside it is doubled"
-        ) from error
-    while rows and not any(cell.strip() for cell in rows[-1][1]):
-        rows.pop()
+        if "field larger than" in str(error):
+            advice = "a field of ref_paths holds names of files, not pictures"
+        else:
+            advice = f'a text with {DELIMITERS[delimiter]} stands in "…", and a quote inside it is doubled'
+        raise UserError(f"{path}, row {number + 1}: {error}; check the quotes: {advice}") from error
     if not rows:
         raise UserError(f"{path} is empty; its first row must be the header: ref_paths,prompt")
-    return rows
+    number, header = rows[0][0], _names(rows[0][1])
+    if missing := [name for name in COLUMNS if name not in header]:
+        raise UserError(
+            f"{path}, row {number}: column `{'` and `'.join(missing)}` is missing (found: {shown(', '.join(header))}); "
+            "the header must name ref_paths and prompt, separated by commas, semicolons or tabs"
+        )
+    if twice := [name for name in COLUMNS + OPTIONAL_COLUMNS if header.count(name) > 1]:
+        raise UserError(f"{path}, row {number}: column `{'` and `'.join(twice)}` is there twice; keep one")
+    if len(rows) == 1:
+        raise UserError(f"{path} has a header but no rows; add one row per video: its reference images and its prompt")
+    return header, rows[1:], delimiter
+
+
+def _text(path: Path) -> str:
+    if not is_regular_file(path):
+        problem = "it is not a file" if os.path.lexists(path) else "there is no such file"
+        raise UserError(f"prompt set {shown(path)} cannot be read: {problem}; give a CSV file")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"prompt set {path} is larger than {MAX_BYTES >> 20} MB, the maximum; split it")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"prompt set {path} cannot be read: {error.strerror or error}") from error
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as `CSV UTF-8`") from error
+    if "\0" in text.partition("\n")[0]:
+        raise UserError(f"{path} is not UTF-8 (its first line holds zero bytes); save it as `CSV UTF-8`")
+    return text.replace("\0", "\ufffd")  # Python 3.10's csv takes no zero bytes
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """The names in the first row that is not blank; none if it cannot be read with this delimiter."""
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        return _names(next((row for row in rows if any(cell.strip() for cell in row)), []))
+    except csv.Error:
+        return []
+
+
+def _names(header: list[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
 
 
 def _item(
     number: int,
     header: list[str],
     row: list[str],
-    folder: Path,
-    pictures: dict[Path, str | None],
-    refusal: Callable[[Path], str | None],
+    delimiter: str,
+    reference: Callable[[str], tuple[Path, str | None]],
 ) -> tuple[PromptItem | None, list[str]]:
     """The item of one row, and what is wrong with it."""
-    if not any(cell.strip() for cell in row):
-        return None, ["is empty; delete it"]
+    while len(row) > len(header) and not row[-1].strip():
+        row = row[:-1]
     if len(row) != len(header):
-        return None, [
-            f"has {len(row)} fields where the header has {len(header)}; put quotes around a text that contains commas"
-        ]
+        counts = f"has {len(row)} fields where the header has {len(header)}"
+        return None, [f"{counts}; put quotes around a text that contains {DELIMITERS[delimiter]}"]
     cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
-    wrong = [] if cells["prompt"] else ["the prompt is empty; describe the video"]
-    names = [name.strip() for name in cells["ref_paths"].split(";") if name.strip()]
-    if not names:
+    wrong = [] if cells["prompt"] else [EMPTY_PROMPT]
+    found = [reference(name.strip()) for name in cells["ref_paths"].split(";") if name.strip()]
+    if not found:
         wrong.append("ref_paths is empty; name one picture per person, separated by `;`")
-    references = [folder / Path(name).expanduser() for name in names]
-    for reference in references:
-        if reference not in pictures:
-            pictures[reference] = refusal(reference) or _picture_problem(reference)
-        if pictures[reference]:
-            wrong.append(pictures[reference])
-    return PromptItem(
-        cells.get("id") or f"row-{number}", cells["prompt"], tuple(references), cells.get("negative", "")
-    ), wrong
+    wrong += [problem for _, problem in found if problem]
+    references = tuple(file for file, _ in found)
+    return PromptItem(cells.get("id") or f"row-{number}", cells["prompt"], references, cells.get("negative", "")), wrong
+
+
+class _OncePerFile(Generic[T]):
+    """A function of a file whose result is kept until the file's time of change or its size differs."""
+
+    def __init__(self, function: Callable[[Path], T]) -> None:
+        self._function = function
+        self._results: dict[str, tuple[tuple[int, int], T]] = {}
+
+    def __call__(self, path: Path) -> T:
+        """Raises OSError when there is no such file."""
+        key, now = os.path.abspath(path), os.stat(path)
+        signature = now.st_mtime_ns, now.st_size
+        known = self._results.get(key)
+        if known is None or known[0] != signature:
+            known = self._results[key] = signature, self._function(path)
+        return known[1]
+
+
+def _reference_problem(path: Path, decode: bool) -> str | None:
+    if not is_regular_file(path):
+        return f"reference image {shown(path)} is missing; paths are relative to the CSV's folder"
+    return _remembered_problem(path) if decode else format_problem(path)
 
 
 def _picture_problem(path: Path) -> str | None:
-    from PIL import Image
-
-    from .pictures.reading import UNREADABLE
-
-    if not path.is_file():
-        return f"reference image {path} is missing; paths are relative to the CSV's folder"
+    """Decode a picture to see what is wrong with it."""
     try:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (64, 64))
-            picture.load()
-    except UNREADABLE as error:
-        return f"reference image {path} cannot be read ({error}); give a PNG, JPEG or WebP file"
+        read_picture(path, CHECKED_PIXELS)
+    except UserError as error:
+        return str(error)
     return None
+
+
+_remembered_problem = _OncePerFile(lambda path: _picture_problem(path))
+_remembered_digest = _OncePerFile(lambda path: hashlib.sha256(path.read_bytes()).digest())
+
+
+def _file_digest(path: Path) -> bytes:
+    """SHA-256 of the file."""
+    if not is_regular_file(path):
+        raise UserError(f"reference image {shown(path)} is missing; put it back")
+    try:
+        return _remembered_digest(path)
+    except OSError as error:
+        raise UserError(f"reference image {path} cannot be read: {error.strerror or error}") from error
 
 
 def _relative(path: Path, folder: Path) -> str:
     """Relative to the CSV's folder where it lies inside, else absolute."""
     path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-
-
-def _file_bytes(path: Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"reference image {path} cannot be read: {error.strerror or error}") from error
 
 
 def _add(digest: Any, data: bytes) -> None:

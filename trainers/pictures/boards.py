@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from . import layout
-from .reading import read_picture
-
-if TYPE_CHECKING:
-    from ..prompts import PromptItem
+from .reading import Picture, read_picture
 
 WIDTH = 900
 PORTRAIT, LARGEST, FRAME = (
@@ -27,7 +24,18 @@ FRAMES_IN_A_ROW = 4
 LINES = 8  # shown of a prompt
 
 
-def prompt_board(items: Sequence[PromptItem], total: int, part: str = "first") -> np.ndarray:
+class Row(Protocol):
+    """What a board shows of an item of a prompt set."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def references(self) -> Sequence[Picture]: ...
+
+
+def prompt_board(items: Sequence[Row], total: int, part: str = "first") -> np.ndarray:
     """Reference images and prompts of the `part` (first, last) items of `total`: uint8 [H, W, 3]."""
     rows = []
     for item in items:

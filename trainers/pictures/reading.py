@@ -20,6 +20,7 @@ Picture = Image.Image | np.ndarray | Tensor | Path | str
 """A file, an opened picture, or pixels uint8 [H, W], [H, W, 3] or [H, W, 4]."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's other plugins stay closed. Its JPEG plugin opens MPO (several JPEGs in one file) as well."""
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8")
 MAX_PIXELS = 89_000_000  # of a file: just below the number at which Pillow warns of a decompression bomb
 MAX_WEBP_PIXELS = 25_000_000  # libwebp takes 16 bytes a pixel, the others 4
 KEPT_PIXELS = 4096 * 4096  # larger pictures are shrunk while they are read: no consumer uses more
@@ -72,14 +73,14 @@ def open_picture(path: str | Path, what: str = "reference image") -> Iterator[Im
     if not is_regular_file(path):
         problem = "is not a file" if os.path.lexists(path) else "does not exist"
         raise UserError(f"{what} {shown(path)} {problem}; give an existing PNG, JPEG or WebP file")
+    if problem := format_problem(path, what):
+        raise UserError(problem)
     try:
         with Image.open(path, formats=FORMATS) as opened:
             _refuse_large(opened)
             yield opened
     except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
-        raise UserError(
-            f"{what} {shown(path)} cannot be read ({error}); give an existing PNG, JPEG or WebP file"
-        ) from error
+        raise UserError(_unreadable(path, what, error)) from error
 
 
 def is_regular_file(path: str | Path) -> bool:
@@ -90,8 +91,22 @@ def is_regular_file(path: str | Path) -> bool:
         return False
 
 
+def format_problem(path: str | Path, what: str = "reference image") -> str | None:
+    """What the first bytes of a file show to be wrong with it, without decoding it."""
+    try:
+        with open(path, "rb") as file:
+            known = file.read(4).startswith(SIGNATURES)
+    except OSError as error:
+        return _unreadable(path, what, error.strerror or error)
+    return None if known else _unreadable(path, what, f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file")
+
+
+def _unreadable(path: str | Path, what: str, reason: object) -> str:
+    return f"{what} {shown(path)} cannot be read ({reason}); give an existing PNG, JPEG or WebP file"
+
+
 def shown(path: str | Path) -> str:
-    """A path in a message: what was given by mistake (a data URL, a prompt) is cut."""
+    """A path for a message; what was given by mistake (a data URL, a prompt) is shortened."""
     text = str(path)
     return text if len(text) <= 200 else f"{text[:100]}…{text[-40:]}"
 
@@ -185,7 +200,7 @@ def _orientation(picture: Image.Image) -> int | None:
     try:
         return picture.getexif().get(ExifTags.Base.Orientation)
     except (OSError, ValueError, TypeError, SyntaxError, KeyError, struct.error):
-        return None  # metadata that cannot be read say nothing of the pixels
+        return None  # damaged metadata: the pixels may still be good
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Curve, clips and table of a run."""
+"""Curves, sheets and animations of a run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def colours(path) -> set[tuple[int, int, int]]:
 
 
 def test_a_table_is_markdown_with_every_column():
-    assert markdown_table([{"run": "a", "won": 0.5}, {"run": "long", "left": "3 s"}]).splitlines() == [
-        "| run  | won   | left |",
+    assert markdown_table([{"run": "a", "rate": 0.5}, {"run": "long", "left": "3 s"}]).splitlines() == [
+        "| run  | rate  | left |",
         "|------|-------|------|",
         "| a    | 0.500 |      |",
         "| long |       | 3 s  |",
@@ -91,7 +91,7 @@ def test_the_sheet_takes_any_frame_size(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
-def test_before_and_after_move_together(tmp_path, suffix):
+def test_both_clips_move_together(tmp_path, suffix):
     frames, fps = read_clip(
         before_after(
             [PICTURES], [clip(120)], [np.concatenate([clip(160, 4), clip(200, 5)])], tmp_path / f"x{suffix}", fps=5

@@ -1,4 +1,4 @@
-"""Words on pictures: lines that fit, in any script."""
+"""Texts on pictures: lines that fit, in any script."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_no_line_is_wider_than_asked_and_no_letter_is_lost(text):
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
-def test_nothing_to_say_is_no_line():
+def test_an_empty_text_has_no_line():
     assert layout.wrapped("  ", 200) == []
 
 
-def test_letters_that_the_usual_font_lacks_come_from_one_that_has_them(monkeypatch):
+def test_letters_that_the_default_font_lacks_come_from_one_that_has_them(monkeypatch):
     matplotlib = pytest.importorskip("matplotlib")
     known = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
     monkeypatch.setattr(layout, "WIDE_FONTS", ("no-such-font.ttf", known))
@@ -39,9 +39,9 @@ def test_letters_that_the_usual_font_lacks_come_from_one_that_has_them(monkeypat
     assert (
         layout.font(15, "\u0434\u0432\u0435 \u043f\u043e\u0434\u0440\u0443\u0433\u0438 \u96e8").getname()[0]
         == "DejaVu Sans"
-    ), "a letter that no font has must not cost the others"
+    ), "a letter that no font has must not change the font of the others"
 
 
-def test_without_such_a_font_the_text_is_drawn_all_the_same(monkeypatch):
+def test_without_such_a_font_the_default_is_used(monkeypatch):
     monkeypatch.setattr(layout, "WIDE_FONTS", ("no-such-font.ttf",))
     assert layout.font(15, "\u96e8").getname() == layout.font(15).getname()
