@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,9 @@ def attend(run: RunFolder, resuming: bool, processes: int) -> int:
     return 0 if state == "finished" else STOPPED
 
 
-def execute(run: RunFolder, resuming: bool, show: Bar | Lines, share_devices: bool = False) -> Result:
+def execute(
+    run: RunFolder, resuming: bool, show: Callable[[ProgressReport], None], share_devices: bool = False
+) -> Result:
     """Train in this process (one of several under accelerate), holding its device; plot the curve at the end."""
     quiet_libraries()
     from ..grpo.ranks import Ranks

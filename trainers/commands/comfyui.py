@@ -1,7 +1,7 @@
-"""`comfyui`: a ComfyUI with this pack in it, started.
+"""`comfyui`: find or install ComfyUI, put this pack in and start it.
 
-Needs nothing but Python, so that it works before anything is installed. Where ComfyUI is, and which interpreter runs
-it, is also asked by the tests.
+Needs the standard library only, so that it works before anything is installed. The tests use it too, to find ComfyUI
+and its interpreter.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from ..errors import UserError
+from ..errors import UserError, program
+from .numbers import number_between
 
 PACK = Path(__file__).parents[2]
 NAME = "identity-grpo"
 MARK = "comfyui_version.py"
+ENDING_SECONDS = 20.0
 MISSING = """
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -40,38 +42,41 @@ sys.exit(not (torch.cuda.is_available() or torch.backends.mps.is_available() or 
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=8188, help="default: 8188")
+    parser.add_argument(
+        "--port", type=number_between(1, 65535), default=8188, help="where ComfyUI's server answers (default: 8188)"
+    )
 
 
 def main(options: Namespace) -> int:
-    """Find or install ComfyUI, put the pack in, start it and say where to click; returns when ComfyUI ends.
+    """Find or install ComfyUI, put the pack in, start it and print its address; returns when ComfyUI ends.
 
-    Returns 1 when this machine cannot have a ComfyUI. Raises UserError for what stands in the way and can be moved.
+    Returns 1 when ComfyUI cannot be installed. Raises UserError for what the user can change.
     """
     folder = find_comfyui()
     if folder is None or unfinished(folder):
         folder = install()
     if folder is None:
         print(
-            "This machine cannot have a ComfyUI: installing it through comfy-cli failed, the reason is above.\n"
-            "If that can be mended, the same command goes on from there. Or install ComfyUI yourself\n"
+            "ComfyUI could not be installed through comfy-cli; the reason is above.\n"
+            "Once that is fixed, the same command continues from there. Or install ComfyUI yourself\n"
             "(https://docs.comfy.org/installation) and set COMFYUI_PATH to its folder.\n"
-            "The pack works without it, too: `make demo` trains and compares, `python -m trainers --help` does the rest.",
+            f"The pack works without ComfyUI too: see `make demo` and `{program()} --help`.",
             file=sys.stderr,
         )
         return 1
     python = find_python(folder)
     if python is None:
         raise UserError(
-            f"ComfyUI is in {folder}, but no interpreter has what its requirements.txt asks for; name the one that does: "
-            "make comfyui PYTHON=/path/to/python, or make one: https://docs.comfy.org/installation/manual_install"
+            f"ComfyUI is in {folder}, but no interpreter has what its requirements.txt asks for; name the one that "
+            "has: `make comfyui PYTHON=/path/to/python`, or make one: "
+            "https://docs.comfy.org/installation/manual_install"
         )
     name = put_in(folder)
     add_requirements(python)
     return start(folder, python, name, options.port)
 
 
-# --- finding -----------------------------------------------------------------------------------------------------------------
+# --- finding ---------------------------------------------------------------------------------------------------------
 
 
 def find_comfyui() -> Path | None:
@@ -90,7 +95,7 @@ def find_comfyui() -> Path | None:
 
 
 def default_place() -> Path:
-    """Where comfy-cli installs ComfyUI unless told otherwise."""
+    """Where comfy-cli installs ComfyUI when no workspace is given."""
     if sys.platform in ("darwin", "win32"):
         return Path.home() / "Documents" / "comfy" / "ComfyUI"
     return Path.home() / "comfy" / "ComfyUI"
@@ -106,7 +111,7 @@ def find_python(comfyui: Path) -> Path | None:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether comfy-cli began this ComfyUI and did not end: at its default place, with an environment that lacks things."""
+    """Whether comfy-cli began to install this ComfyUI: it is at the default place and its environment is incomplete."""
     return folder == default_place() and (folder / ".venv").is_dir() and find_python(folder) is None
 
 
@@ -118,25 +123,25 @@ def missing_requirements(folder: Path, python: Path) -> list[str]:
     return done.stdout.split() if done.returncode == 0 else names
 
 
-# --- installing --------------------------------------------------------------------------------------------------------------
+# --- installing ------------------------------------------------------------------------------------------------------
 
 
 def install() -> Path | None:
-    """ComfyUI's newest release through comfy-cli at its default place, or the rest of one; None when that fails.
+    """Install ComfyUI's newest release through comfy-cli at its default place, or complete it; None when that fails.
 
-    comfy-cli is put into the pack's environment and makes ComfyUI one of its own, `.venv` in ComfyUI's folder.
+    comfy-cli goes into the pack's environment; ComfyUI gets an environment of its own, `.venv` in its folder.
     """
     environment = PACK / ".venv"
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
     place = default_place()
     print(
-        f"There is no ComfyUI here, or not all of it. Installing it through comfy-cli into {place} (COMFYUI_PATH names another); "
+        f"No complete ComfyUI was found. Installing it through comfy-cli into {place} (COMFYUI_PATH names another); "
         "with its packages these are gigabytes.",
         flush=True,
     )
     # With these set, comfy-cli would install ComfyUI's packages there.
     outside = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
-    # Without a version it would be whatever was committed last; what is there already keeps its version.
+    # Without a version it would be the newest commit; an installed one keeps its version.
     what = ["--restore"] if place.exists() else ["--version", "latest"]
     commands = [
         [scripts / "python", "-m", "pip", "install", "--quiet", "comfy-cli"],
@@ -187,7 +192,7 @@ def add_requirements(python: Path) -> None:
             raise UserError(f"pip could not install {PACK / 'requirements.txt'} with {python}; its reason is above")
 
 
-# --- starting ----------------------------------------------------------------------------------------------------------------
+# --- starting --------------------------------------------------------------------------------------------------------
 
 
 def start(comfyui: Path, python: Path, name: str, port: int) -> int:
@@ -203,15 +208,20 @@ def start(comfyui: Path, python: Path, name: str, port: int) -> int:
     try:
         if _wait(server, port):
             print(
-                f"\nOpen {address(name, port)}\nIt shows the first workflow, ready to run; the others are under Templates, {name}. "
-                "Ctrl-C ends ComfyUI.\n",
+                f"\nOpen {address(name, port)}\nIt shows the first workflow, ready to run; the others are under "
+                f"Templates, {name}. Ctrl-C ends ComfyUI.\n",
                 flush=True,
             )
         else:
             print(f"ComfyUI ended before it answered; the reason is above. It ran with {python}.", file=sys.stderr)
         return server.wait()
     except KeyboardInterrupt:
-        return server.wait()  # the terminal has interrupted it as well
+        # The terminal has sent Ctrl-C to the server as well; SIGTERM was for this process alone.
+        try:
+            return server.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.terminate()
+            return server.wait()
 
 
 def address(name: str, port: int) -> str:

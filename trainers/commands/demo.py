@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from ..config import PolicyKind, TrainConfig, make_config, preset_for
+from ..errors import command_line
 from ..runs.folder import RunFolder
 from ..runs.progress import ProgressReport, duration
-from .attend import execute, refuse_busy_device
+from .attend import STOPPED, execute, refuse_busy_device
 from .options import add_runs_folder, add_tinyworld_policy
-from .progress import Bar, Lines, quiet_libraries
+from .progress import Bar, Lines, open_display, quiet_libraries
 from .tables import markdown_table
 
 NAMES: dict[PolicyKind, str] = {"vace": "VACE", "phantom": "Phantom"}
@@ -29,7 +29,7 @@ def demo_config(changes: dict[str, Any] | None = None, policy: PolicyKind = "vac
 
 
 def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
-    """Train TinyWorld's policy, then show what became better and where everything is."""
+    """Train TinyWorld's policy, then print what improved and where everything is; 130 when it was stopped."""
     from . import evaluate
 
     quiet_libraries()
@@ -39,14 +39,19 @@ def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
     config = run.config()
     videos = config.rollout.groups * config.rollout.group_size
     print(
-        f"Identity-GRPO in TinyWorld: rendered people, a small {NAMES[options.policy]} policy that sometimes swaps, blends "
-        f"or loses them,\nand a learned identity reward. {config.iterations} iterations of {videos} videos.\n{run.path}\n",
+        f"Identity-GRPO in TinyWorld: rendered people, a small {NAMES[options.policy]} policy that sometimes swaps, "
+        f"blends or loses them,\nand a learned identity reward. {config.iterations} iterations of {videos} videos.\n"
+        f"{run.path}\n",
         flush=True,
     )
-    result = execute(run, False, _with_estimate(Bar() if sys.stderr.isatty() else Lines()))
-    if result.state == "stopped":
-        print(f"stopped at iteration {result.iteration}; `resume {run.id}` continues from there")
-    found = evaluate.evaluate(run, evaluate.newest_export(run))
+    with closing(open_display()) as show:
+        result = execute(run, False, _Estimate(show))
+        if result.state == "finished":
+            found = evaluate.evaluate(run, evaluate.newest_export(run), show)
+    if result.state != "finished":
+        print(f"stopped after {result.iteration} of {config.iterations} iterations")
+        print(f"continue {command_line('resume', run.path)}")
+        return STOPPED
     print("\n" + markdown_table(evaluate.rows(found)) + "\n")
     for line in (*evaluate.sentences(found), *evaluate.file_lines(found)):
         print(line)
@@ -54,12 +59,13 @@ def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
     return 0
 
 
-def _with_estimate(show: Callable[[ProgressReport], None]) -> Callable[[ProgressReport], None]:
-    """`show`, and after the first iteration a line that says how long the demo will take on this machine."""
+class _Estimate:
+    """A display of the training; after the first iteration a line with the time that the others will take as well."""
 
-    def report(progress: ProgressReport) -> None:
-        if progress.metrics and progress.iteration == 1 and progress.eta_seconds is not None:
-            print(f"\nthis machine needs about {duration(progress.eta_seconds)} for the rest", flush=True)
-        show(progress)
+    def __init__(self, show: Bar | Lines) -> None:
+        self._show = show
 
-    return report
+    def __call__(self, report: ProgressReport) -> None:
+        if report.metrics and report.iteration == 1 and report.eta_seconds is not None:
+            print(f"\nthis machine needs about {duration(report.eta_seconds)} for the rest", flush=True)
+        self._show(report)

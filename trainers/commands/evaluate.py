@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,14 @@ from accelerate import PartialState
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import write_atomic
-from ..grpo.evaluate import Comparison, Measurement, compare, held_out_videos, measure
+from ..grpo.evaluate import (
+    Comparison,
+    Measurement,
+    compare,
+    evaluation_micro_batch,
+    held_out_videos,
+    measure,
+)
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into
 from ..pictures.before_after import before_after, clip_sheet
@@ -22,15 +31,16 @@ from ..runs.folder import RunFolder
 from ..runs.inputs import run_inputs
 from ..runs.registry import find
 from .options import RUN_HELP, add_runs_folder
-from .progress import quiet_libraries
+from .progress import Bar, Lines, counted, open_display, quiet_libraries
 from .tables import markdown_table
 
-SHOWN = 4
+SHOWN = 4  # items in the pictures
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Both measurements of the same items and noise, and the files that show them."""
+    """Both measurements of the same items and noise, and the files in which they are shown."""
 
     before: Measurement
     after: Measurement
@@ -49,7 +59,8 @@ def main(options: Namespace) -> int:
     """Evaluate the run's newest export, or another LoRA; print the table and where the pictures are."""
     quiet_libraries()
     run = find(options.runs, options.run)
-    found = evaluate(run, options.lora or newest_export(run))
+    with contextlib.closing(open_display()) as show:
+        found = evaluate(run, options.lora or newest_export(run), show)
     print(markdown_table(rows(found)))
     for line in (*sentences(found), *file_lines(found)):
         print(line)
@@ -61,13 +72,17 @@ def newest_export(run: RunFolder) -> Path:
     newest = run.newest()
     if newest is None:
         raise UserError(
-            f"run {run.id} has no LoRA in {run.exports_folder} yet; wait for its first checkpoint or name one with --lora"
+            f"run {run.id} has no LoRA in {run.exports_folder} yet; wait for its first checkpoint, "
+            "or name one with --lora"
         )
     return newest.path
 
 
-def evaluate(run: RunFolder, lora: Path) -> Evaluated:
-    """Sample the held-out items of the run's config without and with the LoRA; write `evaluation/<LoRA name>/` into the run."""
+def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
+    """Sample the held-out items of the run's config without and with the LoRA; write `evaluation/<LoRA name>/` there.
+
+    `show` displays the progress.
+    """
     config = run.config()
     device = PartialState().device
     adapter = read_lora(lora)
@@ -75,14 +90,16 @@ def evaluate(run: RunFolder, lora: Path) -> Evaluated:
     items = inputs.held_out.items[: config.evaluation.items]
     policy = policy_of(config.policy, device)
     reward = load_reward(config.reward, device)
-    old = held_out_videos(policy, items, config)
+    batches = -(-len(items) // evaluation_micro_batch(config))
+    check = counted("evaluation", 2 * batches * config.evaluation.steps, show)
+    old = held_out_videos(policy, items, config, check)
     load_lora_into(policy.transformer, adapter)
-    new = held_out_videos(policy, items, config)
+    new = held_out_videos(policy, items, config, check)
     before, after = (measure(reward, videos, items, config, inputs.judge) for videos in (old, new))
     folder = run.path / "evaluation" / lora.stem
     folder.mkdir(parents=True, exist_ok=True)
     found = Evaluated(before, after, compare(before.rewards, after.rewards), lora, [])
-    found.files.extend(_draw(run, config, folder, items, old, new, found))
+    found.files.extend(_write_files(run, config, folder, items, old, new, found))
     return found
 
 
@@ -120,24 +137,26 @@ def rows(found: Evaluated) -> list[dict[str, str]]:
 
 
 def sentences(found: Evaluated) -> list[str]:
-    """What the numbers say."""
+    """The numbers as sentences."""
     pairs, count = found.comparison, len(found.after.ids)
-    items = f"{count} held-out items (same prompts, same noise)"
-    lines = [
-        f"By the learned reward the LoRA is {verdict(pairs)} the base policy: win rate {pairs.win:.0%} on {items}."
-    ]
+    by_reward = f"By the learned reward the LoRA is {verdict(pairs, count)} the base policy"
+    lines = [f"{by_reward}: win rate {pairs.win:.0%} on {count} held-out items (same prompts, same noise)."]
     if found.before.identity and found.after.identity:
         gain = _mean(found.after.identity) / max(1e-9, _mean(found.before.identity)) - 1
         lines.append(f"TinyWorld's oracle of identity, which is never trained on, changed by {gain:+.1%}.")
     return lines
 
 
-def verdict(pairs: Comparison) -> str:
-    """Whether the LoRA is better, by the interval of its win rate with ties counted as half a win."""
-    if pairs.tie == 1:
+def verdict(pairs: Comparison, count: int) -> str:
+    """How the LoRA compares over `count` pairs, by an exact two-sided sign test at 5%; ties are left out."""
+    wins, losses = round(pairs.win * count), round(pairs.loss * count)
+    if not wins and not losses:
         return "equal to (every pair is a tie)"
-    low, high = pairs.win_low + pairs.tie / 2, pairs.win_high + pairs.tie / 2
-    return "better than" if low > 0.5 else "worse than" if high < 0.5 else "neither clearly better nor worse than"
+    decided = wins + losses
+    tail = sum(math.comb(decided, k) for k in range(max(wins, losses), decided + 1))
+    if 2 * tail / 2**decided > SIGNIFICANCE:
+        return "neither clearly better nor worse than"
+    return "better than" if wins > losses else "worse than"
 
 
 def file_lines(found: Evaluated) -> list[str]:
@@ -152,7 +171,7 @@ def file_lines(found: Evaluated) -> list[str]:
     ]
 
 
-def _draw(run: RunFolder, config: TrainConfig, folder: Path, items, old, new, found: Evaluated) -> list[Path]:
+def _write_files(run: RunFolder, config: TrainConfig, folder: Path, items, old, new, found: Evaluated) -> list[Path]:
     shown = slice(0, SHOWN)
     notes = [
         (f"reward {a:.2f}", f"reward {b:.2f}") for a, b in zip(found.before.rewards, found.after.rewards, strict=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, parse_yaml, preset_for
 from ..errors import UserError
+from .numbers import number_between
 
 # Options of commands that are settings by another name.
 FLAGS = {
@@ -28,23 +28,6 @@ FLAGS = {
 SIZES = ("height", "width", "frames")
 RUN_HELP = "id, beginning of an id, folder, or `latest` (default)"
 MOST_PROCESSES = 64
-
-
-def number_between(low: float, high: float, kind: type[int | float] = int) -> Callable[[str], float]:
-    """For `type=` of an argument: a number of this kind from `low` to `high`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise ArgumentTypeError(
-                f"`{text}` is not {'an integer' if kind is int else 'a number'} from {low} to {high}"
-            )
-        return value
-
-    return parse
 
 
 def add_tinyworld_policy(parser: ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -80,6 +81,18 @@ class Lines:
 def open_display() -> Bar | Lines:
     """A bar where standard error is a terminal, else lines on standard output; to be closed."""
     return Bar() if sys.stderr is not None and sys.stderr.isatty() else Lines()
+
+
+def counted(text: str, steps: int, show: Bar | Lines) -> Callable[[], None]:
+    """A function to be called before each of so many steps: it shows how many are done."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        show.show(text, done / steps)
+        done += 1
+
+    return step
 
 
 def quiet_libraries() -> None:

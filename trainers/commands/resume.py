@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from ..errors import UserError, program
+from ..errors import UserError, command_line
 from ..runs.registry import find, refresh
 from ..runs.status import ALIVE
 from .attend import attend
@@ -23,11 +23,11 @@ def main(options: Namespace) -> int:
     status = refresh(run)
     if status.state in ALIVE:
         raise UserError(
-            f"run {run.id} is running (pid {status.pid}); stop it first with `{program()} runs stop {run.path}`"
+            f"run {run.id} is running (pid {status.pid}); stop it first with `{command_line('runs', 'stop', run.path)}`"
         )
     if status.state == "finished":
         raise UserError(
-            f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a new "
-            f"run with --start-lora and its export in {run.exports_folder}"
+            f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a "
+            f"new run with --start-lora and its export in {run.exports_folder}"
         )
     return attend(run, True, options.processes)

@@ -1,4 +1,4 @@
-"""`runs`: what has been trained here, without torch."""
+"""`runs`: list runs, show one, stop one; without torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from ..runs.folder import RunFolder
 from ..runs.progress import duration
 from ..runs.registry import find, list_runs, refresh
 from ..runs.summary import sentence
+from .numbers import number_between
 from .options import RUN_HELP, add_runs_folder
 from .tables import markdown_table
 
+LONGEST_WAIT = 86_400.0
+
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", choices=["list", "show", "stop"], default="list")
+    parser.add_argument(
+        "action", nargs="?", choices=["list", "show", "stop"], default="list", help="what to do (default: list)"
+    )
     parser.add_argument("run", nargs="?", default="latest", help=f"for show and stop: {RUN_HELP}")
     parser.add_argument(
-        "--wait", type=float, default=60, help="stop: seconds before the run is ended by force (default: 60)"
+        "--wait",
+        type=number_between(0, LONGEST_WAIT, float),
+        default=60.0,
+        help="stop: seconds before the run is ended by force (default: 60)",
     )
     add_runs_folder(parser)
 
@@ -46,7 +54,7 @@ def _row(run: RunFolder) -> dict[str, Any]:
         "run": run.id,
         "state": status.state,
         "iteration": f"{status.iteration}/{'?' if status.iterations is None else status.iterations}",
-        "win rate": _wins(run),
+        "win rate": _win_rate(run),
         "left": duration(left) if left is not None else "",
         "updated": _ago(status.updated),
     }
@@ -81,9 +89,9 @@ def _stop(run: RunFolder, wait: float) -> int:
     return 0
 
 
-def _wins(run: RunFolder) -> str:
-    won = [row["win"] for row in run.evaluations() if row["iteration"] > 0]
-    return f"{won[-1]:.0%}" if won else ""
+def _win_rate(run: RunFolder) -> str:
+    rates = [row["win"] for row in run.evaluations() if row["iteration"] > 0]
+    return f"{rates[-1]:.0%}" if rates else ""
 
 
 def _ago(updated: float | None) -> str:

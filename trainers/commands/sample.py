@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from ..config import BUILT_IN, TrainConfig
 from ..errors import UserError
 from ..pictures.before_after import frame_strip
 from ..pictures.clips import write_animation
-from ..prompts import PromptItem
+from ..pictures.reading import read_picture
+from ..prompts import EMPTY_PROMPT, PromptItem
 from .options import add_policy_and_preset, config_from
-from .progress import quiet_libraries
+from .progress import counted, open_display, quiet_libraries
 
 if TYPE_CHECKING:
     from ..diffusion.solvers import SolverName
 
-TINYWORLD_PEOPLE = 64
+TINYWORLD_ITEMS = 64
+MOST_STRENGTH = 100
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,13 +32,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="IMAGE",
-        help="one picture per person, in the order of the prompt (TinyWorld can do without: it renders its own)",
+        help="one picture per person, in the order of the prompt (without any, TinyWorld renders its own)",
     )
     parser.add_argument("--prompt", help="what the video shows")
     parser.add_argument("--negative", help="what it should not show (default: the preset's negative prompt)")
     parser.add_argument("--lora", type=Path, help="a LoRA file or PEFT folder")
     parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default: 1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     for name, kind in (
         ("height", int),
         ("width", int),
@@ -64,9 +66,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(options: Namespace) -> int:
     """Write the video and a strip of its frames."""
-    config, out = config_from(options), options.out
+    config, out = config_from(options).with_absolute_paths(), options.out
     if out.suffix not in (".webp", ".gif"):
         raise UserError(f"--out {out}: an animation ends in .webp or .gif")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: the folder {out.parent.absolute()} is missing or cannot be written")
+    if not abs(options.strength) <= MOST_STRENGTH:
+        raise UserError(f"--strength {options.strength}: give a number from -{MOST_STRENGTH} to {MOST_STRENGTH}")
     item = _item(config, options.reference, options.prompt, options.negative, options.seed)
     video = generate(config, item, options.lora, options.strength, options.seed, options.solver)
     write_animation(video, out, config.reward.fps, scale=max(1, 320 // video.shape[2]))
@@ -78,7 +84,7 @@ def main(options: Namespace) -> int:
 def generate(
     config: TrainConfig, item: PromptItem, lora: Path | None, strength: float, seed: int, solver: SolverName = "euler"
 ):
-    """The video uint8 [F, H, W, 3] of `item` by the policy of `config`, with its evaluation's size, steps and guidance."""
+    """The video uint8 [F, H, W, 3] of `item` by the policy of `config`, with evaluation's size, steps and guidance."""
     from accelerate import PartialState
 
     from ..diffusion.sampling import sample_videos
@@ -88,21 +94,21 @@ def generate(
     from ..policies.load import policy_of
 
     quiet_libraries()
-    policy = policy_of(config.policy, PartialState().device)
-    if lora is not None:
-        load_lora_into(policy.transformer, read_lora(lora), strength)
-    size, steps = evaluation_size(config), config.evaluation.steps
-    conditions = [policy.encode(item, size)]
-    with tqdm(total=steps, desc="sampling", unit="step") as bar:
+    adapter = None if lora is None else read_lora(lora)
+    with contextlib.closing(open_display()) as show:
+        policy = policy_of(config.policy, PartialState().device)
+        if adapter is not None:
+            load_lora_into(policy.transformer, adapter, strength)
+        size, steps = evaluation_size(config), config.evaluation.steps
         videos = sample_videos(
             policy,
-            conditions,
+            [policy.encode(item, size)],
             size,
             steps,
             config.rollout.shift,
             evaluation_guidance(config),
             [seed],
-            check=bar.update,
+            check=counted("sampling", steps, show),
             solver=solver,
         )
     return videos[0].numpy()
@@ -114,12 +120,13 @@ def _item(
     if config.policy.source in BUILT_IN and not references and prompt is None:
         from ..tinyworld.prompts import tiny_prompt_set
 
-        return list(tiny_prompt_set("held_out", TINYWORLD_PEOPLE))[seed % TINYWORLD_PEOPLE]
-    if not references or not prompt:
+        return list(tiny_prompt_set("held_out", TINYWORLD_ITEMS))[seed % TINYWORLD_ITEMS]
+    if prompt is not None and not prompt.strip():
+        raise UserError(EMPTY_PROMPT)
+    if not references or prompt is None:
         raise UserError(
             "sample needs --reference (one picture per person) and --prompt; only TinyWorld renders people of its own"
         )
     for path in references:
-        if not path.is_file():
-            raise UserError(f"reference image {path} is missing")
+        read_picture(path)
     return PromptItem("sample", prompt, tuple(references), config.negative_prompt if negative is None else negative)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..config import RewardConfig
-from ..errors import UserError
+from ..config import make_config
 from ..pictures.clips import read_clip
 from ..pictures.reading import read_pixels
 from .progress import quiet_libraries
@@ -21,19 +19,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--reward", default="tinyworld", help="a reward checkpoint's folder, or `tinyworld` (default)")
     parser.add_argument("--base-model", help="the Qwen2.5-VL folder, if the checkpoint does not name it")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument(
-        "--fps", type=float, help="it enters the score (default: the file's, 10 for a folder of frames)"
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the reward model (default: float32)"
+    )
+    parser.add_argument(
+        "--fps",
+        type=float,
+        help="frames per second: part of the score (default: the file's, 10 for a folder of frames)",
     )
 
 
 def main(options: Namespace) -> int:
     """Print the score of every clip; of two, the probability that one is preferred."""
-    if options.fps is not None and not (0 < options.fps < math.inf):
-        raise UserError(f"--fps {options.fps}: give a positive number of frames per second")
+    given = {"source": options.reward, "base_model": options.base_model, "dtype": options.dtype, "fps": options.fps}
+    changes = {name: value for name, value in given.items() if value is not None}
+    config = make_config(changes={"reward": changes}).with_absolute_paths().reward
     clips = [read_clip(path) for path in options.clip]
     pictures = [read_pixels(path) for path in options.reference]
-    config = RewardConfig(source=options.reward, base_model=options.base_model, dtype=options.dtype)
     rates = [options.fps or found or config.fps for _, found in clips]
 
     from accelerate import PartialState

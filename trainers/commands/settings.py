@@ -2,107 +2,110 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from ..config import PRESETS, TrainConfig, make_config
+from ..config.refusals import allowed, fields
 from .tables import markdown_table
 
-LONGEST = 40  # characters of a value in a table
+INTRODUCTION = """\
+# Settings
+
+Every setting of a run; `python -m trainers settings --markdown` writes this page. Change one with `--set NAME=VALUE`,
+e.g. `--set rollout.group_size=4`; values are YAML. A preset's value is shown where it differs from the default.
+"""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its dotted name, type, default and meaning."""
+    """One setting: dotted name, what it may be, default and preset values as YAML, meaning.
+
+    `presets`: the presets whose value is not the default.
+    """
 
     name: str
     type: str
-    default: Any
+    default: str
+    presets: dict[str, str]
     meaning: str
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--preset", choices=list(PRESETS), help="show this preset's values only (default: all presets)")
+    parser.add_argument("--preset", choices=list(PRESETS), help="compare with this preset only (default: with all)")
     parser.add_argument("--diff", action="store_true", help="only settings that a preset changes")
-    parser.add_argument("--markdown", action="store_true", help="as the page web/docs/settings.md")
+    parser.add_argument("--markdown", action="store_true", help="as a page of tables, one for each section")
 
 
 def main(options: Namespace) -> int:
-    presets = [options.preset] if options.preset else list(PRESETS)
-    print(page() if options.markdown else markdown_table(rows(presets, options.diff)))
+    found = list(settings([options.preset] if options.preset else list(PRESETS), options.diff))
+    print(page(found) if options.markdown else "\n".join(map(_paragraph, found)))
     return 0
 
 
-def settings(model: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[Setting]:
-    """All settings of the configuration, sections in depth."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            yield from settings(type(field.default), f"{prefix}{name}.")
-        elif section := _section(field):
-            yield Setting(f"{prefix}{name}", _type(field), field.default, field.description or "")
-            yield from settings(section, f"{prefix}{name}.")
-        else:
-            yield Setting(f"{prefix}{name}", _type(field), field.default, field.description or "")
+def settings(presets: Sequence[str] = tuple(PRESETS), only_changed: bool = False) -> Iterator[Setting]:
+    """All settings in the order of the configuration, or those that one of the presets changes."""
+    configs = {preset: make_config(preset).model_dump() for preset in presets}
+    for name, field in fields(TrainConfig):
+        if name == "preset":
+            continue  # chosen by --preset
+        found = {preset: _value(config, name, field.default) for preset, config in configs.items()}
+        changed = {preset: _yaml(value) for preset, value in found.items() if value != field.default}
+        if changed or not only_changed:
+            yield Setting(name, allowed(field), _yaml(field.default), changed, field.description or "")
 
 
-def rows(presets: list[str], only_changed: bool) -> list[dict[str, str]]:
-    """A table row per setting: default, the values of the presets where they differ from it, and the meaning."""
-    values = {preset: make_config(preset).model_dump() for preset in presets}
-    found = []
-    for setting in settings():
-        own = {preset: _value(setting, values[preset]) for preset in presets}
-        changed = {preset: value for preset, value in own.items() if value != setting.default}
-        if only_changed and not changed:
-            continue
-        found.append(
-            {"setting": setting.name, "type": setting.type, "default": _text(setting.default)}
-            | {preset: _text(changed[preset]) if preset in changed else "" for preset in presets}
-            | {"meaning": setting.meaning}
-        )
-    return found
+def page(found: Sequence[Setting] | None = None) -> str:
+    """The settings as a page in markdown: the run's own first, then a table for every section."""
+    sections: dict[str, list[Setting]] = {}
+    for setting in settings() if found is None else found:
+        sections.setdefault(setting.name.rpartition(".")[0], []).append(setting)
+    parts = [INTRODUCTION]
+    for section, members in sections.items():
+        parts.append(f"## {section}\n" if section else "## The run\n")
+        parts.append(markdown_table([_row(setting) for setting in members]) + "\n")
+    return "\n".join(parts).rstrip("\n")
 
 
-def page() -> str:
-    """web/docs/settings.md."""
-    text = [
-        "# Settings",
-        "",
-        "Every setting of a run. `--set NAME=VALUE` changes one on the command line; a preset's column shows only what it "
-        "changes. Made by `python -m trainers settings --markdown`.",
-        "",
-        markdown_table(rows(list(PRESETS), False)),
-    ]
-    return "\n".join(text)
+def _row(setting: Setting) -> dict[str, str]:
+    return {
+        "setting": f"`{setting.name}`",
+        "type": setting.type,
+        "default": f"`{setting.default}`",
+        "presets": "; ".join(f"{names}: `{value}`" for names, value in _grouped(setting)),
+        "meaning": setting.meaning.replace("|", "\\|"),
+    }
 
 
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The class of an optional section, such as `evaluation.video`."""
-    kinds = (kind for kind in get_args(field.annotation) if isinstance(kind, type))
-    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+def _paragraph(setting: Setting) -> str:
+    lines = [f"{setting.name} = {setting.default}", f"    {setting.type}"]
+    lines += textwrap.wrap(setting.meaning, 100, initial_indent="    ", subsequent_indent="    ")
+    lines += [f"    {names}: {value}" for names, value in _grouped(setting)]
+    return "\n".join(lines) + "\n"
 
 
-def _type(field: FieldInfo) -> str:
-    choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
-    if choices:
-        return " or ".join(choices)
-    return (
-        str(getattr(field.annotation, "__name__", field.annotation)).replace("trainers.config.", "").replace("|", "or")
-    )
+def _grouped(setting: Setting) -> list[tuple[str, str]]:
+    """The presets that agree on a value together."""
+    groups: dict[str, list[str]] = {}
+    for preset, value in setting.presets.items():
+        groups.setdefault(value, []).append(preset)
+    return [(", ".join(presets), value) for value, presets in groups.items()]
 
 
-def _value(setting: Setting, values: Any) -> Any:
-    for part in setting.name.split("."):
-        if values is None:
-            return setting.default
-        values = values[part]
-    return values
+def _value(config: dict[str, Any], name: str, default: Any) -> Any:
+    """The value with this dotted name; the default in an optional section that is not there."""
+    value: Any = config
+    for part in name.split("."):
+        if value is None:
+            return default
+        value = value[part]
+    return value
 
 
-def _text(value: Any) -> str:
-    text = "" if value is None else str(value)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+def _yaml(value: Any) -> str:
+    """As `--set` reads it."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from contextlib import closing
 from pathlib import Path
 
 from ..runs.folder import RunFolder
@@ -11,12 +12,13 @@ from .progress import Lines
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--share-devices", action="store_true")
+    parser.add_argument("folder", type=Path, help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    parser.add_argument("--share-devices", action="store_true", help="do not hold the device")
 
 
 def main(options: Namespace) -> int:
-    result = execute(RunFolder(options.folder), options.resume, Lines(), options.share_devices)
+    with closing(Lines()) as show:
+        result = execute(RunFolder(options.folder), options.resume, show, options.share_devices)
     print(f"{result.state} at iteration {result.iteration}", flush=True)
     return 0
