@@ -1,24 +1,27 @@
-"""`proof`: the learning claim over several seeds, with its control, as one table that anyone can repeat.
+"""`proof`: what recipes learn in TinyWorld, over several seeds and noises, with controls, as one table to repeat.
 
-Every seed trains TinyWorld's policy by the `tiny` recipe (PROOF says what is changed) and is measured on the same held-out
-items and noise as the untouched policy. The controls are the same runs with the rewards of each group shuffled: random walks,
-which may drift either way, so what counts is their mean.
+Every run trains TinyWorld's policy by the `tiny` preset with the changes in PROOF and those of its recipe. Its LoRAs
+and the base policy are measured on the same held-out items under the same noises, which no training uses. A control is
+the same run with the rewards shuffled within each group: updates of the same size, in no direction. What is claimed is
+the lower end of a 95% interval of the relative gain of the oracle's identity, over items and training seeds.
 """
 
 from __future__ import annotations
 
-import math
-import subprocess
-import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from statistics import fmean
+from pathlib import Path
+from typing import Any
 
-from ..config import PolicyKind, TrainConfig, make_config, preset_for
+import numpy as np
+
+from ..config import PolicyKind, TrainConfig, make_config, parse_yaml, preset_for
+from ..config.presets import merge
 from ..errors import UserError
 from ..files import write_atomic
-from ..runs.folder import RunFolder
-from ..runs.launcher import cores, start, stop
+from ..grpo.cost import seconds_per_video
+from ..grpo.intervals import Interval, difference, relative_gain
+from ..runs.batch import RunBatch
 from .options import add_runs_folder, add_set, add_tinyworld_policy, parse_settings
 from .tables import markdown_table
 
@@ -26,148 +29,238 @@ PROOF = {
     "iterations": 40,
     "rollout": {"micro_batch": 64},
     "optim": {"micro_batch": 64},
-    "evaluation": {"items": 96, "every": 20},
-    "checkpoint": {"every": 10},
+    "evaluation": {"items": 16, "every": 1000},
+    "checkpoint": {"every": 10, "keep": 1000},
 }
-WIN_RATE, IDENTITY_GAIN = 0.75, 0.189
-FLAT = {"win": 0.6, "identity_gain": 0.03}
+LEAST_GAIN = 0.22
+"""Claimed of the lower end of the gain's interval after 40 iterations."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The last evaluation of one run, and of the untouched policy."""
+class Job:
+    """One run of the proof."""
 
-    name: str
+    recipe: str
+    control: bool
     seed: int
-    win: float
-    win_low: float
-    margin: float
-    identity_before: float
-    identity_after: float
-    alignment_before: float
-    alignment_after: float
-    seconds: float
 
     @property
-    def identity_gain(self) -> float:
-        return self.identity_after / self.identity_before - 1
+    def name(self) -> str:
+        return f"{self.recipe}-{'control' if self.control else 'trained'}-{self.seed}"
 
 
-def proof_config(seed: int, control: bool, changes: dict | None = None, policy: PolicyKind = "vace") -> TrainConfig:
-    settings = PROOF | {"seed": seed} | (changes or {})
-    return make_config(preset_for("tiny", policy), settings | ({"reward": {"shuffle": True}} if control else {}))
+@dataclass(frozen=True)
+class Row:
+    """What the runs of one recipe have gained after `iteration` iterations, or its controls."""
 
-
-def outcome(run: RunFolder, name: str) -> Outcome:
-    """Raises UserError when the run did not reach its last evaluation."""
-    evaluations, config = run.evaluations(), run.config()
-    if not evaluations or evaluations[-1]["iteration"] != config.iterations:
-        status = run.status()
-        raise UserError(
-            f"run {run.id} did not finish ({status.state}: {status.last_error}); see {run.log_file}\n{run.log_tail(5)}"
-        )
-    first, last = evaluations[0], evaluations[-1]
-    seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in run.training())
-    return Outcome(
-        name,
-        config.seed,
-        last["win"],
-        last["win_low"],
-        last["margin"],
-        first["identity"],
-        last["identity"],
-        first["alignment"],
-        last["alignment"],
-        seconds,
-    )
-
-
-def verdicts(tuned: list[Outcome], control: list[Outcome]) -> list[tuple[str, bool]]:
-    """The claims, each with whether it holds in every seed."""
-    return [
-        (
-            f"the tuned policy wins at least {WIN_RATE:.0%} of held-out pairs by the reward",
-            all(o.win >= WIN_RATE for o in tuned),
-        ),
-        (
-            f"the oracle identity rises by at least {IDENTITY_GAIN:.1%}",
-            all(o.identity_gain >= IDENTITY_GAIN for o in tuned),
-        ),
-        ("text alignment is not lower", all(o.alignment_after >= o.alignment_before - 0.005 for o in tuned)),
-        (
-            f"shuffled rewards gain nothing{_mean(control)}",
-            all(fmean(getattr(o, name) for o in control) < limit for name, limit in FLAT.items()) if control else False,
-        ),
-    ]
-
-
-def _mean(control: list[Outcome]) -> str:
-    """What the controls came to, in words."""
-    if not control:
-        return " (no control was run)"
-    win, gain = (fmean(getattr(o, name) for o in control) for name in FLAT)
-    return f" (mean of {len(control)}: {win:.0%} won, identity {gain:+.1%})"
-
-
-def rows(outcomes: list[Outcome]) -> list[dict[str, str]]:
-    return [
-        {
-            "run": o.name,
-            "seed": str(o.seed),
-            "won": f"{o.win:.1%} (from {o.win_low:.1%})",
-            "reward margin": f"{o.margin:+.3f}",
-            "oracle identity": f"{o.identity_before:.3f} -> {o.identity_after:.3f}",
-            "gain": f"{o.identity_gain:+.1%}",
-            "text alignment": f"{o.alignment_before:.3f} -> {o.alignment_after:.3f}",
-            "seconds": f"{o.seconds:.0f}",
-        }
-        for o in outcomes
-    ]
+    recipe: str
+    control: bool
+    seeds: list[int]
+    iteration: int
+    before: float
+    identity: Interval
+    alignment: Interval
+    quality: Interval
+    margin: float
+    win: float
+    hours: float
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=int, default=5, help="trained runs (default: 5)")
-    parser.add_argument("--controls", type=int, default=5, help="runs with shuffled rewards (default: 5)")
+    parser.add_argument(
+        "--seeds", type=numbers, default=numbers("0-4"), help="training seeds, e.g. 0-4 or 3,8 (default: 0-4)"
+    )
+    parser.add_argument(
+        "--controls",
+        type=numbers,
+        default=numbers("0-4"),
+        help="training seeds of the controls, `none` for none (default: 0-4)",
+    )
+    parser.add_argument(
+        "--evaluation-seeds",
+        type=numbers,
+        default=numbers("11,12"),
+        help="noises that everything is measured under (default: 11,12)",
+    )
+    parser.add_argument("--items", type=int, default=512, help="held-out items (default: 512)")
+    parser.add_argument(
+        "--at", type=numbers, help="iterations after which the LoRA is measured, multiples of 10 (default: the last)"
+    )
+    parser.add_argument(
+        "--recipes", type=Path, help="YAML file: name of a recipe -> settings; default: the `tiny` preset alone"
+    )
     parser.add_argument("--jobs", type=int, default=3, help="runs at a time on the device (default: 3)")
     add_tinyworld_policy(parser)
     add_set(parser)
     add_runs_folder(parser, "runs/proof")
 
 
+def numbers(text: str) -> list[int]:
+    """`0-4` or `3,8` or `none` as a list."""
+    if text == "none":
+        return []
+    found = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
 def main(options: Namespace) -> int:
-    """Run everything, print the table and write it to `<runs>/proof.md`; 0 if every claim holds, else 1."""
-    root, changes = options.runs, parse_settings(options.set)
-    waiting = [("tuned", s) for s in range(options.seeds)] + [("control", s) for s in range(options.controls)]
-    runs: list[tuple[str, RunFolder]] = []
-    active: dict[str, subprocess.Popen] = {}
-    started = time.time()
-    threads = max(1, cores() // options.jobs)
-    try:
-        while waiting or active:
-            active = {run_id: child for run_id, child in active.items() if child.poll() is None}
-            while waiting and len(active) < options.jobs:
-                name, seed = waiting.pop(0)
-                config = proof_config(seed, name == "control", changes, options.policy)
-                run = RunFolder.create(root, config, name=f"{name}-{seed}")
-                runs.append((name, run))
-                active[run.id] = start(run, share_devices=True, threads=threads)
-            states = [f"{run.name} {run.status().iteration}/{run.status().iterations}" for _, run in runs]
-            print(f"{time.time() - started:5.0f}s  {'  '.join(states)}", flush=True)
-            time.sleep(10 if active else 0)
-    except KeyboardInterrupt:
-        for _, run in runs:
-            if run.id in active:
-                stop(run)
-        raise
-    outcomes = [outcome(run, name) for name, run in runs]
-    tuned, control = ([o for o in outcomes if o.name == n] for n in ("tuned", "control"))
-    held = verdicts(tuned, control)
-    text = (
-        markdown_table(rows(outcomes))
-        + "\n\n"
-        + "\n".join(f"- {'holds' if ok else 'FAILS'}: {claim}" for claim, ok in held)
-        + "\n"
+    """Run everything, print the tables and write them to `<runs>/proof.md`; 0 if every claim holds, else 1."""
+    from accelerate import PartialState
+
+    from ..grpo.wide import WideMeasure
+    from ..runs.inputs import run_inputs
+
+    recipes, root = read_recipes(options.recipes), options.runs
+    changes = parse_settings(options.set)
+    jobs = [
+        Job(recipe, control, seed)
+        for control, seeds in ((False, options.seeds), (True, options.controls))
+        for seed in seeds
+        for recipe in recipes
+    ]
+    configs = {job: proof_config(job, merge(recipes[job.recipe], changes), options.policy) for job in jobs}
+    root.mkdir(parents=True, exist_ok=True)
+    first = configs[jobs[0]]
+    evaluation = first.evaluation.model_copy(update={"items": options.items})
+    wide = first.model_copy(
+        update={"evaluation": evaluation, "rollout": first.rollout.model_copy(update={"micro_batch": 64})}
     )
+    inputs = run_inputs(wide)
+    meter = WideMeasure(wide, inputs.held_out.items, options.evaluation_seeds, inputs.judge, PartialState().device)
+    before = meter.measure(None, root / f"base-{options.policy}.json")
+    found: dict[tuple[Job, int], dict[str, np.ndarray]] = {}
+    batch = RunBatch(root, {job.name: config for job, config in configs.items()}, options.jobs)
+    for name, run in batch.finish(lambda line: print(line, flush=True)):
+        job = next(job for job in jobs if job.name == name)
+        for iteration in options.at or [configs[job].iterations]:
+            kept = run.path / "evaluation" / f"wide-{iteration:06d}.json"
+            found[job, iteration] = meter.measure(run.export_path(iteration), kept)
+            gain = found[job, iteration]["identity"].mean() / before["identity"].mean() - 1
+            print(f"{name}: {gain:+.1%} after {iteration} iterations", flush=True)
+    rows = [
+        summarise(recipe, control, iteration, found, before, configs, options.policy)
+        for iteration in options.at or sorted({config.iterations for config in configs.values()})
+        for recipe in recipes
+        for control in (False, True)
+        if any(job.recipe == recipe and job.control == control and at == iteration for job, at in found)
+    ]
+    claims = verdicts(rows)
+    text = report(rows, claims, options)
     write_atomic(root / "proof.md", text)
     print(text)
-    return 0 if all(ok for _, ok in held) and not any(math.isnan(o.win) for o in outcomes) else 1
+    return 0 if all(holds for _, holds in claims) else 1
+
+
+def read_recipes(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Name of a recipe -> the settings that it changes. Raises UserError for a file that is not such a list."""
+    if path is None:
+        return {"tiny": {}}
+    try:
+        recipes = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the recipes {path}: {error}") from error
+    if (
+        not isinstance(recipes, dict)
+        or not recipes
+        or not all(isinstance(v, dict) or v is None for v in recipes.values())
+    ):
+        raise UserError(f"{path} is not a list of recipes; write `name: {{setting: value, …}}` for each")
+    return {str(name): settings or {} for name, settings in recipes.items()}
+
+
+def proof_config(job: Job, changes: dict[str, Any], policy: PolicyKind = "vace") -> TrainConfig:
+    """The configuration of a run; a control differs from its recipe's run in nothing but shuffled rewards."""
+    settings = merge(merge(PROOF, changes), {"seed": job.seed})
+    if job.control:
+        settings = merge(settings, {"reward": {"shuffle": True}})
+    return make_config(preset_for("tiny", policy), settings)
+
+
+def summarise(
+    recipe: str,
+    control: bool,
+    iteration: int,
+    found: dict[tuple[Job, int], dict[str, np.ndarray]],
+    before: dict[str, np.ndarray],
+    configs: dict[Job, TrainConfig],
+    policy: PolicyKind,
+) -> Row:
+    """One row over the training seeds of a recipe, or of its controls."""
+    jobs = [job for job, at in found if (job.recipe, job.control, at) == (recipe, control, iteration)]
+    after = {name: np.stack([found[job, iteration][name] for job in jobs]) for name in before}
+    config = configs[jobs[0]]
+    videos = config.rollout.groups * config.rollout.group_size
+    seconds = seconds_per_video(config, policy, guided=True)
+    return Row(
+        recipe,
+        control,
+        [job.seed for job in jobs],
+        iteration,
+        float(before["identity"].mean()),
+        relative_gain(before["identity"], after["identity"]),
+        difference(before["alignment"], after["alignment"]),
+        difference(before["quality"], after["quality"]),
+        float((after["rewards"] - before["rewards"]).mean()),
+        float((after["rewards"] > before["rewards"]).mean()),
+        seconds * videos * iteration / 3600,
+    )
+
+
+def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
+    """The claims about the last iteration, each with whether it holds for every recipe."""
+    last = max(row.iteration for row in rows)
+    trained = [row for row in rows if not row.control and row.iteration == last]
+    control = [row for row in rows if row.control and row.iteration == last]
+    return [
+        (
+            f"the oracle's identity gains at least {LEAST_GAIN:.0%} (lower end of the 95% interval)",
+            all(row.identity.low >= LEAST_GAIN for row in trained),
+        ),
+        ("text alignment is not lower", all(row.alignment.high >= 0 for row in trained)),
+        (
+            "shuffled rewards gain nothing (interval contains or lies below zero)",
+            bool(control) and all(row.identity.low <= 0 for row in control),
+        ),
+    ]
+
+
+def report(rows: list[Row], claims: list[tuple[str, bool]], options: Namespace) -> str:
+    """The table, and at equal cost at real size, as markdown."""
+    table = [
+        {
+            "recipe": row.recipe + (" (control)" if row.control else ""),
+            "iterations": row.iteration,
+            "seeds": len(row.seeds),
+            "identity": f"{row.before:.3f} -> {row.before * (1 + row.identity.value):.3f}",
+            "gain (95% CI)": _percent(row.identity),
+            "alignment": _signed(row.alignment),
+            "picture quality": _signed(row.quality),
+            "reward": f"{row.margin:+.2f}",
+            "win rate": f"{row.win:.0%}",
+            "hours at real size": f"{row.hours:.1f}",
+        }
+        for row in rows
+    ]
+    lines = [
+        markdown_table(table),
+        "",
+        (
+            f"{options.policy}, {options.items} held-out items under the evaluation seeds {options.evaluation_seeds}; "
+            f"training seeds {options.seeds}, controls {options.controls}."
+        ),
+        "",
+        *(f"- {'holds' if holds else 'FAILS'}: {claim}" for claim, holds in claims),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:+.1%} ({interval.low:+.1%} to {interval.high:+.1%})"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"

@@ -32,7 +32,7 @@ class Judge(Protocol):
     """A measure that is reported and never trained on."""
 
     def __call__(self, videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
-        """`identity` and `alignment` of each video, uint8 [n, F, H, W, 3]."""
+        """`identity`, `alignment` and `quality` of each video, uint8 [n, F, H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Measurement:
     rewards: list[float]
     identity: list[float] | None = None
     alignment: list[float] | None = None
+    quality: list[float] | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -87,7 +88,7 @@ def evaluation_row(iteration: int, baseline: Measurement, found: Measurement) ->
         "reward_mean": sum(found.rewards) / len(found.rewards),
         **vars(compare(baseline.rewards, found.rewards)),
     }
-    for name in ("identity", "alignment"):
+    for name in ("identity", "alignment", "quality"):
         values, before = getattr(found, name), getattr(baseline, name)
         if values is not None:
             row[name] = sum(values) / len(values)

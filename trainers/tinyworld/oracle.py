@@ -25,6 +25,7 @@ LEFT, UP, DOWN = 3, 9, 2
 MARGIN = 32
 # Another order must fit this much better (in likeness, per person moved) to count as a swap: even mixtures are none.
 SWAP_MARGIN = 0.1
+OFF_SKY = 0.15  # of a channel's range [-1, 1]: a pixel that differs more from the sky is somebody
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class OracleResult:
 
     identity: mean over people and frames of the likeness to the own reference (1: exact, 0: like a stranger), 0 for
     whoever is swapped or missing; per_person [B, 3]: the same of each; swapped, missing: shares of people
-    and frames; count_right: share of the people who are there, 0 if there is somebody else too; action_right: share of
+    and frames; quality: how even the flat backdrop is (1: exactly its colour, 0: as far off as counts as a foreground);
+    count_right: share of the people who are there, 0 if there is somebody else too; action_right: share of
     the people who are there and act as the scene says; alignment: the mean of the last two.
     """
 
@@ -41,6 +43,7 @@ class OracleResult:
     per_person: Tensor
     swapped: Tensor
     missing: Tensor
+    quality: Tensor
     count_right: Tensor
     action_right: Tensor
 
@@ -100,7 +103,8 @@ def _measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
     extra = _extra(videos, x, sky, still)
     count_right = here.sum(1) / people * (~extra).float()
     acts = _acts(videos, scenes, x, up, turned, clear, gone, sky) & here
-    return OracleResult(per_person.sum(1) / people, per_person, swapped, missing, count_right, acts.sum(1) / people)
+    identity, quality = per_person.sum(1) / people, _quality(videos, sky)
+    return OracleResult(identity, per_person, swapped, missing, quality, count_right, acts.sum(1) / people)
 
 
 def _grid(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -202,9 +206,22 @@ def _fit(videos: Tensor, scenes: SceneBatch, x: Tensor, sky: Tensor) -> tuple[Te
 
 
 def _foreground(videos: Tensor, sky: Tensor) -> Tensor:
-    """Pixels [B, F, H, W] that do not have the sky's colour [B, 3], which darkens a little downwards."""
+    """Pixels [B, F, H, W] that do not have the sky's colour [B, 3]."""
+    return (_off_sky(videos, sky) > OFF_SKY).float()
+
+
+def _quality(videos: Tensor, sky: Tensor) -> Tensor:
+    """[B]: 1 minus the mean distance of backdrop pixels from their colour, in units of `OFF_SKY`."""
+    off = _off_sky(videos, sky)
+    backdrop = off <= OFF_SKY
+    mean = (off * backdrop).sum((1, 2, 3)) / backdrop.sum((1, 2, 3)).clamp(min=1)
+    return 1 - mean / OFF_SKY
+
+
+def _off_sky(videos: Tensor, sky: Tensor) -> Tensor:
+    """Largest difference [B, F, H, W] of a pixel's channels from the sky's colour [B, 3], which darkens downwards."""
     shade = 1 - SHADE * (torch.arange(videos.shape[2], device=videos.device) + 0.5) / videos.shape[2]
-    return ((videos - sky.view(-1, 1, 1, 1, 3) * shade.view(-1, 1, 1)).abs().amax(-1) > 0.15).float()
+    return (videos - sky.view(-1, 1, 1, 1, 3) * shade.view(-1, 1, 1)).abs().amax(-1)
 
 
 def _share(mask: Tensor, x: Tensor, y: Tensor, half_width: float, half_height: float) -> Tensor:

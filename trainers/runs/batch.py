@@ -1,0 +1,77 @@
+"""Many runs side by side on one device: as many at a time as asked, resumable, none starving another."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from ..config import TrainConfig
+from ..errors import UserError
+from .folder import RunFolder
+from .launcher import cores, start, stop
+from .registry import refresh
+from .starting import find_same
+
+POLL_SECONDS = 2.0
+
+
+class RunBatch:
+    """Trains one run per configuration under `root`, `jobs` at a time, each with its share of the CPU cores.
+
+    A run of the same name and settings that is there already is taken over: a finished one as it is, another is
+    resumed.
+    """
+
+    def __init__(self, root: Path, configs: Mapping[str, TrainConfig], jobs: int) -> None:
+        self.root, self.configs, self.jobs = root, configs, jobs
+        self.runs: dict[str, RunFolder] = {}
+
+    def finish(self, report: Callable[[str], None]) -> Iterator[tuple[str, RunFolder]]:
+        """Train them all; yields each as soon as it has finished. `report` gets a line now and then.
+
+        Raises UserError when a run fails. An interruption, or the end of the iteration, stops the runs that are going.
+        """
+        waiting, active = list(self.configs), dict[str, subprocess.Popen]()
+        started, reported = time.monotonic(), 0.0
+        try:
+            while waiting or active:
+                while waiting and len(active) < self.jobs:
+                    name = waiting.pop(0)
+                    child = self._start(name)
+                    if child is None:
+                        yield name, self.runs[name]
+                    else:
+                        active[name] = child
+                for name in [name for name, child in active.items() if child.poll() is not None]:
+                    del active[name]
+                    self._require_finished(self.runs[name])
+                    yield name, self.runs[name]
+                if active and time.monotonic() - reported > 10:
+                    reported = time.monotonic()
+                    states = (f"{name} {self.runs[name].status().iteration}" for name in active)
+                    report(f"{reported - started:5.0f} s, {len(waiting)} waiting, iteration of {', '.join(states)}")
+                time.sleep(POLL_SECONDS if active else 0)
+        finally:
+            for name in active:
+                stop(self.runs[name])
+
+    def _start(self, name: str) -> subprocess.Popen | None:
+        """The run's process; None for a run that has finished before."""
+        config = self.configs[name]
+        run = find_same(self.root, config, name)
+        resume = run is not None
+        self.runs[name] = run = run or RunFolder.create(self.root, config, name)
+        if refresh(run).state == "finished":
+            return None
+        return start(run, resume=resume, share_devices=True, threads=max(1, cores() // self.jobs))
+
+    @staticmethod
+    def _require_finished(run: RunFolder) -> None:
+        status = refresh(run)
+        if status.state != "finished":
+            raise UserError(
+                f"run {run.id} did not finish ({status.state}: {status.last_error}); see {run.log_file}\n"
+                f"{run.log_tail(5)}"
+            )
