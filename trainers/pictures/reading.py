@@ -28,7 +28,7 @@ BAND_PIXELS = 1 << 20  # converted at a time, so that conversions need little me
 GREY_16 = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 FLOAT_RANGES = ((1.0, 0.0), (255.0, 16.0), (65535.0, 4096.0))
-"""White of a float picture, and the least maximum that tells this range from the smaller one before it."""
+"""White of a float picture, and the least maximum of its values at which this range is assumed."""
 OVERSHOOT = 0.1  # beyond white or below black, as resampling leaves it; it is clipped
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; Pillow applies neither to 16 bits and floats
 UPRIGHT = {
