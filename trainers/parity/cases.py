@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable
 from importlib import import_module
@@ -11,8 +10,8 @@ from pathlib import Path
 from ..errors import UserError
 from .checks import Check
 
-# By the module here that recomputes it: files that only this kind of golden case has.
-CASES = {
+# Module of this package that recomputes a kind of golden case: files that only this kind has.
+KINDS = {
     "sde": ("sigmas.safetensors", "steps.safetensors", "losses.safetensors"),
     "vace": ("conditioning.safetensors", "velocity.safetensors", "cases.json"),
     "phantom": ("inputs.safetensors", "trajectory.safetensors"),
@@ -22,15 +21,15 @@ CASES = {
 
 
 def case_kind(path: Path) -> str | None:
-    """The kind of the case in this folder, told from its files; None when it is none."""
-    for kind, files in CASES.items():
+    """The kind of golden case in this folder, by its files; None for any other folder."""
+    for kind, files in KINDS.items():
         if all((path / name).is_file() for name in files):
             return kind
     return None
 
 
 def find_cases(path: str | Path) -> list[Path]:
-    """The folder itself if it is a case or holds no folders; else what its folders hold. Raises UserError."""
+    """`path` if it is a golden case or holds no folders, else the cases in its folders. Raises UserError."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give the folder of a golden case, or one that holds several")
@@ -41,21 +40,23 @@ def find_cases(path: str | Path) -> list[Path]:
 
 
 def verify_case(path: str | Path) -> list[Check]:
-    """Recompute everything that one case states as expected. Raises UserError when it is incomplete or unreadable."""
+    """Recompute every expected quantity of one golden case. Raises UserError when it is incomplete or unreadable."""
     path = Path(path)
     kind = case_kind(path)
     if kind is None:
-        known = "; ".join(f"{kind}: {', '.join(files)}" for kind, files in CASES.items())
-        raise UserError(f"{path} is no golden case that is known here. A case is known by its files ({known})")
+        known = "; ".join(f"{kind}: {', '.join(files)}" for kind, files in KINDS.items())
+        raise UserError(f"{path} is not a golden case. Each kind has these files: {known}")
     module = import_module(f".{kind}", __package__)
     from safetensors import SafetensorError
 
     try:
         return module.verify_case(path)
-    except (OSError, KeyError, IndexError, json.JSONDecodeError, struct.error, SafetensorError) as error:
-        raise UserError(f"the {kind} case {path} is incomplete or broken: {type(error).__name__}: {error}") from error
+    except UserError:
+        raise
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, struct.error, SafetensorError) as error:
+        raise UserError(f"the {kind} case {path} cannot be recomputed ({type(error).__name__}: {error})") from error
 
 
 def verify(paths: Iterable[str | Path]) -> list[Check]:
-    """All checks of all cases at `paths`. Raises UserError for a path without a case or a broken one."""
+    """The checks of all golden cases at `paths`. Raises UserError for a path without one, or a broken one."""
     return [result for path in paths for case in find_cases(path) for result in verify_case(case)]

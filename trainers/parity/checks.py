@@ -1,4 +1,4 @@
-"""One quantity of a golden case: how far ours is from the reference's."""
+"""Comparing a recomputed quantity with the one in a golden case."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Check:
-    """One expected quantity: how far ours is from it.
+    """The error of one recomputed quantity.
 
-    `error` is the largest absolute difference, for kind `relative` divided by the largest expected magnitude, for kind
-    `exact` the number of unequal entries. `relative` is always the relative one (0 where everything is equal).
+    `error` is the largest absolute difference, for kind `relative` divided by the largest expected magnitude, for
+    kind `exact` the number of unequal entries. `relative` is the relative error of every kind (0 when all entries are
+    equal).
     """
 
     name: str
@@ -30,7 +31,7 @@ class Check:
 def compare(
     name: str, found, expected, tolerance: float = 0.0, kind: Literal["absolute", "relative", "exact"] = "absolute"
 ) -> Check:
-    """Compare tensors, arrays or numbers; a wrong shape or a number that is not finite is infinitely wrong."""
+    """Compare tensors, arrays or numbers; a wrong shape or a number that is not finite is an infinite error."""
     import numpy as np
     import torch
 
@@ -50,7 +51,7 @@ def compare(
 
 
 def equal(name: str, found, expected) -> Check:
-    """Whether two names, lists or mappings are equal; the error counts entries that differ."""
+    """Compare two names, lists or mappings; the error is the number of entries that differ."""
     if isinstance(found, dict) and isinstance(expected, dict):
         wrong = sum(found.get(k) != expected.get(k) for k in found.keys() | expected.keys())
     else:
@@ -59,7 +60,7 @@ def equal(name: str, found, expected) -> Check:
 
 
 def checks_table(results: Sequence[Check]) -> str:
-    """One line per check: name, relative error, error, tolerance and what the tolerance is about, verdict."""
+    """One line per check: name, relative error, error, tolerance and its kind, `ok` or `OUT`."""
     width = max([8, *(len(r.name) for r in results)])
     lines = [f"{'quantity':<{width}}  {'relative':>9}  {'error':>9}  {'tolerance':>9}  {'kind':<8}"]
     for r in results:

@@ -1,4 +1,4 @@
-"""Recomputing a golden case of the identity reward (`items.json`, `base_model/`, `identity_reward/`, `btt.safetensors`)."""
+"""Recompute a golden case of the identity reward."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..rewards.model import Batch
 from .checks import Check, compare
 
 GREY_LEVEL = 1.01 / 255 / 0.26130258
-"""What one grey level is worth after normalisation: how far another implementation of the resize may be off."""
+"""One grey level after normalisation: the tolerance for another implementation of the resize."""
 
 
 def load_frames(case: Path, item: dict[str, Any]) -> np.ndarray:
-    """The item's clip uint8 [T, H, W, 3], unfolded from its compact form. Raises UserError if its digest is another."""
+    """The item's clip uint8 [T, H, W, 3], rebuilt from its compact form. Raises UserError if its digest differs."""
     stored = load_file(case / item["video"])
     small, tile = stored["frames_small"].numpy(), stored["tile"].numpy()
     rows, columns = np.arange(item["height"]), np.arange(item["width"])
@@ -34,13 +34,13 @@ def load_frames(case: Path, item: dict[str, Any]) -> np.ndarray:
     frames = small[:, rows // scale][:, :, columns // scale]
     frames = frames + tile[rows[:, None] % tile.shape[0], columns % tile.shape[1]]
     if hashlib.sha256(frames.tobytes()).hexdigest() != item["frames_sha256"]:
-        raise UserError(f"{case / item['video']} does not unfold to the frames it was made from: copy the case again")
+        raise UserError(f"{case / item['video']} does not give the frames that items.json states; copy the case again")
     return frames
 
 
 @dataclass(frozen=True)
 class Item:
-    """An item of the case with what our preprocessing makes of it; `identical` when its pixels equal the case's bit by bit."""
+    """An item of the case, and our batch of it; `identical` when the batch's pixels equal the case's bit by bit."""
 
     name: str
     stated: dict[str, Any]
@@ -71,10 +71,10 @@ class Item:
 
 
 def verify_case(path: Path | str) -> list[Check]:
-    """Every quantity of the case as our code computes it, on the CPU in float32.
+    """Checks of every expected quantity, computed on the CPU in float32.
 
-    Tolerances are the case's own: exact for indices, sizes, ids and positions, 2e-5 for embeddings and scores where the
-    pixels are bit-identical, 2e-3 where the resize differs by a grey level.
+    Tolerances are those of the case's README: exact for indices, sizes, ids and positions, 2e-5 for embeddings and
+    scores where the pixels are bit-identical, 2e-3 where the resize differs by a grey level.
     """
     case = Path(path)
     reward = IdentityReward.load(case / "identity_reward")
@@ -119,7 +119,7 @@ def _check_outputs(item: Item, reward: IdentityReward) -> Iterator[Check]:
     yield compare(f"{name} reference embeddings", images, item.tensors["image_embeds"], item.tolerance)
     clip = model.embed_pictures(batch.video_rows, batch.video_grids)
     yield compare(f"{name} clip embeddings", clip, item.tensors["video_embeds"], item.tolerance)
-    # The hidden state is of order 1 per entry and carries the rounding of every layer; it has no tolerance of its own.
+    # The README gives no tolerance for the hidden state, whose entries are of order 1 with the rounding of every layer.
     yield compare(f"{name} hidden state", model.hidden(batch)[0], item.tensors["reward_hidden"], 2.5 * item.tolerance)
     score = reward.score([item.clip], [item.references], item.fps)[0]
     yield compare(f"{name} score", score, item.stated["score"], item.tolerance)

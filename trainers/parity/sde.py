@@ -92,12 +92,13 @@ def _losses(
 
 
 def _advantages(case: dict) -> list[Check]:
-    """Rewards [N], or [N, steps]: then every step has statistics of its own."""
+    """Rewards are [N], or [N, steps] with separate statistics for every step."""
     rewards = torch.tensor(case["rewards"], dtype=torch.float64)
     results = []
-    for name, whole in (("false", False), ("true", True)):
+    for name, global_std in (("false", False), ("true", True)):
         columns = [
-            group_advantages(column, case["prompts"], whole) for column in rewards.reshape(len(rewards), -1).unbind(1)
+            group_advantages(column, case["prompts"], global_std)
+            for column in rewards.reshape(len(rewards), -1).unbind(1)
         ]
         found = torch.stack(columns, 1).view(rewards.shape)
         results.append(
@@ -107,7 +108,7 @@ def _advantages(case: dict) -> list[Check]:
 
 
 def _family(key: str) -> str:
-    """`shift3` of `shift3.step05`."""
+    """The part of a key before its step: `shift3` of `shift3.step05`."""
     return key.rpartition(".")[0]
 
 

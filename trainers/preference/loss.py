@@ -15,10 +15,10 @@ A_BETTER, B_BETTER, TIE, INVALID = 1, -1, 0, 22
 def btt_loss(reward_a: Tensor, reward_b: Tensor, labels: Tensor, theta: float = 5.0) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of the labels: (mean, per pair [N]), float32.
 
-    Rewards are [N] or [N, 1], labels int64 likewise, best on the CPU: checking them on a GPU waits for it.
-    With d = better - worse, a decided pair costs -logsigmoid(d - log theta); a tie adds the same of -d, less
-    log(theta² - 1). Invalid pairs cost 0 yet count in the mean, as in KwaiVGI/VideoAlign `trainer.py`. Raises ValueError
-    for an unknown label, or a theta outside 1..10^6.
+    Rewards are [N] or [N, 1], labels int64 likewise, best on the CPU: checking them on a GPU waits for it. With d =
+    better - worse, a decided pair costs -logsigmoid(d - log theta); a tie adds the same of -d, less log(theta² - 1).
+    Invalid pairs cost 0 yet count in the mean, as in KwaiVGI/VideoAlign `trainer.py`. Raises ValueError for an
+    unknown label, or a theta outside 1..10^6.
     """
     if not 1 < theta <= 1e6:
         raise ValueError(f"theta must lie between 1 and a million for ties to have a probability, got {theta}")

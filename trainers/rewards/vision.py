@@ -1,7 +1,7 @@
 """Qwen2.5-VL's vision tower over many small pictures at once.
 
-The parameters are transformers' own module; only the order of work is ours. transformers attends window by window in a
-Python loop, thousands of tiny calls for a batch of clips; here all windows of one size go through attention together.
+The parameters are those of transformers' module; only the order of computation differs. transformers attends window by
+window in a Python loop, thousands of tiny calls for a batch of clips; here all windows of one size are one call.
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ from torch import Tensor
 from .pixels import MERGE, Grid
 
 UNIT = MERGE * MERGE
-Runs = tuple[tuple[int, int], ...]
-"""(number of segments, patches in each) of consecutive equal segments."""
+"""Patches that are merged into one token."""
+Segments = tuple[tuple[int, int], ...]
+"""(number of segments, patches in each) of consecutive segments of one size."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one grid's patches are grouped: `windows` lists, per window, the indices of its merged units."""
+class GridLayout:
+    """How one grid's patches are grouped.
+
+    `positions`: row and column of every patch in the order of `patch_rows`, int64 [patches, 2]; `windows`: per window
+    the indices of its merged units.
+    """
 
     positions: Tensor
     windows: tuple[Tensor, ...]
 
 
 @lru_cache(maxsize=256)
-def grid_layout(grid: Grid, units_per_window: int) -> Layout:
-    """Row and column of every patch (int64 [patches, 2]) in the order of `patch_rows`, and the windows of a grid."""
+def grid_layout(grid: Grid, units_per_window: int) -> GridLayout:
+    """The layout of a grid whose windows are `units_per_window` merged units wide and high."""
     t, h, w = grid
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     blocks = torch.stack([rows, columns], -1).view(h // MERGE, MERGE, w // MERGE, MERGE, 2).transpose(1, 2)
@@ -43,32 +48,32 @@ def grid_layout(grid: Grid, units_per_window: int) -> Layout:
         for row in step.split(units_per_window, 0)
         for cell in row.split(units_per_window, 1)
     )
-    return Layout(blocks.reshape(-1, 2).repeat(t, 1), windows)
+    return GridLayout(blocks.reshape(-1, 2).repeat(t, 1), windows)
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchLayout:
     """The layout of a batch of grids. Natural order: frame after frame; window order: windows sorted by size."""
 
     positions: Tensor
     to_windows: Tensor
     to_natural: Tensor
-    frames: Runs
-    windows: Runs
+    frames: Segments
+    windows: Segments
 
 
-def _runs(sizes: Sequence[int]) -> Runs:
-    runs: list[list[int]] = []
+def _segments(sizes: Sequence[int]) -> Segments:
+    found: list[list[int]] = []
     for size in sizes:
-        if runs and runs[-1][1] == size:
-            runs[-1][0] += 1
+        if found and found[-1][1] == size:
+            found[-1][0] += 1
         else:
-            runs.append([1, size])
-    return tuple((n, size) for n, size in runs)
+            found.append([1, size])
+    return tuple((n, size) for n, size in found)
 
 
 @lru_cache(maxsize=32)
-def plan_batch(grids: tuple[Grid, ...], units_per_window: int, device: torch.device) -> Plan:
+def batch_layout(grids: tuple[Grid, ...], units_per_window: int, device: torch.device) -> BatchLayout:
     layouts = [grid_layout(grid, units_per_window) for grid in grids]
     starts = [0]
     for t, h, w in grids:
@@ -76,12 +81,12 @@ def plan_batch(grids: tuple[Grid, ...], units_per_window: int, device: torch.dev
     windows = [window + start for layout, start in zip(layouts, starts[:-1], strict=True) for window in layout.windows]
     windows.sort(key=len, reverse=True)
     order = torch.cat(windows)
-    return Plan(
+    return BatchLayout(
         torch.cat([layout.positions for layout in layouts]).to(device),
         order.to(device),
         torch.argsort(order).to(device),
-        _runs([h * w for t, h, w in grids for _ in range(t)]),
-        _runs([len(window) * UNIT for window in windows]),
+        _segments([h * w for t, h, w in grids for _ in range(t)]),
+        _segments([len(window) * UNIT for window in windows]),
     )
 
 
@@ -91,11 +96,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos + turned * sin).to(x.dtype)
 
 
-def _attend(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, runs: Runs) -> Tensor:
+def _attend(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, segments: Segments) -> Tensor:
     queries, keys, values = attention.qkv(x).view(x.shape[0], 3, heads, -1).unbind(1)
     queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
     outputs, start = [], 0
-    for n, size in runs:
+    for n, size in segments:
         q, k, v = (
             part[start : start + n * size].view(n, size, heads, -1).transpose(1, 2) for part in (queries, keys, values)
         )
@@ -111,14 +116,14 @@ def vision_embeddings(tower: Any, rows: Tensor, grids: Sequence[Grid]) -> Tensor
     within one temporal step of one picture, the others inside windows of `window_size` pixels.
     """
     config = tower.config
-    plan = plan_batch(tuple(grids), config.window_size // config.patch_size // MERGE, rows.device)
+    layout = batch_layout(tuple(grids), config.window_size // config.patch_size // MERGE, rows.device)
     heads = config.num_heads
     width = config.hidden_size // heads // 2
     frequencies = 1.0 / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float32, device=rows.device) / width)
-    angles = (plan.positions[..., None].float() * frequencies).flatten(1)
+    angles = (layout.positions[..., None].float() * frequencies).flatten(1)
     angles = torch.cat([angles, angles], -1).unsqueeze(1)
     natural = (angles.cos(), angles.sin())
-    windowed = tuple(_reorder(a.squeeze(1), plan.to_windows).unsqueeze(1) for a in natural)
+    windowed = tuple(_reorder(a.squeeze(1), layout.to_windows).unsqueeze(1) for a in natural)
 
     # A product with the flattened kernel is what this convolution is, and much faster than cuDNN's for short rows.
     kernel = tower.patch_embed.proj.weight
@@ -127,13 +132,13 @@ def vision_embeddings(tower: Any, rows: Tensor, grids: Sequence[Grid]) -> Tensor
     for index, block in enumerate(tower.blocks):
         full = index in config.fullatt_block_indexes
         if full == in_windows:
-            x = _reorder(x, plan.to_natural if full else plan.to_windows)
+            x = _reorder(x, layout.to_natural if full else layout.to_windows)
             in_windows = not full
         cos, sin = natural if full else windowed
-        x = x + _attend(block.attn, block.norm1(x), cos, sin, heads, plan.frames if full else plan.windows)
+        x = x + _attend(block.attn, block.norm1(x), cos, sin, heads, layout.frames if full else layout.windows)
         x = x + block.mlp(block.norm2(x))
     merged = tower.merger(x)
-    return merged[plan.to_natural] if in_windows else merged
+    return merged[layout.to_natural] if in_windows else merged
 
 
 def _reorder(x: Tensor, units: Tensor) -> Tensor:

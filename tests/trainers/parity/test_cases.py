@@ -20,9 +20,9 @@ def main(paths) -> int:
     return run_command(Namespace(path=paths))
 
 
-def copy(tmp_path, *kits):
-    for kit in kits:
-        shutil.copytree(GOLDEN / kit, tmp_path / kit, copy_function=shutil.copyfile)
+def copy(tmp_path, *cases):
+    for case in cases:
+        shutil.copytree(GOLDEN / case, tmp_path / case, copy_function=shutil.copyfile)
     return tmp_path
 
 
@@ -34,7 +34,7 @@ def change(path, key, by=0.01):
 
 
 @pytest.mark.parametrize("kind", ["sde", "vace", "phantom", "lora"])
-def test_a_kit_is_known_by_its_files_and_within_tolerance(kind, capsys):
+def test_a_case_is_recognised_by_its_files_and_within_tolerance(kind, capsys):
     assert case_kind(GOLDEN / kind) == kind
     assert main([GOLDEN / kind]) == 0
     printed = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_a_kit_is_known_by_its_files_and_within_tolerance(kind, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kit", "file", "key"),
+    ("case", "file", "key"),
     [
         ("sde", "sigmas.safetensors", "shift5.sigmas"),
         ("sde", "steps.safetensors", "shift3.step12.log_prob"),
@@ -66,14 +66,14 @@ def test_a_kit_is_known_by_its_files_and_within_tolerance(kind, capsys):
         ("lora", "comfy_native.safetensors", "diffusion_model.blocks.0.cross_attn.k.lora_up.weight"),
     ],
 )
-def test_a_changed_expectation_is_noticed(tmp_path, capsys, kit, file, key):
-    root = copy(tmp_path, kit, *({"vace"} if kit == "lora" else set()))
-    change(root / kit / file, key)
-    assert main([root / kit]) == 1
+def test_a_changed_expectation_is_an_error(tmp_path, capsys, case, file, key):
+    root = copy(tmp_path, case, *({"vace"} if case == "lora" else set()))
+    change(root / case / file, key)
+    assert main([root / case]) == 1
     assert "OUT" in capsys.readouterr().out
 
 
-def test_changed_advantages_are_noticed(tmp_path):
+def test_changed_advantages_are_an_error(tmp_path):
     path = copy(tmp_path, "sde") / "sde" / "advantages.json"
     cases = json.loads(path.read_text())
     cases[0]["advantages_global_std_true"][2] += 1e-6
@@ -82,11 +82,11 @@ def test_changed_advantages_are_noticed(tmp_path):
     assert [r.name for r in verify([tmp_path / "sde"]) if not r.ok] == ["advantages.vector.global_std_true"]
 
 
-def test_a_folder_may_hold_several_kits_under_any_names(tmp_path):
+def test_a_folder_may_hold_several_cases_under_any_names(tmp_path):
     for seed in ("one", "two"):
         copy(tmp_path / seed, "sde")
     copy(tmp_path / "rest", "vace", "lora")
-    (tmp_path / "rest" / "vace").rename(tmp_path / "rest" / "weights of a kit")
+    (tmp_path / "rest" / "vace").rename(tmp_path / "rest" / "weights of a case")
     assert len(find_cases(tmp_path)) == 4
     assert all(r.ok for r in verify([tmp_path]))
 
@@ -101,47 +101,54 @@ def test_the_adapter_finds_its_own_transformer_among_several(tmp_path):
     assert all(r.ok for r in verify_case(tmp_path / "lora"))
 
 
-def test_an_adapter_without_its_transformer_is_not_verified(tmp_path, capsys):
+def test_an_adapter_without_its_transformer_fails(tmp_path, capsys):
     copy(tmp_path, "lora")
     assert main([tmp_path / "lora"]) == 1
     assert "put that case's folder beside it" in capsys.readouterr().out
 
 
-def test_what_is_no_kit_is_not_verified_and_does_not_hide_the_rest(tmp_path, capsys):
+def test_a_folder_without_a_case_fails_and_does_not_hide_the_rest(tmp_path, capsys):
     copy(tmp_path, "sde")
     (tmp_path / "pictures").mkdir()
     assert main([tmp_path]) == 1
     printed = capsys.readouterr().out
-    assert "pictures is no golden case" in printed
+    assert "pictures is not a golden case" in printed
     assert "shift3.sigmas" in printed
 
 
-def test_nothing_to_verify_is_no_success(tmp_path):
+def test_an_empty_path_fails(tmp_path):
     assert main([tmp_path / "nowhere"]) == 1
 
 
-def test_a_kit_that_lacks_a_tensor_is_not_verified(tmp_path, capsys):
+def test_a_case_that_lacks_a_tensor_fails(tmp_path, capsys):
     path = copy(tmp_path, "sde") / "sde" / "steps.safetensors"
     tensors = load_file(path)
     del tensors["shift3.step05.log_prob"]
     path.unlink()
     save_file(tensors, path)
     assert main([tmp_path / "sde"]) == 1
-    assert "incomplete or broken" in capsys.readouterr().out
+    assert "cannot be recomputed" in capsys.readouterr().out
     with pytest.raises(UserError, match="log_prob"):
         verify_case(tmp_path / "sde")
 
 
-def test_a_kit_of_other_sizes_is_read_from_its_files(tmp_path):
-    """Other depth, width, heads, control placement, references, frames and text length than the committed kit."""
+@pytest.mark.parametrize("content", ["[]", '{"cases": 3}', '{"cases": [{"key": "shift3.step05"}]}', "{", "\0"])
+def test_a_case_with_a_broken_description_fails(tmp_path, capsys, content):
+    (copy(tmp_path, "sde") / "sde" / "meta.json").write_text(content)
+    assert main([tmp_path / "sde"]) == 1
+    assert "sde case" in capsys.readouterr().out
+
+
+def test_a_case_of_other_sizes_is_read_from_its_files(tmp_path):
+    """Other depth, width, heads, control placement, references, frames and text length than the committed case."""
     from diffusers import WanVACETransformer3DModel
 
     from trainers.policies.vace import control_latents, predict
     from trainers.policies.wan import use_exact_time_features
 
     torch.manual_seed(4)
-    kit = tmp_path / "vace"
-    kit.mkdir()
+    case = tmp_path / "vace"
+    case.mkdir()
     model = WanVACETransformer3DModel(
         num_attention_heads=3,
         attention_head_dim=12,
@@ -153,15 +160,15 @@ def test_a_kit_of_other_sizes_is_read_from_its_files(tmp_path):
         vace_in_channels=96,
         rope_max_seq_len=64,
     )
-    model.save_pretrained(kit / "diffusers")
+    model.save_pretrained(case / "diffusers")
     names = {to_original(n): n for n in model.state_dict()}
     save_file(
         {o: model.state_dict()[n].contiguous() for o, n in names.items()},
-        kit / "net.safetensors",
+        case / "net.safetensors",
         metadata={"config": '{"transformer": {"num_heads": 3, "text_dim": 20, "text_len": 9}}'},
     )
-    (kit / "config.json").write_text(json.dumps({"dim": 36, "num_heads": 3, "vace_layers": [0, 1, 4], "text_len": 9}))
-    (kit / "key_map.json").write_text(json.dumps(names))
+    (case / "config.json").write_text(json.dumps({"dim": 36, "num_heads": 3, "vace_layers": [0, 1, 4], "text_len": 9}))
+    (case / "key_map.json").write_text(json.dumps(names))
     mask = torch.rand(1, 5, 16, 32)
     inactive, reactive, references = torch.randn(16, 2, 2, 4), torch.randn(16, 2, 2, 4), torch.randn(4, 16, 1, 2, 4)
     control = control_latents(inactive, reactive, list(references), mask[0])
@@ -176,7 +183,7 @@ def test_a_kit_of_other_sizes_is_read_from_its_files(tmp_path):
             "refs4_video_mask.m0": control[32:].clone(),
             "refs4_video_mask.vace_context": control,
         },
-        kit / "conditioning.safetensors",
+        case / "conditioning.safetensors",
     )
     use_exact_time_features(model)
     noise, text = torch.randn(16, 6, 2, 4), torch.randn(5, 20)
@@ -186,9 +193,9 @@ def test_a_kit_of_other_sizes_is_read_from_its_files(tmp_path):
             model, noise[None], torch.tensor([321.5]), padded[None], control[None], torch.full((3,), 0.7)
         )[0]
     save_file(
-        {"noise.refs4_video_mask": noise, "context0": text, "velocity.only.0": velocity}, kit / "velocity.safetensors"
+        {"noise.refs4_video_mask": noise, "context0": text, "velocity.only.0": velocity}, case / "velocity.safetensors"
     )
-    (kit / "cases.json").write_text(
+    (case / "cases.json").write_text(
         json.dumps(
             {
                 "cases": {
@@ -197,7 +204,7 @@ def test_a_kit_of_other_sizes_is_read_from_its_files(tmp_path):
             }
         )
     )
-    results = verify_case(kit)
+    results = verify_case(case)
     assert {r.name for r in results} >= {"velocity.only.0 (original weights)", "refs4_video_mask.m0", "key_map"}
     assert [r for r in results if not r.ok] == []
 
@@ -213,11 +220,11 @@ def test_a_kit_of_other_sizes_is_read_from_its_files(tmp_path):
         ([], [], "absolute", 0),
     ],
 )
-def test_errors_are_what_their_kind_says(found, expected, kind, error):
+def test_errors_follow_their_kind(found, expected, kind, error):
     assert compare("q", torch.tensor(found), torch.tensor(expected), 1.0, kind).error == error
 
 
-def test_an_error_that_is_no_number_is_out():
+def test_a_nan_error_is_out_of_tolerance():
     assert not Check("q", float("nan"), 1.0, "absolute").ok
 
 

@@ -11,43 +11,13 @@ from PIL import Image
 from torch import autocast
 
 from trainers.errors import UserError
-from trainers.pictures.reading import read_picture
 from trainers.rewards.pixels import MEAN, STD, clip_rows, image_rows, patch_rows, reference_pixels, resize
-
-
-def test_transparent_pixels_become_white() -> None:
-    image = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
-    image.putpixel((0, 0), (10, 20, 30, 255))
-    pixels = np.asarray(read_picture(image))
-    assert pixels[0, 0].tolist() == [10, 20, 30]
-    assert pixels[1, 1].tolist() == [255, 255, 255]
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    assert read_picture(Image.new(mode, (5, 6))).mode == "RGB"
-
-
-def test_a_missing_reference_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nobody.png does not exist"):
-        read_picture(tmp_path / "nobody.png")
-
-
-def test_a_broken_reference_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(UserError, match="broken.png cannot be read"):
-        read_picture(tmp_path / "broken.png")
 
 
 def test_a_strip_is_refused_with_its_name(tmp_path: Path) -> None:
     Image.new("RGB", (900, 3)).save(tmp_path / "strip.png")
     with pytest.raises(UserError, match="strip.png.*too narrow"):
         reference_pixels(tmp_path / "strip.png")
-
-
-def test_float_arrays_are_refused() -> None:
-    with pytest.raises(ValueError, match="uint8"):
-        read_picture(np.zeros((4, 4, 3), np.float32))
 
 
 def test_files_arrays_images_and_tensors_read_alike(tmp_path: Path) -> None:
@@ -60,7 +30,7 @@ def test_files_arrays_images_and_tensors_read_alike(tmp_path: Path) -> None:
 
 
 def test_rows_go_by_time_then_blocks_of_two_by_two() -> None:
-    """Each pixel holds a code of its place; the rows must hold the codes in the documented order."""
+    """Each pixel holds the number of its place; the rows must hold the numbers in the documented order."""
     frames, height, width = 4, 56, 84
     place = torch.arange(frames * 3 * height * width, dtype=torch.float64).view(1, frames, 3, height, width)
     rows, grid = patch_rows(place)
