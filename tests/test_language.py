@@ -36,7 +36,7 @@ WORDS = {
     r"\bwhat is here\b|\bwhat is not yet\b": "Status",
     r"\b(run|it) stays(?! as)\b|\bmay go\b": "continues, can be closed",
     r"\b(is|are|was|were) gone\b": "exited, was deleted, is missing",
-    r"\bthat (is|are) none\b|\bwhich is none\b|\bleads out of\b": "empty, outside the folder",
+    r"\bthat (is|are) (?-i:none)\b|\bwhich is none\b|\bleads out of\b": "empty, outside the folder",
     r"\basks again\b": "cached",
     r"\bthis (kind of )?(policy|model) has not\b": "this policy has no ...",
     r"\bkits?\b": "golden case, parity",

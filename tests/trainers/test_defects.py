@@ -88,13 +88,13 @@ Reward, evaluation, memory
     the base policy never measured
     grpo/test_trainer.py::test_the_untouched_policy_is_measured_first_and_the_last_one_too
     pictures that are not RGB
-    policies/test_wan.py::test_every_kind_of_picture_becomes_rgb
+    pictures/test_reading.py::test_modes_become_rgb_on_white
 25  latents stored twice, graphs kept
     grpo/test_rollout.py::test_defect_25_every_state_is_kept_once_and_without_a_graph
 26  LoRA that ComfyUI cannot read
-    lora/test_formats.py::test_our_native_file_is_the_golden_one_to_the_byte
+    lora/test_golden.py::test_our_native_file_is_the_golden_one_to_the_byte
     prompts not cleaned
-    policies/test_wan.py::test_prompts_are_cleaned
+    policies/test_wan.py::test_prompts_are_cleaned_as_by_wan
 """
 
 from __future__ import annotations
