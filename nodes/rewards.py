@@ -1,4 +1,4 @@
-"""The nodes that judge a video: which people it keeps, and which of two keeps them better."""
+"""The nodes that score how well a video preserves the identities of its reference images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from torch import Tensor
 from ..trainers.config import RewardConfig
 from ..trainers.errors import UserError
 from ..trainers.pictures.boards import compare_board, score_board, verdict
-from ..trainers.rewards.checkpoint import find_base, find_checkpoint
+from ..trainers.rewards.checkpoint import find_checkpoint
 from ..trainers.rewards.geometry import VIDEO_MIN_PIXELS, frame_indices, resized
 from ..trainers.rewards.identity import IdentityReward, preference_probabilities
-from ..trainers.rewards.load import load_reward
+from ..trainers.rewards.load import find_reward, load_reward
 from . import folders
+from .inputs import clean, require_choice
 from .memory import Managed
 from .pictures import references_input, to_image, to_pixels, to_references
-from .types import LazyReward, OnUse, Reward
+from .types import LazyReward, OnUse, RewardType
 
 CATEGORY = "Identity-GRPO/rewards"
 AUTO, CPU = "auto", "CPU"
-KEPT = "The people that the video should keep, one picture each."
-DTYPES = [AUTO, "bfloat16", "float32"]
+DTYPES, DEVICES = [AUTO, "bfloat16", "float32"], [AUTO, CPU]
+REWARD = "The identity reward, from Load Reward."
+PEOPLE = "The people that the video should show, one picture each."
 WORKING_BYTES = 2 * 2**30  # of the released 3-billion model on one clip; TinyWorld's needs far less
 
 
@@ -33,8 +35,8 @@ def fps_input() -> io.Input:
         min=0.1,
         max=240.0,
         step=0.5,
-        tooltip="Frames per second told to the reward. It is part of the score: keep it the same for videos that you compare. 10 is what "
-        "the published reward was used with.",
+        tooltip="Frames per second of the video. It enters the score: use the same for videos that you compare; the "
+        "published reward was used with 10.",
     )
 
 
@@ -47,55 +49,61 @@ class LoadReward(io.ComfyNode):
             node_id="IdentityGRPOLoadReward",
             display_name="Load Reward",
             category=CATEGORY,
-            description="A learned judge of identity: how well the people of a video match their reference images. It is loaded when Score or "
-            "Compare first needs it; Train loads it in its own process only.",
+            description="A learned reward: how well the people of a video match their reference images. It loads when "
+            "Score Identity or Compare Identity first needs it; Train loads it in its own process only.",
             search_aliases=["identity reward", "qwen", "reward model", "score model"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=folders.reward_choices(),
-                    tooltip=f"The built-in reward for TinyWorld, or a folder of models/{folders.REWARDS} as alibaba/identity-grpo publishes it.",
+                    tooltip=f"A folder of models/{folders.REWARDS} as alibaba/identity-grpo publishes it, or the "
+                    "built-in reward for TinyWorld.",
                 ),
                 io.Combo.Input(
                     "base_model",
                     options=folders.base_choices(),
-                    tooltip=f"The Qwen2.5-VL folder that the checkpoint was trained on, in models/{folders.REWARDS}.",
+                    tooltip="The Qwen2.5-VL folder that the checkpoint was trained on, in "
+                    f"models/{folders.REWARDS}; `{folders.AS_CHECKPOINT}` uses the one that it names.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=DTYPES,
                     default=AUTO,
                     advanced=True,
-                    tooltip="Precision. auto: bfloat16 on a GPU that knows it, float32 elsewhere; the head is float32 always.",
+                    tooltip="Precision. auto: bfloat16 on a GPU that supports it, float32 elsewhere; the last layer is "
+                    "always float32.",
                 ),
                 io.Combo.Input(
                     "device",
-                    options=[AUTO, CPU],
+                    options=DEVICES,
                     default=AUTO,
                     advanced=True,
-                    tooltip="Where it computes. auto: ComfyUI's device, from which it moves away when the memory is needed.",
+                    tooltip="Where it computes. auto: ComfyUI's device, which it leaves when others need the memory.",
                 ),
             ],
-            outputs=[Reward.Output("reward", tooltip="The judge, for Score, Compare and Train.")],
+            outputs=[RewardType.Output("reward", tooltip="For Score Identity, Compare Identity and Train.")],
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint=None, base_model=None) -> bool | str:
+    def validate_inputs(cls, checkpoint=None) -> bool | str:
+        # Core repeats the answer for every input that is named here, so only one is.
         try:
-            base = folders.base_source(base_model or folders.AS_CHECKPOINT)
             if checkpoint not in (None, folders.BUILT_IN):
-                find_base(find_checkpoint(folders.reward_source(checkpoint)), base)
+                find_checkpoint(folders.reward_source(checkpoint))
         except UserError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, checkpoint: str, base_model: str, dtype: str, device: str) -> io.NodeOutput:
+        require_choice("dtype", dtype, DTYPES)
+        require_choice("device", device, DEVICES)
         on_cpu = device == CPU or management.get_torch_device().type == "cpu"
         name = dtype if dtype != AUTO else "float32" if on_cpu or not management.should_use_bf16() else "bfloat16"
         config = RewardConfig(
             source=folders.reward_source(checkpoint), base_model=folders.base_source(base_model), dtype=name
         )
+        find_reward(config)
         return io.NodeOutput(
             LazyReward(config, OnUse(lambda: _load(config, on_cpu))), ui=ui.PreviewText(f"{checkpoint}, {name}")
         )
@@ -108,7 +116,7 @@ def _load(config: RewardConfig, on_cpu: bool) -> tuple[IdentityReward, Managed]:
 
 
 class Score(io.ComfyNode):
-    """One number for how well a video keeps its people, and the picture of what it was given for."""
+    """The identity score of a video, with a picture of the frames and people that it was computed from."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -116,14 +124,18 @@ class Score(io.ComfyNode):
             node_id="IdentityGRPOScore",
             display_name="Score Identity",
             category=CATEGORY,
-            description="Scores a video against pictures of its people. The score has no zero: only differences mean something.",
+            description="Scores how well a video preserves the identities of its reference images. The score has no "
+            "zero: only differences between scores mean something.",
             search_aliases=["identity score", "face similarity", "evaluate video", "reward"],
             inputs=[
-                Reward.Input("reward", tooltip="The judge, from Load Reward."),
+                RewardType.Input("reward", tooltip=REWARD),
                 io.Image.Input("images", tooltip="The frames of the video, in order."),
-                references_input(KEPT),
+                references_input(PEOPLE),
                 io.String.Input(
-                    "prompt", default="", multiline=True, tooltip="Written on the picture; the reward does not see it."
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="A text for the picture; the reward does not read it.",
                 ),
                 fps_input(),
             ],
@@ -131,7 +143,7 @@ class Score(io.ComfyNode):
                 io.Float.Output(
                     "score", tooltip="Higher is better; comparable only for the same people and frame rate."
                 ),
-                io.Image.Output("picture", tooltip="The frames that the reward looked at, the people, and the score."),
+                io.Image.Output("picture", tooltip="The frames that the reward read, the people, and the score."),
             ],
             is_output_node=True,
         )
@@ -139,14 +151,15 @@ class Score(io.ComfyNode):
     @classmethod
     def execute(cls, reward: LazyReward, images: Tensor, references: dict, prompt: str, fps: float) -> io.NodeOutput:
         people, clip = to_references(references), _clip(images, "images")
-        (score,) = _scores(reward, [clip], people, fps)
-        board = to_image(score_board(clip.numpy(), _seen(reward, clip), people, score, fps, prompt))
-        shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": (f"identity score {score:.3f}",)}
+        (score,) = _scores(reward, {"images": clip}, people, fps)
+        frames = _frames_read(reward, clip)
+        board = to_image(score_board(clip.numpy(), frames, people, score, fps, clean(prompt)))
+        shown = ui.PreviewImage(board, cls=cls).as_dict() | _result(f"identity score {score:.3f}", score=score)
         return io.NodeOutput(score, board, ui=shown)
 
 
 class Compare(io.ComfyNode):
-    """Two videos of the same people: which keeps them better, and how sure that is."""
+    """Which of two videos preserves the identities of its reference images better, with probabilities."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -154,19 +167,20 @@ class Compare(io.ComfyNode):
             node_id="IdentityGRPOCompare",
             display_name="Compare Identity",
             category=CATEGORY,
-            description="Which of two videos keeps its people better, with the probabilities of the reward's own model (Bradley-Terry with ties).",
+            description="Which of two videos preserves the identities of its reference images better, with the "
+            "probabilities of the reward's own model (Bradley-Terry with ties).",
             search_aliases=["a/b", "before after", "preference", "win rate", "compare videos"],
             inputs=[
-                Reward.Input("reward", tooltip="The judge, from Load Reward."),
+                RewardType.Input("reward", tooltip=REWARD),
                 io.Image.Input("video_a", tooltip="The frames of the first video."),
                 io.Image.Input("video_b", tooltip="The frames of the second video, of the same people."),
-                references_input(KEPT),
+                references_input(PEOPLE),
                 fps_input(),
             ],
             outputs=[
-                io.Float.Output("win", tooltip="Probability that B keeps them better than A."),
-                io.Float.Output("tie", tooltip="Probability that one would call them equal."),
-                io.Image.Output("picture", tooltip="Both videos one above the other, the people, and the verdict."),
+                io.Float.Output("win", tooltip="Probability that B is better than A."),
+                io.Float.Output("tie", tooltip="Probability that the two are equally good."),
+                io.Image.Output("picture", tooltip="Both videos one above the other, the people, and the result."),
             ],
             is_output_node=True,
         )
@@ -175,41 +189,51 @@ class Compare(io.ComfyNode):
     def execute(
         cls, reward: LazyReward, video_a: Tensor, video_b: Tensor, references: dict, fps: float
     ) -> io.NodeOutput:
-        people, clips = to_references(references), (_clip(video_a, "video_a"), _clip(video_b, "video_b"))
+        people = to_references(references)
+        clips = {name: _clip(video, name) for name, video in (("video_a", video_a), ("video_b", video_b))}
         scores = _scores(reward, clips, people, fps)
         chances = tuple(float(p) for p in preference_probabilities(*scores))
-        seen = tuple(_seen(reward, clip) for clip in clips)
-        board = to_image(compare_board(tuple(c.numpy() for c in clips), seen, people, scores, chances))
-        shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": (verdict(chances),)}
+        frames = tuple(_frames_read(reward, clip) for clip in clips.values())
+        board = to_image(compare_board(tuple(c.numpy() for c in clips.values()), frames, people, scores, chances))
+        numbers = {"win": chances[2], "tie": chances[1], "score_a": scores[0], "score_b": scores[1]}
+        shown = ui.PreviewImage(board, cls=cls).as_dict() | _result(verdict(chances), **numbers)
         return io.NodeOutput(chances[2], chances[1], board, ui=shown)
 
 
+def _result(text: str, **numbers: float) -> dict:
+    """The text on the node, and the numbers for programs that read `/history`."""
+    return {"text": (text,), "identity_grpo": (numbers,)}
+
+
 def _clip(images: Tensor, name: str) -> Tensor:
-    """The frames of the input `name`, uint8. Raises UserError for a video that the reward cannot look at."""
-    if not len(images):
+    """The frames of the input `name`: uint8 [F, H, W, 3]. Raises UserError for a video that the reward cannot read."""
+    clip = to_pixels(images, name)
+    if not len(clip):
         raise UserError(f"`{name}` has no frame; connect a video")
     try:
-        resized(*images.shape[1:3], VIDEO_MIN_PIXELS)
-    except ValueError as error:
-        raise UserError(f"`{name}`: {error}; crop it") from None
-    return to_pixels(images)
+        resized(*clip.shape[1:3], VIDEO_MIN_PIXELS)
+    except UserError as error:
+        raise UserError(f"`{name}`: {error}") from None
+    return clip
 
 
-def _scores(lazy: LazyReward, clips, people, fps: float) -> tuple[float, ...]:
-    """The clips' scores. Raises UserError that says what to do when memory runs out."""
+def _scores(lazy: LazyReward, clips: dict[str, Tensor], people, fps: float) -> tuple[float, ...]:
+    """The scores of clips by the inputs' names. Raises UserError when memory runs out, or a score is not finite."""
     try:
         model, moves = lazy.reward.model, bool(lazy.managed.modules)
-        # Named, so that Cancel ends it on the CPU too, where nothing is managed.
+        names = [f"`{name}`" for name in clips]
+        # The model is passed explicitly, so that Cancel works on the CPU too, where no module is managed.
         with lazy.managed.use(model, working_bytes=WORKING_BYTES if moves else 0):
-            return tuple(lazy.reward.score(list(clips), [people] * len(clips), fps, batch_size=1).tolist())
+            found = lazy.reward.score(list(clips.values()), [people] * len(clips), fps, batch_size=1, names=names)
+            return tuple(found.tolist())
     except management.OOM_EXCEPTION:
         reason = "the reward ran out of memory; load it with device `CPU`, or give smaller videos"
     management.unload_all_models()
     raise UserError(reason)
 
 
-def _seen(lazy: LazyReward, clip: Tensor) -> list[int]:
-    """Places of the frames that the reward looks at."""
+def _frames_read(lazy: LazyReward, clip: Tensor) -> list[int]:
+    """Indices of the frames that the reward reads."""
     frames = lazy.reward.collator.frames
     return list(range(len(clip))) if len(clip) == frames else frame_indices(len(clip), frames)
 

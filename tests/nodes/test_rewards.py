@@ -1,6 +1,10 @@
-"""Scores and comparisons as nodes: the trainers' numbers, on ComfyUI's tensors, with pictures that say why."""
+"""Scores and comparisons as nodes: the trainers' numbers on ComfyUI's tensors, in outputs, pictures and history."""
 
 from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,13 +53,13 @@ def test_the_frame_rate_is_part_of_the_score(run_node, reward, case):
     assert slow != fast
 
 
-def test_the_prompt_is_not(run_node, reward, case):
+def test_the_prompt_is_not_part_of_the_score(run_node, reward, case):
     people, clip, _ = case
-    told, silent = (
+    with_prompt, without = (
         run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people}, prompt=p)[0]
-        for p in ("a wave", "")
+        for p in ("a wave \ud83d", "")
     )
-    assert told == silent
+    assert with_prompt == without
 
 
 def test_the_video_of_the_right_people_wins(run_node, reward, case):
@@ -85,17 +89,17 @@ def test_nothing_connected_as_references_is_refused(run_node, pack, reward, case
         run_node(node, reward=reward, references={}, **clips)
 
 
-@pytest.mark.parametrize("shape, told", [((0, 48, 80, 3), "has no frame"), ((3, 4, 1000, 3), "too narrow")])
-def test_a_video_that_cannot_be_looked_at_is_refused_by_its_name(run_node, reward, case, shape, told):
+@pytest.mark.parametrize("shape, message", [((0, 48, 80, 3), "has no frame"), ((3, 4, 1000, 3), "too narrow")])
+def test_a_video_that_cannot_be_read_is_refused_by_its_name(run_node, reward, case, shape, message):
     people, clip, _ = case
-    with pytest.raises(ValueError, match=f"`video_b`.*{told}"):
+    with pytest.raises(ValueError, match=f"`video_b`.*{message}"):
         run_node(
             "IdentityGRPOCompare", reward=reward, video_a=clip, video_b=torch.zeros(shape), references={"ref0": people}
         )
 
 
-def test_a_person_too_narrow_to_be_seen_is_told_in_a_line(run_node, reward, case):
-    with pytest.raises(ValueError, match="^Reference image: .*too narrow.*Crop it"):
+def test_a_reference_that_is_too_narrow_is_refused(run_node, reward, case):
+    with pytest.raises(ValueError, match="^reference image: .*1x300 is too narrow.*crop it to the person"):
         run_node("IdentityGRPOScore", reward=reward, images=case[1], references={"ref0": torch.rand(1, 1, 300, 3)})
 
 
@@ -113,27 +117,115 @@ def test_cancel_ends_a_score_wherever_it_computes(run_node, case, device):
     assert not reached
 
 
-def test_the_verdict_and_a_picture_are_shown(node_output, reward, case):
+def test_the_verdict_a_picture_and_the_numbers_are_in_the_history(node_output, reward, case):
     people, right, wrong = case
-    shown = node_output(
+    output = node_output(
         "IdentityGRPOCompare", reward=reward, video_a=wrong, video_b=right, references={"ref0": people}
-    ).ui
-    shown = shown if isinstance(shown, dict) else shown.as_dict()
+    )
+    shown, (win, tie, _) = as_history(output.ui), output.args
     assert shown["images"] and "B preserves the identities better" in shown["text"][0]
+    (numbers,) = shown["identity_grpo"]
+    assert (numbers["win"], numbers["tie"]) == (win, tie)
+    scores = [score(node_output, reward, clip, people) for clip in (wrong, right)]
+    assert [numbers["score_a"], numbers["score_b"]] == pytest.approx(scores, abs=1e-6)
 
 
-def test_an_incomplete_reward_is_refused_before_it_loads(run_node, pack):
-    from pathlib import Path
+def score(node_output, reward, clip, people) -> float:
+    output = node_output("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people})
+    (numbers,) = as_history(output.ui)["identity_grpo"]
+    assert numbers == {"score": output.args[0]}
+    return numbers["score"]
 
+
+def as_history(shown) -> dict:
+    """What `GET /history` answers for a node: through JSON, as ComfyUI sends it."""
+    return json.loads(json.dumps(shown if isinstance(shown, dict) else shown.as_dict(), allow_nan=False))
+
+
+BROKEN = {"NaN": float("nan"), "infinity": float("-inf")}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("name", ["images", "references.ref1"])
+def test_numbers_that_are_not_finite_get_no_score(run_node, reward, case, kind, name):
+    """A black picture, which NaN becomes as uint8, scores like any other."""
+    people, clip, _ = case
+    images, person = clip.clone(), people[:1].clone()
+    (images if name == "images" else person)[0, 5, 5, 1] = BROKEN[kind]
+    with pytest.raises(ValueError, match=f"`{name}` holds numbers that are not finite \\({kind}\\)"):
+        run_node("IdentityGRPOScore", reward=reward, images=images, references={"ref0": people, "ref1": person})
+
+
+@pytest.mark.parametrize("name", ["video_a", "video_b"])
+def test_a_video_of_nan_is_not_compared(run_node, reward, case, name):
+    people, clip, other = case
+    videos = {"video_a": clip, "video_b": other} | {name: torch.full_like(clip, float("nan"))}
+    with pytest.raises(ValueError, match=f"`{name}` holds numbers that are not finite"):
+        run_node("IdentityGRPOCompare", reward=reward, references={"ref0": people}, **videos)
+
+
+def test_a_score_that_is_not_finite_is_an_error(run_node, reward, case, monkeypatch):
+    people, clip, _ = case
+    monkeypatch.setattr(reward.reward.model, "forward", lambda batch: torch.tensor([float("nan")]))
+    with pytest.raises(ValueError, match="score of `images` is nan"):
+        run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people})
+
+
+def test_one_channel_scores_as_grey_rgb(run_node, reward, case):
+    people, clip, _ = case
+    grey, person = clip[..., :1], people[..., :1]
+    found, expected = (
+        run_node("IdentityGRPOScore", reward=reward, images=i, references={"ref0": p})[0]
+        for i, p in ((grey, person), (grey.repeat(1, 1, 1, 3), person.repeat(1, 1, 1, 3)))
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("fps", [float("nan"), float("inf"), 0.0])
+def test_an_impossible_rate_that_a_link_brings_is_refused(run_node, pack, reward, case, fps):
+    people, clip, _ = case
+    with pytest.raises(ValueError, match="fps is"):
+        run_node("IdentityGRPOScore", reward=reward, images=clip, references={"ref0": people}, fps=pack.Linked(fps))
+
+
+@pytest.fixture
+def own_reward(pack, repository):
+    """A folder of models/identity_reward with the golden case's reward, whose base is not beside it."""
     import folder_paths
 
-    folder = Path(folder_paths.get_folder_paths("identity_reward")[0]) / "half"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(pack.Refused, match="checkpoint"):
-        run_node("IdentityGRPOLoadReward", checkpoint="half")
+    folder = Path(folder_paths.get_folder_paths("identity_reward")[0]) / "own"
+    shutil.copytree(repository / "tests" / "golden" / "identity_reward" / "identity_reward", folder)
+    yield folder
+    shutil.rmtree(folder)
 
 
-def test_a_base_model_that_is_not_offered_is_refused_beside_the_built_in_reward_too(run_node, pack):
-    with pytest.raises(pack.Refused, match="there is no base model"):
-        run_node("IdentityGRPOLoadReward", base_model="../elsewhere")
+def test_one_broken_reward_is_one_error_on_the_checkpoint(run_node, pack, own_reward):
+    """And is found before anything runs."""
+    (own_reward / "model_config.json").write_text('{"data_config": {"num_frames": "five"}}', encoding="utf-8")
+    with pytest.raises(pack.Refused, match="num_frames") as refused:
+        run_node("IdentityGRPOLoadReward", checkpoint="own")
+    assert [name for name, _ in refused.value.problems] == ["checkpoint"]
+
+
+def test_an_incomplete_reward_is_refused_before_it_loads(run_node, pack, own_reward):
+    shutil.rmtree(own_reward / "checkpoint-21")
+    with pytest.raises(pack.Refused, match="checkpoint-N"):
+        run_node("IdentityGRPOLoadReward", checkpoint="own")
+
+
+def test_a_missing_base_model_is_refused_before_a_score_needs_it(run_node, own_reward):
+    with pytest.raises(ValueError, match="'base_model' .* is not on this machine"):
+        run_node("IdentityGRPOLoadReward", checkpoint="own")
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "base_model"])
+def test_a_folder_that_is_not_offered_is_one_error_on_its_input(run_node, pack, name):
+    with pytest.raises(pack.Refused) as refused:
+        run_node("IdentityGRPOLoadReward", **{name: "../elsewhere"})
+    assert [problem for problem, _ in refused.value.problems] == [name]
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "base_model", "dtype", "device"])
+def test_a_choice_that_a_link_brings_is_checked(run_node, pack, name):
+    with pytest.raises(ValueError, match="`/etc`"):
+        run_node("IdentityGRPOLoadReward", **{name: pack.Linked("/etc")})
