@@ -1,4 +1,4 @@
-"""Prompt sets as nodes: rows from a CSV of the input folder, rows made in the graph, and what is refused before anything loads."""
+"""Prompt sets as nodes: rows from a CSV of the input folder, rows made in the graph, and what is refused when."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def csv(folder: Path, *rows: str) -> str:
     return f"{folder.name}/people.csv"
 
 
-def test_a_csv_of_the_input_folder_is_loaded_and_one_row_handed_out(run_node, folder):
+def test_a_csv_of_the_input_folder_is_loaded_and_one_row_is_output(run_node, folder):
     choice = csv(folder, "ann.png,a wave", "ann.png;bob.png,two dance")
     found, pictures, prompt, negative, count = run_node("IdentityGRPOPromptSet", file=choice, item=2)
     assert [item.prompt for item in found] == ["a wave", "two dance"]
@@ -58,7 +58,7 @@ def test_the_two_built_in_sets_share_no_item(run_node):
 
 
 @pytest.mark.parametrize(
-    "row, told",
+    "row, message",
     [
         ("gone.png,a wave", "row 3.*gone.png is missing"),
         ("ann.png,", "row 3.*prompt is empty"),
@@ -66,29 +66,96 @@ def test_the_two_built_in_sets_share_no_item(run_node):
         ("ann.png,a,b", "row 3 has 3 fields|row 3: has 3 fields"),
     ],
 )
-def test_a_wrong_row_is_refused_by_its_number_before_anything_runs(run_node, pack, folder, row, told):
-    with pytest.raises(pack.Refused, match=told):
+def test_a_wrong_row_is_refused_by_its_number_before_anything_runs(run_node, pack, folder, row, message):
+    with pytest.raises(pack.Refused, match=message):
         run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave", row))
 
 
-def test_an_unreadable_picture_is_refused(run_node, pack, folder):
+def test_a_file_that_is_no_picture_is_refused_before_anything_runs(run_node, pack, folder):
     (folder / "bob.png").write_bytes(b"no picture")
     with pytest.raises(pack.Refused, match="row 2.*bob.png cannot be read"):
         run_node("IdentityGRPOPromptSet", file=csv(folder, "bob.png,a wave"))
 
 
+def test_a_truncated_picture_is_an_error_of_the_run(run_node, pack, folder):
+    """Finding it takes decoding, for which the server has no time when a graph is queued."""
+    data = (folder / "bob.png").read_bytes()
+    (folder / "bob.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="row 2.*bob.png cannot be read") as caught:
+        run_node("IdentityGRPOPromptSet", file=csv(folder, "bob.png,a wave"))
+    assert not isinstance(caught.value, pack.Refused)
+
+
+@pytest.fixture
+def decoded(pack, monkeypatch) -> list[str]:
+    """A list that grows by the name of every picture that is decoded to be checked."""
+    from identity_grpo.trainers import prompts
+
+    names: list[str] = []
+    check = prompts._picture_problem
+    monkeypatch.setattr(prompts, "_picture_problem", lambda path: names.append(path.name) or check(path))
+    return names
+
+
+def test_a_queue_decodes_each_picture_once_and_the_next_none(run_node, folder, decoded):
+    choice = csv(folder, "ann.png;bob.png,two dance", "bob.png;wide.png,two wave")
+    for _ in range(2):
+        run_node("IdentityGRPOPromptSet", file=choice)
+    assert sorted(decoded) == ["ann.png", "bob.png", "wide.png"]
+
+
+def test_validation_and_fingerprint_decode_nothing(pack, folder, decoded, monkeypatch):
+    node, choice = pack.nodes["IdentityGRPOPromptSet"], csv(folder, "ann.png,a wave")
+    monkeypatch.setattr(Image, "open", None)
+    assert node.validate_inputs(file=choice) is True
+    assert "ann.png" in node.fingerprint_inputs(file=choice)
+    assert decoded == []
+
+
+def test_a_set_that_is_deleted_after_validation_is_an_error_of_the_run(pack, folder):
+    node, choice = pack.nodes["IdentityGRPOPromptSet"], csv(folder, "ann.png,a wave")
+    before = node.fingerprint_inputs(file=choice, item=1)
+    (folder / "ann.png").unlink()
+    assert node.fingerprint_inputs(file=choice, item=1) != before
+    with pytest.raises(ValueError, match="ann.png is missing"):
+        node.execute(file=choice, item=1)
+
+
+@pytest.mark.parametrize("cell", ["~nobody-here/a.png", "x" * 5000, "~"])
+def test_a_reference_that_is_no_path_is_refused_in_its_row(run_node, pack, folder, cell):
+    with pytest.raises(pack.Refused, match="row 2: reference image"):
+        run_node("IdentityGRPOPromptSet", file=csv(folder, f"{cell},a wave"))
+
+
+def test_links_in_a_circle_are_refused(run_node, pack, folder):
+    (folder / "one.png").symlink_to(folder / "two.png")
+    (folder / "two.png").symlink_to(folder / "one.png")
+    with pytest.raises(pack.Refused, match="row 2: reference image"):
+        run_node("IdentityGRPOPromptSet", file=csv(folder, "one.png,a wave"))
+
+
+def test_a_phone_picture_is_output_upright(run_node, folder):
+    pixels = np.zeros((20, 16, 3), np.uint8)
+    pixels[:10] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(folder / "phone.png", exif=exif)
+    _, pictures, *_ = run_node("IdentityGRPOPromptSet", file=csv(folder, "phone.png,a wave"))
+    assert torch.equal((pictures[0] * 255).byte(), torch.from_numpy(pixels))
+
+
 def test_a_picture_outside_of_comfyuis_folders_is_refused(run_node, pack, folder, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
-    with pytest.raises(pack.Refused, match="outside of ComfyUI's input and output folders"):
+    with pytest.raises(pack.Refused, match="is outside of ComfyUI's input and output folders"):
         run_node("IdentityGRPOPromptSet", file=csv(folder, f"{tmp_path / 'secret.png'},a wave"))
 
 
-def test_whether_a_file_outside_is_there_is_not_told(run_node, pack, folder, tmp_path):
+def test_whether_a_file_outside_exists_is_not_revealed(run_node, pack, folder, tmp_path):
     with pytest.raises(pack.Refused, match="row 2.*outside of ComfyUI's"):
         run_node("IdentityGRPOPromptSet", file=csv(folder, f"{tmp_path / 'nothing.png'},a wave"))
 
 
-def test_a_crowd_is_shown_too(run_node, folder):
+def test_a_row_of_many_references_is_shown(run_node, folder):
     row = ";".join(["wide.png"] * 9)
     assert len(run_node("IdentityGRPOPromptSet", file=csv(folder, f"{row},nine dance"))[1]) == 9
 
@@ -100,7 +167,7 @@ def test_a_csv_outside_of_the_input_folder_is_refused(run_node, pack, folder, tm
 
 
 @pytest.mark.parametrize("item", [2, 0, -1])
-def test_a_row_that_is_not_there_is_told(run_node, pack, folder, item):
+def test_a_row_that_does_not_exist_is_an_error(run_node, pack, folder, item):
     with pytest.raises(ValueError, match="has 1 rows; choose 1 to 1"):
         run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave"), item=pack.Linked(item))
 
@@ -134,3 +201,25 @@ def test_a_prompt_that_comes_empty_through_a_link_is_refused(run_node, pack):
 def test_a_row_without_a_prompt_is_refused(run_node, pack):
     with pytest.raises(pack.Refused, match="prompt is empty"):
         run_node("IdentityGRPOPromptItem", references={"ref0": torch.rand(1, 12, 12, 3)}, prompt=" ")
+
+
+def test_half_an_emoji_is_removed_from_a_row(run_node):
+    (prompts,) = run_node(
+        "IdentityGRPOPromptItem",
+        references={"ref0": torch.rand(1, 12, 12, 3)},
+        prompt=" a wave \ud83d",
+        negative="\ude00",
+    )
+    assert (prompts[0].prompt, prompts[0].negative) == ("a wave", "")
+    assert len(prompts.digest) == 64
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", "\ud83d"])
+def test_csv_and_node_refuse_an_empty_prompt_with_the_same_sentence(run_node, pack, folder, prompt):
+    with pytest.raises(pack.Refused) as of_node:
+        run_node("IdentityGRPOPromptItem", references={"ref0": torch.rand(1, 12, 12, 3)}, prompt=prompt)
+    with pytest.raises(pack.Refused) as of_csv:
+        run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,"))
+    assert [name for name, _ in of_node.value.problems] == ["prompt"]
+    (sentence,) = (text for _, text in of_node.value.problems)
+    assert f"row 2: {sentence}" in str(of_csv.value)
