@@ -1,29 +1,43 @@
-"""The nodes that put a LoRA on a policy, and write one for other tools."""
+"""The nodes that apply a LoRA to a policy, and that write one for other tools."""
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..trainers.errors import UserError
-from ..trainers.lora.formats import LoRA, read_lora, write_native, write_peft
+from ..trainers.lora.formats import (
+    LoRA,
+    read_lora,
+    read_lora_header,
+    write_diffusers,
+    write_native,
+    write_peft,
+)
 from ..trainers.lora.inject import check_fits
 from . import folders
-from .types import LazyPolicy, WanPolicy
+from .inputs import require_choice
+from .types import LazyPolicy, WanPolicyType
 
 CATEGORY = "Identity-GRPO/LoRA"
-COMFYUI, PEFT = "ComfyUI (one file)", "PEFT (folder)"
+COMFYUI, PEFT, DIFFUSERS = "ComfyUI (one file)", "PEFT (folder)", "diffusers (folder)"
+FORMATS = {COMFYUI: write_native, PEFT: write_peft, DIFFUSERS: write_diffusers}
+
+logger = logging.getLogger(__name__)
 
 
 def lora_input() -> io.Input:
     return io.Combo.Input(
         "lora",
         options=folders.lora_choices(),
-        tooltip="A file or PEFT folder of models/loras, or a run to follow: `latest` and `best` are looked up at every queue, so new "
-        "checkpoints are taken up without reloading the model. May be linked from the Run node.",
+        tooltip="A file or folder of models/loras, or a training run to follow: its newest (`latest`) or best "
+        "evaluated (`best`) LoRA is looked up each time the graph is queued.",
     )
 
 
@@ -34,94 +48,125 @@ def strength_input() -> io.Input:
         min=-10.0,
         max=10.0,
         step=0.05,
-        tooltip="How much of the LoRA acts; 1 as trained, 0 exactly the model without it.",
+        tooltip="Strength of the LoRA: 1 as trained, 0 the model without it. Lower it if the LoRA is too strong.",
     )
 
 
-def lora_problem(choice: str | None) -> str | None:
-    """What is wrong with a widget's choice, before anything loads; None for a good one and for what a link will bring."""
+class LoRANode(io.ComfyNode):
+    """A node with the input `lora`, which is checked before anything runs, and looked up again at every queue."""
+
+    @classmethod
+    def validate_inputs(cls, lora=None) -> bool | str:
+        return _problem(lora) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora=None, **_) -> str:
+        return "" if lora is None else repr(folders.find_lora(lora).fingerprint)
+
+
+def find_and_read(choice: str) -> tuple[folders.LoraFile, LoRA]:
+    """The file behind a choice at this moment, and the LoRA in it."""
+    file = folders.find_lora(choice)
+    return file, read_lora(file.path)
+
+
+def check_strength(strength: float) -> None:
+    """Raises UserError for a strength that is not finite, which ComfyUI lets through."""
+    if not math.isfinite(strength):
+        raise UserError(f"strength {strength} is not a finite number; give one such as 1")
+
+
+def shown(file: folders.LoraFile, lora: LoRA, before: str = "", after: str = "") -> dict[str, tuple]:
+    """The node's result in the editor and in ComfyUI's history: a text that names the LoRA, its run and its iteration.
+
+    A file without run and iteration is named by the choice. Iteration 0 is logged as a warning: nothing is trained yet.
+    """
+    run, iteration = lora.metadata.get("run"), lora.metadata.get("iteration", "")
+    if not (run and iteration.isdecimal()):
+        return {"text": (f"{before}{file.label}{after}",)}
+    name = f"run {run}, iteration {iteration}"
+    if int(iteration) == 0:
+        is_base = not any(up.float().any() for _, up in lora.modules.values())
+        name += f": the {'base model' if is_base else 'start LoRA'}, nothing is trained yet"
+        logger.warning("Identity-GRPO: %s", name)
+    return {"text": (f"{before}{name}{after}",), "run": (run,), "iteration": (int(iteration),)}
+
+
+def _problem(choice: str | None) -> str | None:
+    """What is wrong with a choice, before anything is loaded; None for a good one, and for what a link will bring."""
+    if choice is None:
+        return None
     try:
-        if choice is not None:
-            read_lora(folders.find_lora(choice).path)
+        file = folders.find_lora(choice)
+        return _file_problem(file.path, tuple(file.fingerprint))
+    except (UserError, OSError) as error:
+        return str(error)
+
+
+@lru_cache(maxsize=256)
+def _file_problem(path: Path, fingerprint: tuple[tuple[str, int, int], ...]) -> str | None:
+    """What is wrong with a file by its header; cached until `fingerprint` changes."""
+    try:
+        read_lora_header(path)
     except UserError as error:
         return str(error)
     return None
 
 
-def fingerprint(choice: str | None) -> str:
-    """Changes when the file behind the choice does."""
-    return "" if choice is None else repr(folders.find_lora(choice).fingerprint)
-
-
-def read(choice: str) -> tuple[folders.LoraFile, LoRA]:
-    file = folders.find_lora(choice)
-    return file, read_lora(file.path)
-
-
-def held(file: folders.LoraFile, lora: LoRA) -> str:
-    """Which LoRA this is, in words: the run and iteration that it comes from, where the file says so."""
-    run, iteration = lora.metadata.get("run"), lora.metadata.get("iteration")
-    return f"run {run}, iteration {iteration}" if run and iteration else file.label
-
-
-class LoadLoRA(io.ComfyNode):
-    """A policy that acts with a LoRA; the model is shared, not loaded again."""
+class LoadLoRA(LoRANode):
+    """The same policy with a LoRA; the model is shared, not loaded again."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityGRPOLoadLoRA",
-            display_name="Load LoRA (for our samplers)",
+            display_name="Load LoRA",
             category=CATEGORY,
-            description="Puts an Identity-GRPO LoRA on a policy without reloading it, and follows a run as it improves.",
-            search_aliases=["lora", "hot swap", "checkpoint", "identity", "peft"],
+            description="Applies a LoRA to a model of Load Model without loading it again, and follows a training run.",
+            search_aliases=["lora", "lora loader", "hot swap", "checkpoint", "identity", "peft"],
             inputs=[
-                WanPolicy.Input("policy", tooltip="The model from Load Model; a LoRA that it has already is replaced."),
+                WanPolicyType.Input(
+                    "policy", tooltip="The video model, from Load Model; this LoRA replaces one that it already has."
+                ),
                 lora_input(),
                 strength_input(),
             ],
-            outputs=[WanPolicy.Output("policy", tooltip="The same model, acting with the LoRA.")],
+            outputs=[WanPolicyType.Output("policy", tooltip="The same model with the LoRA, for the samplers.")],
         )
 
     @classmethod
-    def validate_inputs(cls, lora=None) -> bool | str:
-        return lora_problem(lora) or True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return fingerprint(lora)
-
-    @classmethod
     def execute(cls, policy: LazyPolicy, lora: str, strength: float) -> io.NodeOutput:
-        file, content = read(lora)
+        check_strength(strength)
+        file, content = find_and_read(lora)
         check_fits(policy.policy.transformer, content)
-        acting = replace(policy, lora=file, strength=strength)
-        return io.NodeOutput(acting, ui=ui.PreviewText(f"{held(file, content)}, at strength {strength:g}"))
+        result = replace(policy, lora=file, strength=strength)
+        return io.NodeOutput(result, ui=shown(file, content, after=f", at strength {strength:g}"))
 
 
-class SaveLoRA(io.ComfyNode):
-    """Any LoRA that can be read, in the form another tool wants."""
+class SaveLoRA(LoRANode):
+    """Write a LoRA in the format of another tool."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityGRPOSaveLoRA",
-            display_name="Save LoRA (for other tools)",
+            display_name="Save LoRA",
             category=CATEGORY,
-            description="Writes a LoRA into ComfyUI's output folder, as one file for ComfyUI and WanVideoWrapper or as a PEFT folder.",
-            search_aliases=["export lora", "convert lora", "peft", "safetensors"],
+            description="Writes a LoRA into ComfyUI's output folder, in the format of ComfyUI, PEFT or diffusers.",
+            search_aliases=["export lora", "convert lora", "peft", "diffusers", "safetensors"],
             inputs=[
                 lora_input(),
                 io.Combo.Input(
                     "format",
-                    options=[COMFYUI, PEFT],
+                    options=list(FORMATS),
                     default=COMFYUI,
-                    tooltip="ComfyUI: native names with alpha, which core and WanVideoWrapper load. PEFT: for diffusers and training tools.",
+                    tooltip="ComfyUI: for ComfyUI and WanVideoWrapper. PEFT: for PeftModel and training tools. "
+                    "diffusers: for pipeline.load_lora_weights.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="loras/identity_grpo",
-                    tooltip="Name within ComfyUI's output folder; a number is added, so that nothing is overwritten.",
+                    tooltip="Name within ComfyUI's output folder; a number is added, and nothing is overwritten.",
                 ),
             ],
             outputs=[],
@@ -129,29 +174,22 @@ class SaveLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora=None) -> bool | str:
-        return lora_problem(lora) or True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return fingerprint(lora)
-
-    @classmethod
     def execute(cls, lora: str, format: str, filename_prefix: str) -> io.NodeOutput:
-        file, content = read(lora)
-        target = _free_place(filename_prefix, "" if format == PEFT else ".safetensors")
-        write_peft(content, target) if format == PEFT else write_native(content, target)
+        require_choice("format", format, list(FORMATS))
+        file, content = find_and_read(lora)
+        target = _free_place(filename_prefix, ".safetensors" if format == COMFYUI else "")
+        FORMATS[format](content, target)
         place = target.relative_to(folder_paths.get_output_directory()).as_posix()
-        return io.NodeOutput(ui=ui.PreviewText(f"output/{place}\n{held(file, content)}"))
+        return io.NodeOutput(ui=shown(file, content, before=f"output/{place}\n"))
 
 
 def _free_place(prefix: str, suffix: str) -> Path:
-    """A name below the output folder that is not taken. Raises UserError for a prefix that is none, or leads out of it."""
+    """An unused name below the output folder. Raises UserError for an empty prefix, or one outside that folder."""
     try:
         folder, name, _, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     except Exception as error:  # core raises a bare Exception for a path outside
         raise UserError(
-            f"filename_prefix `{prefix}` is no place that can be written within ComfyUI's output folder; "
+            f"filename_prefix `{prefix}` cannot be written within ComfyUI's output folder; "
             "give a name such as loras/identity_grpo"
         ) from error
     if not name.strip("."):

@@ -1,4 +1,4 @@
-"""The nodes for core's own Wan graphs: our LoRA on its MODEL, several references in its VACE conditioning."""
+"""The nodes for graphs of ComfyUI's own Wan nodes: a LoRA on MODEL, several references in the VACE conditioning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import comfy.model_management as management
 import node_helpers
 import torch
 from comfy.latent_formats import Wan21
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.errors import UserError
@@ -16,44 +16,39 @@ from ..trainers.policies.base import VideoSize
 from ..trainers.policies.vace import control_latents, split_source
 from ..trainers.policies.wan import fit_on_white
 from .loras import CATEGORY as LORA_CATEGORY
-from .loras import fingerprint, held, lora_input, lora_problem, read, strength_input
+from .loras import LoRANode, check_strength, find_and_read, lora_input, shown, strength_input
 from .pictures import opaque, references_input
-from .sampling import size_problem, to_control_clip, to_control_mask
+from .sampling import LARGEST, LONGEST, STEP, size_problem, to_control_clip, to_control_mask
 
 CATEGORY = "Identity-GRPO/native"
 
 
-class ApplyLoRA(io.ComfyNode):
-    """The LoRA for core's samplers and anyone's Wan graphs."""
+class ApplyLoRA(LoRANode):
+    """Core's MODEL with the LoRA on it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityGRPOApplyLoRA",
-            display_name="Apply LoRA (to a native MODEL)",
+            display_name="Apply LoRA",
             category=LORA_CATEGORY,
-            description="Puts an Identity-GRPO LoRA on ComfyUI's own Wan MODEL, in any format, and follows a run as it improves. Unlike "
-            "core's loader it refuses a LoRA of which a part does not fit.",
+            description="Applies a LoRA to ComfyUI's own Wan MODEL, and follows a training run. A LoRA of which a part "
+            "does not fit is refused.",
             search_aliases=["lora", "lora loader", "wan lora", "hot swap", "identity"],
             inputs=[
-                io.Model.Input("model", tooltip="Core's Wan 2.1 model: VACE, or the one that Phantom runs on."),
+                io.Model.Input(
+                    "model", tooltip="ComfyUI's Wan 2.1 model: VACE, or the one of Phantom. LoRAs already on it stay."
+                ),
                 lora_input(),
                 strength_input(),
             ],
-            outputs=[io.Model.Output("model", tooltip="The model with the LoRA on it.")],
+            outputs=[io.Model.Output("model", tooltip="The model with the LoRA, for ComfyUI's samplers.")],
         )
 
     @classmethod
-    def validate_inputs(cls, lora=None) -> bool | str:
-        return lora_problem(lora) or True
-
-    @classmethod
-    def fingerprint_inputs(cls, lora=None, **_) -> str:
-        return fingerprint(lora)
-
-    @classmethod
     def execute(cls, model, lora: str, strength: float) -> io.NodeOutput:
-        file, content = read(lora)
+        check_strength(strength)
+        file, content = find_and_read(lora)
         keys, tensors = comfy.lora.model_lora_keys_unet(model.model, {}), native_tensors(content)
         loaded = comfy.lora.load_lora(tensors, keys, log_missing=False)
         _refuse_misfit(model, loaded, tensors)
@@ -64,71 +59,73 @@ class ApplyLoRA(io.ComfyNode):
         patched = model.clone()
         if strength:
             patched.add_patches(loaded, strength)
-        return io.NodeOutput(patched, ui=ui.PreviewText(f"{held(file, content)}, at strength {strength:g}"))
+        return io.NodeOutput(patched, ui=shown(file, content, after=f", at strength {strength:g}"))
 
 
 class VACEReferences(io.ComfyNode):
-    """Core's VACE conditioning takes one reference; this one takes a latent frame for each of several people."""
+    """Core's VACE conditioning has room for one reference; this one has a latent frame for each of several people."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityGRPOVACEReferences",
-            display_name="VACE References (native, several people)",
+            display_name="VACE References",
             category=CATEGORY,
-            description="Conditioning for core's VACE model with several reference people, each in a frame of its own as the model was "
-            "trained. Sample with KSampler, then trim the latent by trim_latent and decode.",
+            description="Conditioning for ComfyUI's VACE model with several reference people, each in a latent frame "
+            "as in VACE's training. Sample with KSampler, trim `trim_latent` frames with TrimVideoLatent, then decode.",
             search_aliases=["WanVaceToVideo", "vace", "multiple references", "reference image", "subject to video"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="What the video should show."),
-                io.Conditioning.Input("negative", tooltip="What it should not show."),
-                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
-                references_input("One picture per person; each is fitted whole on white."),
+                io.Conditioning.Input("positive", tooltip="The prompt: what the video shows."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt: what the video should not show."),
+                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from Load VAE."),
+                references_input("One picture per person, in the order in which the prompt mentions them."),
                 io.Int.Input(
-                    "width", default=832, min=16, max=4096, step=16, tooltip="Of the video in pixels, a multiple of 16."
+                    "width",
+                    default=832,
+                    min=STEP,
+                    max=LARGEST,
+                    step=STEP,
+                    tooltip="Width of the video in pixels, a multiple of 16.",
                 ),
                 io.Int.Input(
                     "height",
                     default=480,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Of the video in pixels, a multiple of 16.",
+                    min=STEP,
+                    max=LARGEST,
+                    step=STEP,
+                    tooltip="Height of the video in pixels, a multiple of 16.",
                 ),
-                io.Int.Input("length", default=81, min=1, max=1025, step=4, tooltip="Number of frames, 4n+1."),
+                io.Int.Input(
+                    "length", default=81, min=1, max=LONGEST, step=4, tooltip="Number of frames, 4n+1: 81 for Wan 2.1."
+                ),
                 io.Float.Input(
                     "strength",
                     default=1.0,
                     min=0.0,
                     max=1000.0,
                     step=0.01,
-                    tooltip="How strongly the references and control act.",
+                    tooltip="Strength of the references and of the control video; 1 as VACE was trained.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos drawn at once."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of videos sampled at once."),
                 io.Image.Input(
                     "control_video",
                     optional=True,
-                    tooltip="A clip to edit or follow; resized to the video, grey where it is too short.",
+                    tooltip="A clip to edit or to follow (poses, depth), resized to the video; missing frames are "
+                    "grey.",
                 ),
                 io.Mask.Input(
                     "control_masks",
                     optional=True,
-                    tooltip="White where the video is drawn anew; one mask serves all frames.",
+                    tooltip="White: generate; black: keep `control_video`. One mask serves all frames.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("positive", tooltip="For the sampler."),
-                io.Conditioning.Output("negative", tooltip="For the sampler."),
-                io.Latent.Output("latent", tooltip="Empty latents, with a frame for each reference in front."),
-                io.Int.Output(
-                    "trim_latent", tooltip="How many latent frames TrimVideoLatent has to cut off before decoding."
-                ),
+                io.Conditioning.Output("positive", tooltip="The prompt with the references, for the sampler."),
+                io.Conditioning.Output("negative", tooltip="The negative prompt with the references, for the sampler."),
+                io.Latent.Output("latent", tooltip="Empty latents with a frame for each reference in front."),
+                io.Int.Output("trim_latent", tooltip="Number of latent frames that TrimVideoLatent must cut off."),
             ],
         )
-
-    @classmethod
-    def validate_inputs(cls, references=None, width=None, height=None, length=None) -> bool | str:
-        return size_problem(width, height, length) or True
 
     @classmethod
     def execute(
@@ -145,20 +142,29 @@ class VACEReferences(io.ComfyNode):
         control_video: Tensor | None = None,
         control_masks: Tensor | None = None,
     ) -> io.NodeOutput:
+        # Core checks the limits of these when it queues the graph, not their steps.
+        if problem := size_problem(width, height, length):
+            raise UserError(problem.replace("frames", "length"))
+        check_strength(strength)
         size, form = VideoSize(height, width, length), Wan21()
 
         def encode(clip: Tensor) -> Tensor:
             """Normalised latents [16, f, h, w] of a clip [3, F, H, W] in [-1, 1]."""
             return form.process_in(vae.encode((clip.permute(1, 2, 3, 0) + 1) / 2).float().cpu())[0]
 
-        mask = torch.ones(length, height, width) if control_masks is None else to_control_mask(control_masks, size)
-        blank = torch.zeros(3, length, height, width)
-        video = blank if control_video is None else to_control_clip(control_video, size).permute(3, 0, 1, 2) / 127.5 - 1
+        connected = ((f"references.{slot}", image) for slot, image in references.items() if image is not None)
+        pictures = [picture for name, image in connected for picture in opaque(image, name)]
+        mask, video = torch.ones(length, height, width), torch.zeros(3, length, height, width)
+        if control_masks is not None:
+            mask = to_control_mask(control_masks, size, "control_masks")
+        if control_video is not None:
+            video = to_control_clip(control_video, size).permute(3, 0, 1, 2) / 127.5 - 1
         kept, redone = map(encode, split_source(video, mask))
-        pictures = [picture for slot in references.values() if slot is not None for picture in opaque(slot)]
         people = [encode(fit_on_white((picture * 255).numpy(), height, width)[:, None]) for picture in pictures]
         control = control_latents(kept, redone, people, mask)[None]
-        # Core normalises the 32 channels of latents itself, and takes the mask as it is.
+        if not torch.isfinite(control).all():
+            raise UserError("the VAE has made latents that are not finite; start ComfyUI with --fp32-vae")
+        # Core normalises the 32 channels of latents itself, and uses the mask as it is.
         frames = torch.cat([form.process_out(part) for part in control[:, :32].split(16, dim=1)], dim=1)
         values = {"vace_frames": [frames], "vace_mask": [control[:, 32:]], "vace_strength": [strength]}
         conditioned = (node_helpers.conditioning_set_values(c, values, append=True) for c in (positive, negative))
@@ -167,7 +173,7 @@ class VACEReferences(io.ComfyNode):
 
 
 def _refuse_misfit(model, loaded: dict, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError unless every module of the LoRA has found its weight in the model, in the right shape."""
+    """Raises UserError unless the model has a weight of the right shape for every module of the LoRA."""
     weights = model.model.state_dict()
     for name in (key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")):
         weight = weights.get(f"{name}.weight")

@@ -1,19 +1,21 @@
-"""LoRAs on our policies and into files, through the nodes."""
+"""LoRAs applied to policies and written into files, through the nodes."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lora"
 LOAD, SAVE = "IdentityGRPOLoadLoRA", "IdentityGRPOSaveLoRA"
-COMFYUI, PEFT = "ComfyUI (one file)", "PEFT (folder)"
+COMFYUI, PEFT, DIFFUSERS = "ComfyUI (one file)", "PEFT (folder)", "diffusers (folder)"
 
 
 def ours(name: str):
@@ -79,7 +81,7 @@ def text(output) -> str:
     return shown["text"][0]
 
 
-# --- on a policy ---------------------------------------------------------------------------------------------------------
+# --- on a policy ------------------------------------------------------------------------------------------------------
 
 
 def test_the_model_is_shared_and_not_loaded_again(run_node, policy, write):
@@ -90,7 +92,7 @@ def test_the_model_is_shared_and_not_loaded_again(run_node, policy, write):
     assert policy.lora is None
 
 
-def test_a_second_lora_takes_the_place_of_the_first(run_node, policy, write):
+def test_a_second_lora_replaces_the_first(run_node, policy, write):
     write("a.safetensors")
     write("b.safetensors")
     (first,) = run_node(LOAD, policy=policy, lora="a.safetensors")
@@ -98,7 +100,7 @@ def test_a_second_lora_takes_the_place_of_the_first(run_node, policy, write):
     assert second.lora.path.name == "b.safetensors"
 
 
-def test_a_new_checkpoint_is_taken_up_and_told(node_output, pack, policy, run):
+def test_a_new_checkpoint_is_used_and_shown(node_output, pack, policy, run):
     name, export = run
     follow = {"policy": policy, "lora": f"{name}: latest", "strength": 1.0}
     first, before = node_output(LOAD, **follow), pack.nodes[LOAD].fingerprint_inputs(**follow)
@@ -107,15 +109,16 @@ def test_a_new_checkpoint_is_taken_up_and_told(node_output, pack, policy, run):
     second = node_output(LOAD, **follow)
     assert pack.nodes[LOAD].fingerprint_inputs(**follow) != before
     assert [text(first), text(second)] == [f"run {name}, iteration {n}, at strength 1" for n in (8, 16)]
+    assert (second.ui["run"], second.ui["iteration"]) == ((name,), (16,))
     assert second.args[0].policy is policy.policy
 
 
-def test_what_a_link_brings_is_taken_like_a_widgets_value(node_output, pack, policy, run):
+def test_a_linked_choice_is_used_as_a_widgets_value(node_output, pack, policy, run):
     linked = pack.Linked(f"{run[0]}: best")
     assert "iteration 8" in text(node_output(LOAD, policy=policy, lora=linked, strength=1.0))
 
 
-def test_a_renamed_export_still_tells_where_it_comes_from(node_output, policy, write):
+def test_a_renamed_export_is_shown_with_its_run(node_output, policy, write):
     write("mine.safetensors", run="run-x", iteration="40", policy="vace")
     assert (
         text(node_output(LOAD, policy=policy, lora="mine.safetensors", strength=0.25))
@@ -123,7 +126,7 @@ def test_a_renamed_export_still_tells_where_it_comes_from(node_output, policy, w
     )
 
 
-def test_a_file_that_does_not_say_is_told_by_its_name(node_output, policy, write):
+def test_a_file_without_a_run_is_shown_by_its_name(node_output, policy, write):
     write("epoch-000010.safetensors")
     assert (
         text(node_output(LOAD, policy=policy, lora="epoch-000010.safetensors"))
@@ -151,8 +154,70 @@ def test_a_wrong_file_is_refused_before_it_is_queued(pack, run_node, policy, lor
     elif content:
         save_file({key: torch.ones(shape) for key, shape in content.items()}, loras / name)
     given = {LOAD: {"policy": policy}, SAVE: {}}.get(node, {"model": None})
-    with pytest.raises(pack.Refused, match=words):
+    with pytest.raises(pack.Refused, match=words) as refusal:
         run_node(node, lora=name, **given)
+    ((guilty, problem),) = refusal.value.problems
+    assert guilty == "lora" and "UserError" not in problem
+
+
+@pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])
+def test_a_file_is_checked_by_its_header_and_again_when_it_changes(pack, loras, monkeypatch, node):
+    reading = ours("trainers.lora.reading")
+    path, opened = loras / f"large-{node}.safetensors", []
+    shutil.copy(GOLDEN / "comfy_native.safetensors", path)
+    real = reading.read_lora_header
+    monkeypatch.setattr(ours("nodes.loras"), "read_lora_header", lambda p: (opened.append(p), real(p))[1])
+    monkeypatch.setattr(ours("nodes.loras"), "read_lora", lambda p: pytest.fail("read whole to validate a graph"))
+    for _ in range(3):
+        assert pack.nodes[node].validate_inputs(lora=path.name) is True
+    assert opened == [path]
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "cannot read" in pack.nodes[node].validate_inputs(lora=path.name)
+    assert opened == [path, path]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])
+def test_a_named_pipe_is_refused_and_not_waited_for(pack, loras, node):
+    folder = loras / f"pipe-{node}"
+    folder.mkdir()
+    shutil.copy(GOLDEN / "peft" / "adapter_model.safetensors", folder)
+    os.mkfifo(folder / "adapter_config.json")
+    assert "not a regular file" in pack.nodes[node].validate_inputs(lora=f"{folder.name}/")
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_not_finite_is_refused(run_node, pack, policy, write, strength):
+    write("a.safetensors")
+    with pytest.raises((ours("trainers.errors").UserError, pack.Refused), match="not a finite number|bigger"):
+        run_node(LOAD, policy=policy, lora="a.safetensors", strength=strength)
+
+
+@pytest.mark.parametrize("which", ["latest", "best"])
+@pytest.mark.parametrize("node", [LOAD, SAVE])
+def test_iteration_0_is_shown_as_the_base_model(node_output, policy, run, caplog, node, which):
+    name, export = run
+    for path in (ours("nodes.folders").runs_root() / name / "exports").iterdir():
+        path.unlink()
+    export(0)
+    shown = node_output(node, lora=f"{name}: {which}", **({"policy": policy} if node == LOAD else {}))
+    expected = f"run {name}, iteration 0: the base model, nothing is trained yet"
+    assert expected in text(shown)
+    assert expected in caplog.text
+    assert shown.ui["iteration"] == (0,)
+
+
+def test_iteration_0_of_a_run_with_a_start_lora_is_shown_as_that(node_output, policy, loras):
+    formats, inject = ours("trainers.lora.formats"), ours("trainers.lora.inject")
+    transformer = policy.policy.transformer
+    inject.add_lora(transformer, 2, 4.0, seed=0)
+    started = inject.to_lora(transformer)
+    inject.remove_lora(transformer)
+    modules = {name: (down, torch.ones_like(up)) for name, (down, up) in started.modules.items()}
+    lora = formats.LoRA(modules, started.alpha, {"run": "run-x", "iteration": "0", "policy": "vace"})
+    formats.write_native(lora, loras / "start.safetensors")
+    shown = text(node_output(LOAD, policy=policy, lora="start.safetensors", strength=1.0))
+    assert shown == "run run-x, iteration 0: the start LoRA, nothing is trained yet, at strength 1"
 
 
 def test_a_lora_of_another_size_is_refused_with_the_module(pack, run_node, policy, loras):
@@ -167,7 +232,7 @@ def test_a_lora_of_the_other_kind_is_refused(run_node, policy, write):
         run_node(LOAD, policy=policy, lora="phantom.safetensors")
 
 
-# --- into files ----------------------------------------------------------------------------------------------------------
+# --- into files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -199,16 +264,29 @@ def test_pefts_form_keeps_every_rank_and_alpha(saved):
     found, given = (json.loads(f.read_text()) for f in (saved.output / config, GOLDEN / "peft" / config.name))
     assert (found["r"], found["lora_alpha"]) == (given["r"], given["lora_alpha"])
     tensors, expected = load_file(saved.output / weights), load_file(GOLDEN / "peft" / weights.name)
-    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[k], expected[k]) for k in expected)
+    # The same factors once more, under the keys that diffusers' pipelines read.
+    copies = {k.replace("base_model.model.", "transformer."): v for k, v in expected.items()}
+    assert tensors.keys() == expected.keys() | copies.keys()
+    assert all(torch.equal(tensors[k], value) for k, value in (expected | copies).items())
 
 
-@pytest.mark.parametrize("format", [COMFYUI, PEFT])
+def test_diffusers_form_is_one_file_with_alpha_in_its_header(saved):
+    (weights,) = saved(DIFFUSERS, "diffusers/golden")
+    assert weights.name == "pytorch_lora_weights.safetensors"
+    tensors, given = load_file(saved.output / weights), load_file(GOLDEN / "peft" / "adapter_model.safetensors")
+    assert tensors.keys() == {k.replace("base_model.model.", "transformer.") for k in given}
+    with safe_open(saved.output / weights, "pt") as file:
+        header = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert (header["transformer.r"], header["transformer.lora_alpha"]) == (4, 8)
+
+
+@pytest.mark.parametrize("format", [COMFYUI, PEFT, DIFFUSERS])
 def test_nothing_is_overwritten(saved, format):
     assert saved(format, "loras/twice") and saved(format, "loras/twice")
 
 
 @pytest.mark.parametrize("prefix", ["../out", "/etc/out", "a/../../out", "", ".", "a/..", ".."])
-@pytest.mark.parametrize("format", [COMFYUI, PEFT])
+@pytest.mark.parametrize("format", [COMFYUI, PEFT, DIFFUSERS])
 def test_a_name_outside_the_output_folder_is_refused(saved, format, prefix):
     def files():
         return {p for p in saved.output.parent.rglob("*") if p.is_file()}

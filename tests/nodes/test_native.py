@@ -1,4 +1,4 @@
-"""Our LoRA and references in core's own graphs, by numbers: core's models, our policies and the goldens agree."""
+"""LoRAs and references in graphs of core's nodes: core's models, our policies and the golden cases agree."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_core_with_apply_lora_gives_the_velocity_of_our_policy(run_node, core_va
     assert relative(core[0], given[f"velocity.original_merged.{strength}"]) < 1e-3
 
 
-def test_at_strength_0_core_is_untouched_bit_for_bit(run_node, core_vace, golden_lora, vace_case):
+def test_at_strength_0_core_gives_the_base_velocity_bit_for_bit(run_node, core_vace, golden_lora, vace_case):
     _, case = vace_case
     (patched,) = run_node("IdentityGRPOApplyLoRA", model=core_vace, lora=golden_lora, strength=0.0)
     assert torch.equal(velocity(patched, **case), velocity(core_vace, **case))
@@ -103,7 +103,7 @@ def test_a_lora_of_which_a_part_does_not_fit_is_refused(run_node, core_wan, gold
 
 
 class StubVae:
-    """The golden kit's stand-in VAE, in core's manner: pixels [F, H, W, 3] in 0..1 to latents that are not normalised."""
+    """The golden case's stand-in VAE as core calls it: pixels [F, H, W, 3] in 0..1 to unnormalised latents."""
 
     def __init__(self, given):
         self.a, self.b = given["stub_A"], given["stub_b"]
@@ -134,7 +134,7 @@ def given():
 
 @pytest.fixture
 def condition(run_node, given):
-    """VACE References for the first people of the golden kit, with or without its control; the rest may be changed."""
+    """VACE References for the first people of the golden case, with or without its control; inputs can be replaced."""
     text = [[torch.zeros(1, 24, 32), {}]]
     people = (given["references"][:, :, 0].permute(0, 2, 3, 1) + 1) / 2
     control = {
@@ -186,18 +186,76 @@ def test_an_earlier_vace_conditioning_is_kept(condition):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "guilty"),
     [
-        ({"width": 100}, "use 96"),
-        ({"height": 0}, "use 16"),
-        ({"length": 80}, "use 81"),
-        ({"strength": -1.0}, "outside|smaller"),
-        ({"references": {}}, "missing: ref0"),
+        ({"width": 5000}, ["width"]),
+        ({"height": 0}, ["height"]),
+        ({"length": 0}, ["length"]),
+        ({"width": 0, "strength": -1.0}, ["width", "strength"]),
+        ({"references": {}}, ["references.ref0"]),
     ],
 )
-def test_wrong_inputs_are_refused_before_anything_is_queued(condition, pack, changes, words):
-    with pytest.raises(pack.Refused, match=words):
+def test_a_wrong_input_is_one_error_on_that_input(condition, pack, changes, guilty):
+    with pytest.raises(pack.Refused) as refusal:
         condition(2, **changes)
+    assert [name for name, _ in refusal.value.problems] == guilty
+
+
+NAN, INFINITE = torch.full((1, 48, 64, 3), float("nan")), torch.full((1, 48, 64, 3), float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 100}, "width 100 .* use 96"),
+        ({"height": 40}, "height 40 .* use 32"),
+        ({"length": 80}, "length 80 .* use 81"),
+        ({"strength": float("nan")}, "strength nan is not a finite number"),
+        ({"references": {"ref0": NAN}}, r"references\.ref0.*not finite \(NaN\)"),
+        ({"references": {"ref0": INFINITE[:, :20], "ref1": NAN}}, r"references\.ref0.*not finite"),
+        ({"references": {"ref0": torch.ones(1, 48, 64, 2)}}, "references.ref0.* has the shape"),
+        ({"control_video": NAN}, "control_video.*not finite"),
+        ({"control_masks": INFINITE[..., 0]}, "control_masks.*not finite"),
+        ({"control_masks": torch.ones(64)}, "control_masks.* has the shape"),
+    ],
+)
+def test_what_core_does_not_check_is_refused_before_any_work(condition, given, changes, words):
+    from identity_grpo.trainers.errors import UserError
+
+    class NoVae:
+        def encode(self, pixels):
+            pytest.fail("the VAE runs")
+
+    with pytest.raises(UserError, match=words):
+        condition(2, vae=NoVae(), **changes)
+
+
+def test_latents_that_are_not_finite_are_refused(condition, given):
+    from identity_grpo.trainers.errors import UserError
+
+    class BrokenVae(StubVae):
+        def encode(self, pixels):
+            return super().encode(pixels) * float("nan")
+
+    with pytest.raises(UserError, match="VAE.*not finite"):
+        condition(1, vae=BrokenVae(given))
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (1, 48, 64), (1, 1, 48, 64), (1, 48, 64, 1)])
+def test_masks_of_every_shape_are_the_same_mask(condition, shape):
+    mask = (torch.arange(48 * 64).reshape(48, 64) % 3 == 0).float()
+    found = condition(1, True, control_masks=mask.reshape(shape))[0][0][1]
+    expected = condition(1, True, control_masks=mask[None])[0][0][1]
+    for name in ("vace_frames", "vace_mask"):
+        assert torch.equal(found[name][0], expected[name][0])
+
+
+def test_a_picture_of_one_channel_is_grey(condition):
+    grey = torch.linspace(0, 1, 48 * 64).reshape(1, 48, 64, 1)
+    given = {"references": {"ref0": grey}, "control_video": grey.expand(9, -1, -1, -1)}
+    coloured = {"references": {"ref0": grey.expand(-1, -1, -1, 3)}, "control_video": grey.expand(9, -1, -1, 3)}
+    found, expected = (condition(1, **inputs)[0][0][1]["vace_frames"][0] for inputs in (given, coloured))
+    assert torch.equal(found, expected)
 
 
 @CASES
@@ -243,7 +301,7 @@ def test_one_reference_is_laid_out_as_by_cores_own_node(real_comfyui, condition,
     assert ours[0][0][1]["vace_strength"] == core[0][0][1]["vace_strength"]
 
 
-def test_a_native_phantom_graph_draws_what_our_sampler_draws(run_node, core_wan, pack):
+def test_a_native_phantom_graph_generates_what_our_sampler_generates(run_node, core_wan, pack):
     import comfy.samplers
     import folder_paths
     from comfy.latent_formats import Wan21
@@ -303,5 +361,5 @@ def test_a_native_phantom_graph_draws_what_our_sampler_draws(run_node, core_wan,
     policy = PhantomPolicy(ours, world.vae.model, world.text.encoder, world.text.tokenizer)
     batch = ConditionBatch(*texts, references[None], references.shape[1])
     with torch.no_grad():
-        drawn = denoise(policy, batch, Schedule(sigmas, timesteps), Guidance(7.5, 5.0), noise)
-    assert relative(Wan21().process_in(core), drawn) < 1e-3
+        ours_sampled = denoise(policy, batch, Schedule(sigmas, timesteps), Guidance(7.5, 5.0), noise)
+    assert relative(Wan21().process_in(core), ours_sampled) < 1e-3
