@@ -177,12 +177,12 @@ def pip(*words: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def call(*words: str | Path, cwd: Path) -> str:
+def call(*words: str | Path, cwd: Path, code: int = 0) -> str:
     """What a program of the fresh environment prints, called from a folder that knows nothing of the checkout."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
 
 
 def test_the_wheel_holds_one_package_with_the_weights_of_tinyworld(wheel, repository):
@@ -201,6 +201,10 @@ def test_the_installed_program_answers_and_calls_itself_by_its_name(installed, t
     assert "no runs in" in call(*words, "runs", cwd=tmp_path)
     name = "python -m identity_grpo" if module else "identity-grpo"
     assert call(*words, "--help", cwd=tmp_path).startswith(f"usage: {name} ")
+
+
+def test_the_installed_program_has_no_pack_for_comfyui(installed, tmp_path):
+    assert "get the repository" in call(installed / "identity-grpo", "comfyui", cwd=tmp_path, code=2)
 
 
 START = """

@@ -50,8 +50,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(options: Namespace) -> int:
     """Find or install ComfyUI, put the pack in, start it and print its address; returns when ComfyUI ends.
 
-    Returns 1 when ComfyUI cannot be installed. Raises UserError for what the user can change.
+    Returns 1 when ComfyUI cannot be installed. Raises UserError for what the user can change, and where only the wheel
+    is installed.
     """
+    if Path(__file__).parents[1].name != "trainers":
+        raise UserError(
+            f"ComfyUI needs the pack's folder and {PACK} has none; get the repository, run `make comfyui` there"
+        )
     folder = find_comfyui()
     if folder is None or unfinished(folder):
         folder = install()
