@@ -50,7 +50,7 @@ class ModelSection(File):
     @field_validator("model_name_or_path")
     @classmethod
     def _on_this_machine(cls, name: str | None) -> str | None:
-        # Windows sends the user's credentials to a machine whose shared folder is only looked at.
+        # Windows sends the user's credentials to another machine as soon as a folder of it is opened.
         if name and name.replace("\\", "/").startswith("//"):
             raise ValueError("a folder on another machine must be given as base_model")
         return name

@@ -1,4 +1,4 @@
-"""A tiny base model of the real class, and pairs that are easy to judge."""
+"""A tiny base model of the real class, and pairs that are easy to learn."""
 
 from __future__ import annotations
 

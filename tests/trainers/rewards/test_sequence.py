@@ -13,15 +13,15 @@ from trainers.rewards.sequence import INSTRUCTION, REWARD_TOKEN, Sequencer
 
 
 @pytest.fixture(scope="module")
-def kit(repository: Path) -> Path:
+def case(repository: Path) -> Path:
     return repository / "tests" / "golden" / "identity_reward"
 
 
-def test_the_text_is_the_released_one_without_vision_labels(kit: Path) -> None:
-    sequencer = Sequencer.load(kit / "base_model", 2)
+def test_the_text_is_the_released_one_without_vision_labels(case: Path) -> None:
+    sequencer = Sequencer.load(case / "base_model", 2)
     ids = sequencer.build([(1, 2, 2), (1, 2, 2)], (2, 2, 2), 1.0).ids.tolist()
     once = [token for i, token in enumerate(ids) if token != sequencer.video_token or ids[i - 1] != token]
-    stated = json.loads((kit / "items.json").read_text(encoding="utf-8"))["collapsed_chat_text_item0"]
+    stated = json.loads((case / "items.json").read_text(encoding="utf-8"))["collapsed_chat_text_item0"]
     assert sequencer.tokenizer.decode(once, skip_special_tokens=False) == stated
 
 
@@ -31,8 +31,8 @@ def test_the_instruction_names_its_source(repository: Path) -> None:
     assert INSTRUCTION.count(REWARD_TOKEN) == 1
 
 
-def test_the_reward_token_comes_last_in_the_vocabulary(kit: Path) -> None:
-    sequencer = Sequencer.load(kit / "base_model", 2)
+def test_the_reward_token_comes_last_in_the_vocabulary(case: Path) -> None:
+    sequencer = Sequencer.load(case / "base_model", 2)
     assert sequencer.reward_token == sequencer.vocabulary - 1
 
 
