@@ -40,10 +40,10 @@ def check_inputs(config: TrainConfig) -> None:
     from ..rewards.load import find_reward
     from ..runs.inputs import check_prompts
 
-    check_prompts(config)
-    require_trackers(config.trackers)
     find_parts(config.policy.source, config.policy.text_encoder, config.policy.vae)
     recognise(config.policy.source)
     find_reward(config.reward)
+    check_prompts(config)
+    require_trackers(config.trackers)
     if config.start_lora:
         read_lora(config.start_lora)

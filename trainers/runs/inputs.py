@@ -120,7 +120,7 @@ def _check_settings(config: TrainConfig) -> None:
         if TINYWORLD in (config.prompts, config.evaluation_prompts) and (size.width > width or size.height > height):
             raise UserError(
                 f"{name} is {size.width}x{size.height}, but TinyWorld's videos are {width}x{height}; "
-                f"set {name}.width={width} and {name}.height={height} (preset `tiny`), or train on a CSV"
+                f"set {name}.width={width} and {name}.height={height} (as preset `tiny`), or train on a CSV"
             )
 
 

@@ -1,0 +1,68 @@
+"""Commands are tried on small models, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainers.runs.folder import RunFolder
+from trainers.runs.registry import list_runs
+
+ROLLOUT = "{steps: 3, group_size: 2, groups_per_update: 2, micro_batch: 4, window: {kind: random, size: 1, last: 2}}"
+
+
+@pytest.fixture
+def small(small_models) -> list[str]:
+    """Arguments of `train` for two iterations on the small models."""
+    return [
+        *("--preset", "tiny", "--iterations", "2"),
+        *("--set", f"rollout={ROLLOUT}", "--set", "lora={rank: 2, alpha: 2}"),
+        *("--set", "evaluation={items: 2, steps: 2}"),
+        *("--policy", small_models["policy"]["source"], "--reward", small_models["reward"]["source"]),
+        *("--set", f"reward.base_model={small_models['reward']['base_model']}"),
+        *("--prompts", small_models["prompts"], "--held-out", str(small_models["held_out"])),
+    ]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The folder the user stands in, with device locks of its own."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("sys.argv", ["__main__.py"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def only_run(here) -> Callable[[], RunFolder]:
+    """Finds the one run below `here`."""
+
+    def find() -> RunFolder:
+        (run,) = list_runs(here / "runs")
+        return run
+
+    return find
+
+
+@pytest.fixture
+def background(here, repository) -> Callable[..., subprocess.Popen]:
+    """Starts a command in another process, as in another terminal; it is killed when the test ends."""
+    children = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+        command = [sys.executable, "-m", "trainers", *arguments]
+        pipe = subprocess.PIPE
+        children.append(subprocess.Popen(command, cwd=here, env=environment, stdout=pipe, stderr=pipe, text=True))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()

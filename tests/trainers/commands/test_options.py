@@ -1,0 +1,155 @@
+"""Settings and presets from arguments."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from trainers.cli import make_parser
+from trainers.commands.numbers import number_between
+from trainers.commands.options import config_from, parse_settings
+from trainers.config import make_config
+from trainers.errors import UserError
+from trainers.runs.folder import RunFolder
+
+
+def options(*arguments: str):
+    return make_parser(arguments).parse_args(arguments)
+
+
+def test_values_of_settings_are_typed():
+    assert parse_settings(["rollout.steps=8", "optim.betas=[0.8, 0.9]", "start_lora=null", "reward.shuffle=true"]) == {
+        "rollout": {"steps": 8},
+        "optim": {"betas": [0.8, 0.9]},
+        "start_lora": None,
+        "reward": {"shuffle": True},
+    }
+
+
+BOMB = "a: &a [x, x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a]" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    "setting, sentence",
+    [
+        ("rollout.steps", "write it as NAME=VALUE"),
+        ("=8", "write it as NAME=VALUE"),
+        ("rollout..steps=8", "write it as NAME=VALUE"),
+        ("seed=[1", "--set seed: the value cannot be read as YAML"),
+        ("seed=" + "[" * 50_000, "nested more than 20 levels"),
+        ("seed=" + "{a: " * 5_000, "nested more than 20 levels"),
+        ("seed=" + "- " * 5_000, "nested more than 20 levels"),
+        (f"prompts={BOMB}", "anchors"),
+        ("prompts=*a", "aliases"),
+        ("seed=!!python/object/apply:os.getcwd []", "tags"),
+        ("seed=" + "9" * 5_000, "--set seed: "),
+        ("prompts=2024-99-99", "month must be in 1..12; put a text in quotes"),
+        ("negative_prompt=" + "x" * 200_000, "has 200000 characters"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_malformed_setting_is_refused_at_once(setting, sentence):
+    started = time.monotonic()
+    with pytest.raises(UserError, match=sentence) as caught:
+        parse_settings([setting])
+    assert time.monotonic() - started < 5
+    assert "--set" in str(caught.value)
+
+
+def test_a_formula_is_no_number():
+    with pytest.raises(UserError, match=r"seed is `9\*\*9`; expected: integer from 0 to"):
+        config_from(options("train", "--set", "seed=9**9"))
+
+
+def test_a_section_that_was_given_a_value_is_a_user_error():
+    with pytest.raises(UserError, match="rollout was already given a value"):
+        parse_settings(["rollout=3", "rollout.steps=8"])
+
+
+def test_an_unknown_setting_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean rollout.steps\\?"):
+        config_from(options("train", "--set", "rollout.stepz=3"))
+
+
+def test_flags_win_over_settings():
+    config = config_from(
+        options("train", "--preset", "paper", "--set", "seed=1", "--seed", "2", "--policy", "p", "--held-out", "3")
+    )
+    assert (config.preset, config.seed, config.policy.source, config.held_out) == ("paper", 2, "p", 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, preset",
+    [
+        ([], "tiny"),
+        (["--policy", "tinyworld-phantom"], "tiny-phantom"),
+        (["--preset", "tiny-phantom"], "tiny-phantom"),
+        (["--policy", "p"], "paper"),
+        (["--policy", "p", "--preset", "fast"], "fast"),
+    ],
+)
+def test_the_preset_follows_the_policy(arguments, preset):
+    assert config_from(options("train", *arguments)).preset == preset
+
+
+def test_the_preset_follows_what_lies_in_a_folder(small_models, small_phantom):
+    for section, preset in ((small_models["policy"], "paper"), (small_phantom, "paper-phantom")):
+        assert config_from(options("train", "--policy", section["source"])).preset == preset
+
+
+@pytest.mark.parametrize(
+    "policy, preset, fitting",
+    [
+        ("tinyworld", "paper-phantom", "paper"),
+        ("tinyworld-phantom", "fast", "fast-phantom"),
+        (None, "tiny", "tiny-phantom"),
+    ],
+)
+def test_a_preset_of_another_policy_is_refused_with_the_right_one(policy, preset, fitting, small_phantom):
+    with pytest.raises(
+        UserError, match=rf"preset `{preset}` does not fit .*; use --preset {fitting}, or another --policy"
+    ):
+        config_from(options("train", "--policy", policy or small_phantom["source"], "--preset", preset))
+
+
+def test_a_sample_s_scales_are_laid_over_the_evaluation_s():
+    config = config_from(options("sample", "--preset", "fast-phantom", "--policy", "p", "--image-guidance", "3"))
+    evaluation = config.evaluation
+    assert (evaluation.guidance, evaluation.image_guidance, config.rollout.image_guidance) == (7.5, 3.0, 1.0)
+
+
+def test_a_sample_s_size_is_laid_over_the_preset_s():
+    config = config_from(options("sample", "--frames", "5", "--steps", "4", "--guidance", "2"))
+    tiny = make_config("tiny").video
+    assert config.evaluation.video == tiny.model_copy(update={"frames": 5})
+    assert (config.evaluation.steps, config.evaluation.guidance) == (4, 2.0)
+
+
+def test_the_frozen_config_is_what_was_asked_for(tmp_path, small):
+    config = config_from(options("train", *small))
+    run = RunFolder.create(tmp_path, config)
+    assert (config.rollout.groups_per_update, config.held_out, config.iterations) == (2, 2, 2)
+    assert run.config() == config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--processes", "0"),
+        ("train", "--processes", "100000"),
+        ("runs", "stop", "--wait", "nan"),
+        ("runs", "stop", "--wait", "-1"),
+        ("comfyui", "--port", "70000"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_with_its_range(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        options(*arguments)
+    assert caught.value.code == 2
+    assert f"`{arguments[-1]}` is not a" in capsys.readouterr().err
+
+
+def test_a_number_within_its_range_is_taken():
+    assert number_between(1, 3)("3") == 3
+    assert number_between(0, 1, float)("0.5") == 0.5

@@ -1,0 +1,72 @@
+"""Progress on a terminal and in a file."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from trainers.commands.progress import Bar, Lines, counted, open_display
+from trainers.runs.progress import ProgressReport, duration
+
+REPORT = ProgressReport(1, 8, "rollouts", 0.1875, 65.0, {"reward_mean": 1.25})
+
+
+def test_a_terminal_shows_a_bar_with_the_time_left(monkeypatch):
+    screen, terminal = pty.openpty()
+    text = b""
+
+    def read() -> None:
+        nonlocal text
+        while b"left" not in text:
+            text += os.read(screen, 65536)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    with open(terminal, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        with closing(open_display()) as bar:
+            bar(REPORT)
+        reader.join(10)
+    os.close(screen)
+    assert isinstance(bar, Bar)
+    assert re.search(r"19%\|.+\| 2/8 rollouts, reward 1.250, 1 min 5 s left", text.decode())
+
+
+def test_a_file_gets_a_line_for_every_iteration_at_once(capsys):
+    with closing(open_display()) as lines:
+        lines(ProgressReport(0, 8, "rollouts", 0.1, None))
+        lines(REPORT)
+    assert isinstance(lines, Lines)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(" iteration 1/8, reward 1.2500, 1 min 5 s left")
+
+
+def test_a_file_gets_a_line_for_every_quiet_time_though_nothing_is_reported(capsys):
+    with closing(Lines(quiet_seconds=0.1)) as lines:
+        lines(ProgressReport(0, 8, "rollouts", 0.1, 65.0))
+        time.sleep(0.55)
+    printed = capsys.readouterr().out.splitlines()
+    assert 2 <= len(printed) <= 5
+    assert all(line.endswith(" iteration 0/8, rollouts, 1 min 5 s left") for line in printed)
+    time.sleep(0.2)
+    assert not capsys.readouterr().out, "closed lines go on printing"
+
+
+def test_steps_are_shown_as_they_are_done(capsys):
+    with closing(Lines(quiet_seconds=0.05)) as lines:
+        step = counted("evaluation", 4, lines)
+        for _ in range(3):
+            step()
+        time.sleep(0.2)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" evaluation 50%")
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7620, "2 h 7 min")])
+def test_durations_are_written_for_people(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,179 @@
+"""`train`, `resume` and `runs`: what they leave, what they refuse, and the commands that they propose."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainers.cli import main
+from trainers.commands import attend
+from trainers.config import make_config
+from trainers.runs.devices import hold_device
+from trainers.runs.folder import RunFolder
+from trainers.runs.registry import list_runs
+
+
+def wait_until(ready, child: subprocess.Popen, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not ready():
+        assert child.poll() is None, child.stderr.read()[-2000:]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def proposed(text: str) -> list[str]:
+    """The arguments of a command in a message, as a shell splits them."""
+    return shlex.split(re.search(r"(?:continue |`)python -m trainers ([^`\n]+)", text)[1])
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--policy", "/missing"], "no policy at /missing"),
+        (["--set", "policy.vae=/missing"], "vae: /missing"),
+        (["--reward", "/missing"], "/missing"),
+        (["--prompts", "none.csv"], "none.csv"),
+        (["--prompts", "broken.csv"], "broken.csv"),
+        (["--evaluation-prompts", "none.csv"], "none.csv"),
+        (["--start-lora", "none.safetensors"], "none.safetensors"),
+        (["--held-out", "3"], "TinyWorld brings its own held-out items"),
+        (["--set", "rollout.groups_per_update=1024"], "has 512 rows to train on but an update needs 1024 groups"),
+        (["--set", "video.height=64"], "video is 80x64, but TinyWorld's videos are 80x48"),
+        (["--set", "evaluation.video.width=96"], "evaluation.video is 96x48, but TinyWorld's videos are 80x48"),
+        (["--preset", "paper"], "video is 416x240, but TinyWorld's videos are 80x48"),
+        (["--set", "video.height=50"], "use 48 or 64"),
+        (["--set", "trackers=[wandb]"], "run `pip install wandb`"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_inputs_that_cannot_be_used_leave_no_run_behind(here, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.setattr("trainers.grpo.ranks.TRACKERS", {"wandb": lambda: False})
+    (here / "broken.csv").write_text("ref_paths,prompt\nmissing.png,hello\n")
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_a_busy_device_leaves_no_run_behind(here, capsys, command):
+    with hold_device("cpu", here / "another"):
+        assert main([command]) == 2
+    assert "cpu is in use by run another" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(here, small, capsys):
+    (here / "file").write_text("x")
+    assert main(["train", *small, "--runs", str(here / "file")]) == 2
+    assert re.fullmatch(r"error: .*Not a directory.*file.*\n", capsys.readouterr().err)
+
+
+def test_a_run_of_another_version_does_not_spoil_the_list(here, capsys):
+    run = RunFolder.create(here, make_config("tiny"))
+    (run.path / "config.yaml").write_text("speed: 2")
+    (run.path / "metrics.jsonl").write_text('{"kind": "evaluation", "iteration": 4}\n')
+    (run.path / "status.json").write_text('{"state": "running", "pid": "x", "updated": "yesterday"}')
+    assert main(["runs", "--runs", str(here)]) == 0
+    assert run.id in capsys.readouterr().out
+    assert main(["runs", "show", "--runs", str(here)]) == 0
+    assert "config.yaml is of another version" in capsys.readouterr().out
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_what_it_prints(here, only_run, small, capsys):
+    name = "first" + "x" * 295
+    assert main(["train", *small, "--name", name, "--set", "trackers=[tensorboard]"]) == 0
+    output = capsys.readouterr().out
+    run = only_run()
+    assert run.id.startswith("firstxxx") and len(run.id) < 100 and run.status().state == "finished"
+    named = re.findall(r"^(?:LoRA|curve) +(\S+)$", output, re.MULTILINE)
+    assert len(named) == 2 and all(Path(path).is_file() for path in named)
+    assert any(b"reward_mean" in events.read_bytes() for events in run.path.rglob("events.out.tfevents.*"))
+    assert main(["runs"]) == 0
+    assert re.search(rf"{run.id} .*finished .*2/2 .*\d+%", capsys.readouterr().out)
+    assert main(["runs", "show", "first"]) == 0
+    assert "finished, iteration 2 of 2" in capsys.readouterr().out
+    assert main(["resume", "first"]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_the_command_it_proposes_continues(here, only_run, background, small, monkeypatch):
+    child = background("train", *small, "--iterations", "4")
+    wait_until(lambda: list_runs(here / "runs") and (only_run().checkpoints_folder / "000001").exists(), child)
+    child.send_signal(signal.SIGINT)
+    output, errors = child.communicate(timeout=120)
+    assert child.returncode == 130, errors[-2000:]
+    assert only_run().status().state == "stopped" and "Traceback" not in errors
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert main(proposed(output)) == 0
+    assert [row["iteration"] for row in only_run().training()] == [1, 2, 3, 4]
+
+
+def test_a_run_of_another_terminal_keeps_its_device_and_can_be_stopped(
+    here, only_run, background, small, capsys, monkeypatch
+):
+    child = background("train", *small, "--iterations", "500")
+    wait_until(lambda: list_runs(here / "runs") and only_run().status().state == "running", child)
+    first = only_run().id
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert main(["train", *small]) == 2
+    busy = capsys.readouterr().err
+    assert f"cpu is in use by run {first}" in busy
+    assert main(["resume", "--runs", str(here / "runs")]) == 2
+    assert proposed(capsys.readouterr().err) == proposed(busy)
+    assert main(proposed(busy)) == 0
+    assert capsys.readouterr().out == f"{first}: stopped\n"
+    assert child.wait(30) == 130
+
+
+def test_a_resume_that_is_interrupted_while_it_loads_keeps_its_iteration(here, monkeypatch):
+    run = RunFolder.create(here / "runs", make_config("tiny"))
+    run.set_status(state="stopped", iteration=7, iterations=24)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainers.runs.inputs.resolve_prompts", lambda config: ([], []))
+    monkeypatch.setattr("trainers.grpo.trainer.policy_of", interrupted)
+    assert main(["resume"]) == 130
+    assert (run.status().state, run.status().iteration) == ("stopped", 7)
+
+
+SEVERAL = """
+import sys, time
+from trainers.runs.folder import RunFolder
+run = RunFolder(sys.argv[1])
+run.set_status(state="running", iteration=0, iterations=2, phase="rollouts")
+time.sleep(1)
+run.append_metrics({"kind": "train", "iteration": 1, "reward_mean": 1.5})
+run.set_status(state="running", iteration=1, phase="rollouts", eta_seconds=65.0)
+time.sleep(1)
+run.set_status(state="finished", iteration=2)
+"""
+
+
+def test_a_run_of_several_processes_is_followed_in_lines(here, repository, capsys, monkeypatch):
+    def start(run, resuming, processes):
+        assert (resuming, processes) == (False, 3)
+        return subprocess.Popen([sys.executable, "-c", SEVERAL, run.path], env={"PYTHONPATH": str(repository)})
+
+    monkeypatch.setattr(attend.launcher, "start", start)
+    assert attend.attend(RunFolder.create(here / "runs", make_config("tiny")), False, 3) == 0
+    output = capsys.readouterr().out
+    assert len(re.findall(r"^\d\d:\d\d:\d\d iteration 1/2, reward 1.5000, 1 min 5 s left$", output, re.MULTILINE)) == 1
+    assert "finished after 2 of 2 iterations" in output
