@@ -1,4 +1,4 @@
-"""Recompute a golden case of a tiny Phantom transformer: what its branches see and say, and where they lead."""
+"""Recompute a golden case of a tiny Phantom transformer: inputs, schedule, guidance branches, trajectory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .checks import Check, compare
 from .vace import weight_file
 
 BRANCH, COMBINED = 3e-4, 3e-3
-"""Tolerances, of the case's README: a branch's velocity of magnitude 30; what large scales make of such errors."""
+"""Tolerances of the case's README: of one branch (velocities of magnitude 30), and of their guided combination."""
 
 
 @torch.no_grad()
 def verify_case(path: Path) -> list[Check]:
-    """Checks of inputs, schedule, branches, both combinations, and the whole way by UniPC."""
+    """Check inputs, schedule, branches, both combinations, and the trajectory by UniPC."""
     given, expected = load_file(path / "inputs.safetensors"), load_file(path / "trajectory.safetensors")
     meta, config = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("meta", "config"))
     model = load_transformer(weight_file(path))
@@ -34,7 +34,7 @@ def verify_case(path: Path) -> list[Check]:
         *_network_inputs(given["noise"], references, expected),
         *_schedule(meta, expected),
         *_branches(model, references, texts, meta, expected),
-        *_way(model, given["noise"], references, texts, meta, expected),
+        *_trajectory(model, given["noise"], references, texts, meta, expected),
     ]
 
 
@@ -78,10 +78,10 @@ def _branches(
     return results
 
 
-def _way(
+def _trajectory(
     model: nn.Module, noise: Tensor, references: Tensor, texts: list[Tensor], meta: dict, expected: dict[str, Tensor]
 ) -> list[Check]:
-    """From the noise to the end by our velocities alone; the clip's frames, which no solver mixes with the references'."""
+    """The clip's frames from noise to the end, by our velocities; no solver mixes them with the references' frames."""
     guidance = Guidance(meta["guide_scale_text"], meta["guide_scale_img"])
     schedule = flow_schedule(meta["steps"], meta["shift"])
     solve = make_solver("unipc", schedule)

@@ -18,7 +18,7 @@ from .checks import Check, compare, equal
 
 
 def verify_case(path: Path) -> list[Check]:
-    """Checks of layout, names and velocities; tolerances are those of the case's README."""
+    """Check layout, names and velocities with the tolerances of the case's README."""
     given = load_file(path / "conditioning.safetensors")
     results = [
         r
@@ -79,9 +79,9 @@ def _layout(name: str, given: dict[str, Tensor]) -> list[Check]:
 
 
 def _stub_encode(video: Tensor, like: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """The case's stand-in for a VAE, [3, F, H, W] -> the shape of `like`.
+    """Encode [3, F, H, W] by the case's stand-in for a VAE, to the shape of `like`.
 
-    Spatial means; frame 0 alone, then means of 4 frames; A rgb + b.
+    Spatial means; frame 0 alone, then means of 4 frames; then A rgb + b.
     """
     cell = video.shape[2] // like.shape[2]
     pooled = F.avg_pool2d(video.transpose(0, 1), cell)

@@ -19,7 +19,7 @@ from .weight_files import Weights, open_weights
 
 REMEDY = "give umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 SPIECE = "spiece_model"
-_BLOCK = re.compile(r"encoder\.block\.(\d{1,4})\.")
+_BLOCK = re.compile(r"encoder\.block\.(\d{1,9})\.")
 _ATTENTION = "encoder.block.{}.layer.0.SelfAttention.{}.weight"
 _BIAS = "relative_attention_bias"
 _DENSE = "encoder.block.{}.layer.1.DenseReluDense.{}.weight"

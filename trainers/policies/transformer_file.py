@@ -40,7 +40,7 @@ OTHER_PARTS = {
     "image_encoder",
     "model_ema",
 }
-_BLOCK, _CONTROL_BLOCK = re.compile(r"blocks\.(\d{1,4})\."), re.compile(r"vace_blocks\.(\d{1,4})\.")
+_BLOCK, _CONTROL_BLOCK = re.compile(r"blocks\.(\d{1,9})\."), re.compile(r"vace_blocks\.(\d{1,9})\.")
 _NEEDED = (
     "patch_embedding.weight",
     "head.head.weight",

@@ -102,7 +102,7 @@ class Weights:
                 raise UserError(f"{path} is 4-bit or 8-bit in a form that is not read: {what}; {remedy}")
             if 0 in shape:
                 raise UserError(f"{path} is damaged: its tensor {key} is empty; {remedy}")
-        for key in self._files:
+        for key in sorted(self._files):
             module, _, name = key.rpartition(".")
             if OTHER_QUANTISATION.fullmatch(name) and {key, module, f"{module}.weight"} & keys:
                 raise UserError(f"{path} is 4-bit or 8-bit in a form that is not read: it has {key}; {remedy}")

@@ -1,4 +1,4 @@
-"""Policies of the real classes, small and random: VACE and Phantom in turn, unless a module says which `kind`."""
+"""Small random policies of the real classes: VACE and Phantom in turn, unless a module overrides `kind`."""
 
 import os
 import subprocess
@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import comfy_host
+from trainers.lora.names import to_original
 from trainers.policies.base import Guidance, VideoSize
 from trainers.policies.phantom import PhantomPolicy
 from trainers.policies.vace import VacePolicy
@@ -25,6 +27,21 @@ TRANSFORMER = {
     "num_layers": 3,
     "rope_max_seq_len": 64,
 }
+
+
+def original_weights(transformer, prefix=""):
+    """The weights by the original's names."""
+    return {prefix + to_original(name): value.contiguous() for name, value in transformer.state_dict().items()}
+
+
+def original_file(transformer, path, prefix="", metadata=None):
+    save_file(original_weights(transformer, prefix), path, metadata=metadata)
+    return path
+
+
+def same_weights(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def make_tokenizer():
@@ -104,7 +121,7 @@ def parts(kind):
 
 @pytest.fixture
 def make_policy(kind, parts):
-    """Another policy of the same parts, that has encoded nothing yet."""
+    """Makes a policy of the same parts whose caches are empty."""
     return lambda: POLICIES[kind](*parts, text_len=TEXT_LEN)
 
 
@@ -115,23 +132,23 @@ def policy(make_policy):
 
 @pytest.fixture
 def guidance(kind):
-    """With every branch of the kind."""
+    """Guidance with every branch of the kind."""
     return Guidance(4.5) if kind == "vace" else Guidance(4.5, 3.0)
 
 
 @pytest.fixture
 def noise_for(policy, size):
-    def draw(conditions, seed=0):
+    def make(conditions, seed=0):
         generator = torch.Generator().manual_seed(seed)
         shape = policy.latent_shape(size, conditions[0].references)
         return torch.stack([torch.randn(shape, generator=generator) for _ in conditions])
 
-    return draw
+    return make
 
 
 @pytest.fixture
 def count_calls():
-    """A list that grows by the batch size of every call of a module."""
+    """Makes a list that gets the batch size of every call of a module."""
 
     def watch(module):
         calls = []
@@ -170,7 +187,7 @@ def pipelines():
 
 @pytest.fixture
 def run_core():
-    """Run a script of this folder, and its arguments, with the interpreter of a real ComfyUI and its folder."""
+    """Runs a script of this folder, given ComfyUI's folder and more arguments, with ComfyUI's interpreter."""
     found = comfy_host.find()
     if isinstance(found, str):
         pytest.skip(found)

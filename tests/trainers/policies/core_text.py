@@ -1,7 +1,7 @@
-"""ComfyUI's own Wan text encoder on files: python core_text.py COMFYUI JOB. A script of its own, for ComfyUI's interpreter.
+"""Run ComfyUI's own Wan text encoder on files: python core_text.py COMFYUI JOB, with ComfyUI's interpreter.
 
-JOB is a JSON file: `files` {name: path}, `texts`, `config` (what is not as in UMT5-XXL), `length` (core pads to it), and
-`found`: where to write `<name>.ids.<i>` and `<name>.embeddings.<i>` of every text, as safetensors.
+JOB is a JSON file: `files` {name: path}, `texts`, `config` (where it differs from UMT5-XXL), `length` (core pads to
+it), and `found`: the path for `<name>.ids.<i>` and `<name>.embeddings.<i>` of every text, as safetensors.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""ComfyUI's own Wan VAE on a file: python core_vae.py COMFYUI VAE GIVEN FOUND. A script of its own, for ComfyUI's interpreter.
+"""Run ComfyUI's own Wan VAE on a file: python core_vae.py COMFYUI VAE GIVEN FOUND, with ComfyUI's interpreter.
 
-GIVEN and FOUND are safetensors: `clip` [1, 3, F, H, W] in [-1, 1] is given; its `latents`, as core's sampler takes them,
-and `frames` [F, H, W, 3] in [0, 1], decoded from them, are found.
+GIVEN and FOUND are safetensors. GIVEN holds `clip` [1, 3, F, H, W] in [-1, 1]; FOUND gets its `latents`, as core's
+sampler takes them, and `frames` [F, H, W, 3] in [0, 1], decoded from them.
 """
 
 import sys

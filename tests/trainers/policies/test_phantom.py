@@ -31,7 +31,7 @@ def latents(policy, size):
 
 
 def branches(policy, latents, batch):
-    """Each branch by itself: references and prompt, references alone, neither."""
+    """The velocity of each branch: references and prompt, references alone, neither."""
     frames = latents.shape[2]
     absent = torch.zeros_like(batch.control)
     inputs = [(batch.control, batch.text), (batch.control, batch.negative_text), (absent, batch.negative_text)]
@@ -39,7 +39,7 @@ def branches(policy, latents, batch):
         return [predict(policy.transformer, with_references(latents, r), TIMES, t)[:, :, :frames] for r, t in inputs]
 
 
-def test_golden_kit_is_reproduced():
+def test_the_golden_case_is_reproduced():
     results = verify_case(GOLDEN)
     names = {r.name.removesuffix(" (UniPC)") for r in results}
     assert names == {
@@ -69,7 +69,7 @@ def test_velocities_are_the_originals_to_rounding():
         (Guidance(), 1),
     ],
 )
-def test_only_branches_that_count_are_computed_in_one_forward(policy, latents, batch, count_calls, scales, computed):
+def test_only_branches_with_a_weight_are_computed_in_one_forward(policy, latents, batch, count_calls, scales, computed):
     both, image, neither = branches(policy, latents, batch)
     s_image = scales.text if scales.image is None else scales.image
     expected = neither + s_image * (image - neither) + scales.text * (both - image)
@@ -81,13 +81,13 @@ def test_only_branches_that_count_are_computed_in_one_forward(policy, latents, b
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=0)
 
 
-def test_every_branch_says_something_else(policy, latents, batch):
+def test_the_branches_differ(policy, latents, batch):
     both, image, neither = branches(policy, latents, batch)
     assert (both - image).abs().max() > 1e-4
     assert (image - neither).abs().max() > 1e-4
 
 
-def test_references_are_encoded_alone_and_stand_behind_the_clip_in_their_order(policy, make_item):
+def test_references_are_encoded_alone_and_follow_the_clip_in_their_order(policy, make_item):
     item, size = make_item(references=3), VideoSize(32, 48, 9)
     control = policy.encode(item, size).control
     own = [policy.vae.encode(fit_on_white_sharply(p, 32, 48)[None, :, None])[0] for p in item.references]
@@ -96,7 +96,7 @@ def test_references_are_encoded_alone_and_stand_behind_the_clip_in_their_order(p
     assert torch.equal(with_references(clip, control[None]), torch.cat([clip, control[None]], 2))
 
 
-def test_what_is_sampled_and_trained_is_the_clip_alone(policy, size, latents, batch):
+def test_only_the_clip_is_sampled_and_trained(policy, size, latents, batch):
     assert policy.latent_shape(size, 0) == policy.latent_shape(size, 4) == latents.shape[1:] == (16, 2, 4, 6)
     assert policy.velocity(latents, TIMES, batch, Guidance(7.5, 5.0)).shape == latents.shape
     assert policy.decode(latents, 2).shape == (2, 5, 32, 48, 3)
@@ -128,7 +128,7 @@ def test_a_lora_on_the_attention_of_every_block_gets_a_gradient(policy, latents,
     assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
 
 
-def test_a_vae_that_does_not_belong_is_refused(parts):
+def test_a_vae_of_another_model_is_refused(parts):
     from diffusers import AutoencoderKLWan
 
     other = AutoencoderKLWan(

@@ -1,9 +1,10 @@
-"""The text encoder from a folder, and from the one file that ComfyUI users have."""
+"""The text encoder from a folder, from shards, and from the one file that ComfyUI users have."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from trainers.policies.wan import WanText
 
 TEXTS = ["two people wave", "a person walks", "waves", "a dog and two people walk by the sea and wave " * 9]
 TINY = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-# Core tells the encoder by these two numbers.
+# Core recognises the encoder by d_ff and num_layers.
 DEEP = {"vocab_size": 40, "d_model": 8, "d_kv": 4, "d_ff": 10240, "num_layers": 24, "num_heads": 2}
 Q = "encoder.block.1.layer.0.SelfAttention.q.weight"
 BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -70,7 +71,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def tokenizer(spiece):
-    """As transformers' own, from the same sentencepiece model."""
+    """transformers' own tokenizer of the same sentencepiece model."""
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -92,7 +93,7 @@ def weights_of(encoder) -> dict[str, torch.Tensor]:
 
 
 def save(weights, spiece, path):
-    """As ComfyUI's files: transformers' names, and the sentencepiece model as a tensor."""
+    """Write a file as ComfyUI has it: transformers' names, and the sentencepiece model as a tensor."""
     save_file({**weights, "spiece_model": torch.frombuffer(bytearray(spiece), dtype=torch.uint8)}, path)
     return path
 
@@ -102,7 +103,7 @@ def matrices(weights):
 
 
 def scaled_fp8(weights):
-    """As `umt5_xxl_fp8_e4m3fn_scaled`: a scale beside every matrix of 8 bits."""
+    """The form of `umt5_xxl_fp8_e4m3fn_scaled`: a scale beside every matrix of 8 bits."""
     changed = dict(weights, scaled_fp8=torch.zeros(2, dtype=torch.float8_e4m3fn))
     for name in matrices(weights):
         scale = weights[name].abs().max() / 448
@@ -114,7 +115,7 @@ def scaled_fp8(weights):
 
 
 def comfy_quant(weights):
-    """As ComfyUI writes 8 bits today: the format stands beside every matrix too."""
+    """ComfyUI's newer form: the format stands beside every matrix too."""
     form = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
     changed = {
         n.replace(".scale_weight", ".weight_scale"): t for n, t in scaled_fp8(weights).items() if n != "scaled_fp8"
@@ -127,7 +128,7 @@ def bare_fp8(weights):
 
 
 def original(weights):
-    """By the names of Wan's own T5."""
+    """The weights by the names of Wan's own T5."""
     renamed = {}
     for name, tensor in weights.items():
         number = name.split(".")[2] if ".block." in name else "N"
@@ -143,12 +144,12 @@ def same_embeddings(read, tokenizer, encoder) -> bool:
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_the_file_gives_the_embeddings_of_the_model_it_was_made_of(encoder, spiece, tmp_path):
+def test_a_file_gives_the_embeddings_of_the_model_it_was_made_of(encoder, spiece, tmp_path):
     read, tokenizer = load_text_encoder(save(weights_of(encoder), spiece, tmp_path / "umt5.safetensors"), torch.float32)
     assert same_embeddings(read, tokenizer, encoder)
 
 
-def test_what_stands_before_all_names_and_what_is_no_weight_is_passed_over(encoder, spiece, tmp_path):
+def test_a_prefix_and_other_tensors_are_ignored(encoder, spiece, tmp_path):
     weights = {f"umt5xxl.transformer.{name}": tensor for name, tensor in weights_of(encoder).items()}
     weights["umt5xxl.logit_scale"] = torch.tensor(4.6)
     read, tokenizer = load_text_encoder(save(weights, spiece, tmp_path / "umt5.safetensors"), torch.float32)
@@ -164,7 +165,7 @@ def test_wans_own_naming_is_read_with_the_tokenizer_beside_it(encoder, tokenizer
 
 
 @pytest.mark.parametrize("form", [scaled_fp8, comfy_quant, bare_fp8])
-def test_8_bit_weights_are_widened_with_their_scales(encoder, spiece, tmp_path, form):
+def test_8_bit_weights_are_multiplied_by_their_scales(encoder, spiece, tmp_path, form):
     read, _ = load_text_encoder(save(form(weights_of(encoder)), spiece, tmp_path / "fp8.safetensors"), torch.float32)
     for name, tensor in weights_of(encoder).items():
         # Half a step of e4m3: a sixteenth, and 2^-10 of the scale near zero.
@@ -175,14 +176,14 @@ def test_8_bit_weights_are_widened_with_their_scales(encoder, spiece, tmp_path, 
         ), name
 
 
-def test_the_embedding_is_one_tensor_wherever_the_model_goes(encoder, spiece, tmp_path):
+def test_the_embedding_stays_one_tensor_after_a_move(encoder, spiece, tmp_path):
     read, _ = load_text_encoder(save(weights_of(encoder), spiece, tmp_path / "umt5.safetensors"), torch.float32)
     read.to(torch.bfloat16)
     assert read.shared.weight.data_ptr() == read.encoder.embed_tokens.weight.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_weight_has_the_type_asked_for_and_none_is_trained(encoder, spiece, tokenizer, tmp_path, dtype):
+def test_weights_have_the_requested_dtype_and_are_frozen(encoder, spiece, tokenizer, tmp_path, dtype):
     encoder.save_pretrained(tmp_path / "text_encoder")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     for path in (save(weights_of(encoder), spiece, tmp_path / "umt5.safetensors"), tmp_path / "text_encoder"):
@@ -206,7 +207,7 @@ def test_a_long_text_is_cut_and_keeps_its_end_token(encoder, spiece, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lost, told",
+    ("lost", "message"),
     [
         ("shared.weight", "no UMT5 text encoder"),
         (BIAS, "a T5 text encoder"),
@@ -214,10 +215,10 @@ def test_a_long_text_is_cut_and_keeps_its_end_token(encoder, spiece, tmp_path):
         ("spiece_model", "no tokenizer in it"),
     ],
 )
-def test_a_file_that_lacks_something_says_what(encoder, spiece, tmp_path, lost, told):
+def test_a_missing_tensor_is_named(encoder, spiece, tmp_path, lost, message):
     path = save(weights_of(encoder), spiece, tmp_path / "umt5.safetensors")
     save_file({n: t for n, t in load_file(path).items() if n != lost}, path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_text_encoder(path, torch.float32)
 
 
@@ -230,27 +231,119 @@ def test_a_file_that_lacks_something_says_what(encoder, spiece, tmp_path, lost, 
     ],
     ids=["4 bits", "integers", "a scale per block"],
 )
-def test_weights_packed_in_an_unknown_way_are_refused(encoder, spiece, tmp_path, packed):
+def test_other_quantisations_are_named(encoder, spiece, tmp_path, packed):
     path = save(weights_of(encoder) | packed, spiece, tmp_path / "umt5.safetensors")
-    with pytest.raises(UserError, match="quantised in a way unknown here.*umt5_xxl_fp16"):
+    with pytest.raises(UserError, match="8-bit in a form that is not read: .*umt5_xxl_fp16"):
         load_text_encoder(path, torch.float32)
 
 
 @pytest.mark.parametrize("place", ["umt5.safetensors", "umt5"])
-def test_a_truncated_text_encoder_is_told(encoder, spiece, tokenizer, tmp_path, place):
+def test_a_truncated_text_encoder_is_named(encoder, spiece, tokenizer, tmp_path, place):
     save(weights_of(encoder), spiece, tmp_path / "umt5.safetensors")
     encoder.save_pretrained(tmp_path / "umt5")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / place if (tmp_path / place).is_file() else tmp_path / place / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=f"{place}.*not fully covered"):
+    with pytest.raises(UserError, match=f"cannot read the text encoder .*{place}.*not fully covered"):
         load_text_encoder(tmp_path / place, torch.float32)
 
 
-def test_a_folder_of_another_model_is_not_filled_with_noise(tokenizer, tmp_path):
+@pytest.fixture
+def folder(encoder, tokenizer, tmp_path):
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "text_encoder"
+
+
+def test_a_folder_gives_the_embeddings_that_transformers_gives(folder, encoder):
+    assert same_embeddings(*load_text_encoder(folder, torch.float32), encoder)
+
+
+def test_a_folder_in_shards_is_read(folder, encoder, tokenizer):
+    (folder / "model.safetensors").unlink()
+    encoder.save_pretrained(folder, max_shard_size="8KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert same_embeddings(*load_text_encoder(folder, torch.float32), encoder)
+    shards[0].unlink()
+    with pytest.raises(UserError, match=f"of which 1 are missing: {shards[0].name}"):
+        load_text_encoder(folder, torch.float32)
+
+
+def test_settings_that_shapes_do_not_show_come_from_the_configuration(folder):
+    change_config(folder, relative_attention_max_distance=77, layer_norm_epsilon=1e-5)
+    config = load_text_encoder(folder, torch.float32)[0].config
+    assert (config.relative_attention_max_distance, config.layer_norm_epsilon) == (77, 1e-5)
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 1_000_000}, "num_layers is 1000000"),
+        ({"num_layers": "2"}, "num_layers is '2'"),
+        ({"num_layers": 3}, "num_layers 3, and the weights show 2"),
+        ({"d_ff": [48]}, "d_ff is"),
+        ({"num_heads": 2}, "num_heads 2, and the weights show 4"),
+        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
+    ],
+)
+def test_a_wrong_value_in_config_json_is_named(folder, changes, message):
+    change_config(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        load_text_encoder(folder, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_max_length": "many"},
+        {"model_max_length": -3},
+        {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}},
+    ],
+)
+def test_a_broken_tokenizer_is_named_and_its_code_is_not_run(folder, changes):
+    place = folder.parent / "tokenizer"
+    (place / "own.py").write_text("raise SystemExit('code of the folder was run')")
+    path = place / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match="cannot load the tokenizer from .*tokenizer"):
+        load_text_encoder(folder, torch.float32)
+
+
+def test_the_tokenizer_is_loaded_without_remote_code(folder, monkeypatch):
+    from transformers import AutoTokenizer
+
+    given, load = [], AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: given.append(k) or load(*a, **k))
+    load_text_encoder(folder, torch.float32)
+    assert [(k["trust_remote_code"], k["local_files_only"]) for k in given] == [(False, True)]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are files of POSIX systems")
+@pytest.mark.timeout(10)
+def test_a_pipe_in_the_tokenizers_folder_is_refused(folder):
+    os.mkfifo(folder.parent / "tokenizer" / "added_tokens.json")
+    with pytest.raises(UserError, match=r"added_tokens\.json is not a regular file"):
+        load_text_encoder(folder, torch.float32)
+
+
+@pytest.mark.parametrize("content", [b"", b"no sentencepiece model"])
+def test_a_broken_tokenizer_in_the_file_is_named(encoder, tmp_path, content):
+    path = save(weights_of(encoder), content or b"\0", tmp_path / "umt5.safetensors")
+    with pytest.raises(UserError, match=r"the tokenizer in .*umt5\.safetensors \(spiece_model\) is broken"):
+        load_text_encoder(path, torch.float32)
+
+
+def test_a_folder_of_another_text_encoder_is_named(tokenizer, tmp_path):
     make_encoder("T5", **TINY).save_pretrained(tmp_path / "text_encoder")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(UserError, match=f"lacks {BIAS}"):
+    with pytest.raises(UserError, match="is a T5 text encoder, and Wan uses UMT5"):
         load_text_encoder(tmp_path / "text_encoder", torch.float32)
 
 

@@ -26,7 +26,7 @@ def pipeline_of(parts, pipelines):
     return pipelines[1](**dict(zip(names, parts, strict=True)), scheduler=UniPCMultistepScheduler())
 
 
-def test_golden_kit_is_reproduced():
+def test_the_golden_case_is_reproduced():
     results = verify_case(GOLDEN)
     assert sum("velocity" in r.name for r in results) == 8
     assert [r for r in results if not r.ok] == []
@@ -36,7 +36,7 @@ def test_velocities_are_the_originals_to_rounding():
     assert max(r.error for r in verify_case(GOLDEN) if "velocity" in r.name) < 2e-5
 
 
-def test_defect_10_references_keep_their_order_where_diffusers_reverses_it(policy, parts, pipelines, make_item):
+def test_references_keep_their_order_where_diffusers_reverses_it(policy, parts, pipelines, make_item):
     item, size = make_item(references=3), VideoSize(32, 48, 9)
     control = policy.encode(item, size).control
     own = [policy.vae.encode(fit_on_white(p, size.height, size.width)[None, :, None])[0] for p in item.references]
@@ -117,7 +117,9 @@ def test_without_guidance_one_branch_is_computed(policy, size, make_item, noise_
 
 
 def test_an_image_scale_is_refused(policy):
-    with pytest.raises(UserError, match=r"image scale of 5 is given.*leave the image scale"):
+    with pytest.raises(
+        UserError, match=r"VACE has no image guidance, and an image scale of 5 is given.*remove the image scale"
+    ):
         policy.branches(Guidance(7.5, 5.0))
 
 
@@ -154,7 +156,16 @@ def test_a_control_clip_of_another_size_is_refused(policy, size, make_item, name
         policy.encode(make_item(), size, **{name: np.zeros(shape, np.uint8)})
 
 
-def test_a_vae_that_does_not_belong_is_refused(parts):
+@pytest.mark.parametrize("name", ["control_video", "control_mask"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_control_clip_that_is_not_finite_is_named(policy, size, make_item, name, value):
+    clip = np.zeros((5, 32, 48, 3) if name == "control_video" else (5, 32, 48), np.float32)
+    clip[2, 3, 4] = value
+    with pytest.raises(UserError, match=f"{name} has values that are not finite"):
+        policy.encode(make_item(), size, **{name: clip})
+
+
+def test_a_vae_of_another_model_is_refused(parts):
     from diffusers import AutoencoderKLWan
 
     other = AutoencoderKLWan(

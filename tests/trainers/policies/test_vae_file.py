@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from trainers.errors import UserError
+from trainers.policies.vae import WanVae
 from trainers.policies.vae_file import load_vae
-from trainers.policies.wan import WanVae
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def original_vae(tmp_path_factory):
         torch.manual_seed(0)
         vae = AutoencoderKLWan(base_dim=8).eval()
     path = tmp_path_factory.mktemp("vae") / "wan_2.1_vae.safetensors"
-    # The converter renames one by one: names made of numbers tell which original name became which of diffusers'.
+    # The converter renames one by one: tensors that hold their number show which name became which.
     originals = original_names()
     renamed = convert_wan_vae_to_diffusers({name: torch.tensor(float(i)) for i, name in enumerate(originals)})
     weights = vae.state_dict()
@@ -85,7 +87,7 @@ def clip():
 
 @pytest.fixture
 def change(original_vae, tmp_path):
-    """The file with some weights changed, or left out where they are None."""
+    """Writes the file with some weights changed, or left out where they are None."""
 
     def write(changes, prefix=""):
         weights = {n: t for n, t in (load_file(original_vae[1]) | changes).items() if t is not None}
@@ -110,25 +112,28 @@ def test_a_file_in_half_precision_is_read_as_float32_and_frozen(original_vae, ch
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    ("changes", "message"),
     [
-        ({"conv2.weight": torch.zeros(48, 48, 1, 1, 1)}, "latents of 48 channels: it is not Wan 2.1's VAE"),
-        ({"encoder.conv1.weight": torch.zeros(8, 4, 3, 3, 3)}, "reads 4 and draws 3 channels"),
+        ({"conv2.weight": torch.zeros(48, 48, 1, 1, 1)}, "VAE with 48 latent channels: it is not Wan 2.1's VAE"),
+        ({"encoder.conv1.weight": torch.zeros(8, 4, 3, 3, 3)}, "reads 4 and writes 3 channels"),
         ({"conv2.weight": None}, "no Wan VAE"),
         ({"decoder.middle.0.residual.2.weight": None}, "lacks decoder.mid_block.resnets.0.conv1.weight"),
-        ({"decoder.middle.0.residual.2.weight": torch.zeros(32, 32, 3, 3, 1)}, "in another shape decoder.mid_block"),
+        (
+            {"decoder.middle.0.residual.2.weight": torch.zeros(32, 32, 3, 3, 1)},
+            "has weights of other shapes: decoder.mid_block",
+        ),
     ],
     ids=["Wan 2.2's", "with alpha", "another file", "incomplete", "other shapes"],
 )
-def test_another_file_says_why_it_is_refused(change, changes, told):
-    with pytest.raises(UserError, match=told):
+def test_another_file_is_refused_with_the_reason(change, changes, message):
+    with pytest.raises(UserError, match=message):
         load_vae(change(changes))
 
 
-def test_a_truncated_file_is_told(change):
+def test_a_truncated_file_is_named(change):
     path = change({})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="give wan_2.1_vae.safetensors, complete"):
+    with pytest.raises(UserError, match="cannot read the VAE .*give wan_2.1_vae.safetensors, downloaded to its end"):
         load_vae(path)
 
 
@@ -139,6 +144,44 @@ def test_a_folder_that_lacks_weights_is_not_filled_with_noise(original_vae, tmp_
     save_file({n: t for n, t in load_file(path).items() if n != "quant_conv.weight"}, path, {"format": "pt"})
     with pytest.raises(UserError, match="lacks quant_conv.weight"):
         load_vae(tmp_path / "vae")
+
+
+@pytest.fixture
+def folder(original_vae, tmp_path):
+    original_vae[0].save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def test_a_folder_and_its_file_give_the_vae_that_diffusers_wrote(original_vae, folder):
+    for place in (folder, folder / "diffusion_pytorch_model.safetensors"):
+        read = load_vae(place)
+        assert read.config.base_dim == 8
+        assert all(torch.equal(value, read.state_dict()[n]) for n, value in original_vae[0].state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"z_dim": 48}, "latents_mean must have 48 entries"),
+        ({"z_dim": 48, "latents_mean": None, "latents_std": None}, "VAE with 48 latent channels"),
+        ({"base_dim": 10**9}, "base_dim is 1000000000"),
+        ({"base_dim": "8"}, "base_dim is '8'"),
+        ({"base_dim": 16}, "has weights of other shapes"),
+        ({"num_res_blocks": 10**6}, "num_res_blocks is 1000000"),
+        ({"dim_mult": {"a": 1}}, "dim_mult is {'a': 1}"),
+        ({"dim_mult": []}, "dim_mult is"),
+        ({"temperal_downsample": [True]}, "one entry less than dim_mult"),
+        ({"latents_std": [0.0] * 16}, "latents_std.0 is 0.0"),
+        ({"latents_mean": [float("nan")] * 16}, "latents_mean.0 is nan"),
+        ({"is_residual": True}, "is not of Wan 2.1's VAE"),
+        ({"_class_name": "AutoencoderKL"}, "_class_name is 'AutoencoderKL'"),
+    ],
+)
+def test_a_wrong_value_in_config_json_is_named(folder, changes, message):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=message):
+        load_vae(folder)
 
 
 def test_comfyuis_own_vae_makes_the_same_latents_and_frames(original_vae, clip, tmp_path, run_core):

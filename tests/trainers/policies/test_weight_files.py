@@ -1,0 +1,222 @@
+"""Reading .safetensors files: shards, scaled float8, and files that are something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainers.errors import UserError
+from trainers.policies.weight_files import open_weights, weight_files
+
+REMEDY = "give another file"
+FLOAT8 = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+
+
+def save(path, tensors, metadata=None):
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    return path
+
+
+def read(path, dtype=torch.float32):
+    """All weights at `path`, after the check for what cannot be read."""
+    with open_weights(path, "the model", REMEDY) as weights:
+        weights.check(weights.keys, path, REMEDY)
+        return {key: weights.read(key, dtype) for key in weights.keys}
+
+
+@pytest.fixture
+def matrix():
+    return torch.randn(6, 8, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards of one tensor each."""
+    return [
+        save(tmp_path / f"model-0000{i + 1}-of-00003.safetensors", {f"w{i}": torch.full((2,), float(i))})
+        for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize("kind", FLOAT8)
+@pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_float8_weight_is_its_value_times_its_scale(tmp_path, matrix, kind, spelling, shape):
+    scale = float(matrix.abs().max()) / FLOAT8[kind]
+    stored = (matrix / scale).to(kind)
+    tensors = {"a.weight": stored, f"a.{spelling}": torch.full(shape, scale), "a.bias": torch.ones(6)}
+    found = read(save(tmp_path / "m.safetensors", tensors))
+    assert found.keys() == {"a.weight", "a.bias"}
+    expected = np.asarray(stored.double()) * np.float64(np.float32(scale))
+    np.testing.assert_allclose(found["a.weight"], expected, rtol=1e-6)
+    assert (found["a.weight"] - matrix).abs().max() < matrix.abs().max() / 8
+
+
+def test_float8_without_scales_is_its_value(tmp_path, matrix):
+    stored = matrix.to(torch.float8_e4m3fn)
+    assert torch.equal(read(save(tmp_path / "m.safetensors", {"a.weight": stored}))["a.weight"], stored.float())
+
+
+def test_notes_on_8_bit_weights_are_not_weights(tmp_path):
+    extra = {
+        "scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn),
+        "model.scaled_fp8": torch.zeros(0).to(torch.float8_e4m3fn),
+        "a.input_scale": torch.ones(()),
+        "a.scale_input": torch.ones(()),
+        "a.weight_scale": torch.full((), 2.0),
+        "a.comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8),
+    }
+    weight = torch.eye(2).to(torch.float8_e4m3fn)
+    found = read(save(tmp_path / "m.safetensors", {"a.weight": weight, **extra}))
+    assert found.keys() == {"a.weight"}
+    assert torch.equal(found["a.weight"], 2 * torch.eye(2))
+
+
+E4M3 = torch.zeros(4, 4).to(torch.float8_e4m3fn)
+QUANT = {
+    form: torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8) for form in ("mxfp8", "odd")
+}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "found"),
+    [
+        ({"a.weight": torch.zeros(4, 4, dtype=torch.int8), "a.weight_scale": torch.ones(())}, "a.weight is I8"),
+        ({"a.weight": torch.zeros(4, 2, dtype=torch.uint8), "a.weight_scale": torch.ones(4)}, "a.weight is U8"),
+        ({"a.weight": E4M3, "a.scale_weight": torch.ones(4, 1)}, "a.weight has 4 scales instead of one"),
+        ({"a.weight": E4M3, "a.weight_scale": torch.ones(4, 2)}, "a.weight has 8 scales instead of one"),
+        ({"a.weight": E4M3, "a.weight_scale": torch.ones(()), "b.weight": E4M3}, "b.weight has no scale"),
+        ({"a.weight": E4M3, "a.comfy_quant": QUANT["mxfp8"]}, "a.weight is mxfp8"),
+        ({"a.weight": E4M3, "a.weight_scale": torch.ones(()), "a.comfy_quant": QUANT["odd"]}, "a.weight is odd"),
+        ({"a.weight": E4M3, "a.weight_scale_inv": torch.ones(1, 1)}, "a.weight_scale_inv"),
+        ({"a.weight": torch.zeros(4, 4), "a.weight.absmax": torch.ones(4)}, "a.weight.absmax"),
+        ({"a.weight": E4M3, "a.weight_scale": torch.ones(()), "a.pre_quant_scale": torch.ones(4)}, "a.pre_quant_scale"),
+        ({"a.qweight": torch.zeros(4, 4), "a.scales": torch.ones(4)}, "a.qweight"),
+    ],
+)
+def test_other_quantisations_are_named_and_never_read(tmp_path, tensors, found):
+    with pytest.raises(UserError, match=f"8-bit in a form that is not read: .*{found}; {REMEDY}"):
+        read(save(tmp_path / "m.safetensors", tensors))
+
+
+@pytest.mark.parametrize("header", ['{"layers": {"a": {"format": "nvfp4"}}}', "[]", "{", '{"layers": {"a": 1}}'])
+def test_the_quantisation_stated_in_the_header_is_checked(tmp_path, header):
+    path = save(tmp_path / "m.safetensors", {"a.weight": torch.eye(2)}, {"_quantization_metadata": header})
+    with pytest.raises(UserError, match="a.weight is (nvfp4|in an unknown format)"):
+        read(path)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(tmp_path, scale):
+    path = save(tmp_path / "m.safetensors", {"a.weight": E4M3, "a.weight_scale": torch.tensor(scale)})
+    with pytest.raises(UserError, match=r"the scale a\.weight_scale is (nan|inf)"):
+        read(path)
+
+
+def test_weights_are_not_copied_when_they_have_the_right_type(tmp_path, matrix):
+    with open_weights(save(tmp_path / "m.safetensors", {"a": matrix}), "the model", REMEDY) as weights:
+        raw = weights.raw("a")
+        weights.raw = lambda key: raw
+        assert weights.read("a", torch.float32).data_ptr() == raw.data_ptr()
+
+
+def test_any_shard_or_the_index_or_the_folder_gives_all_shards(tmp_path, shards):
+    index = tmp_path / "model.safetensors.index.json"
+    assert weight_files(tmp_path, REMEDY) == shards
+    index.write_text(json.dumps({"weight_map": {f"w{i}": path.name for i, path in enumerate(shards)}}))
+    for place in (*shards, index, tmp_path):
+        assert weight_files(place, REMEDY) == shards
+        assert {key: float(tensor[0]) for key, tensor in read(place).items()} == {"w0": 0.0, "w1": 1.0, "w2": 2.0}
+
+
+def test_a_missing_shard_is_named(tmp_path, shards):
+    shards[1].unlink()
+    for place in (shards[0], tmp_path):
+        with pytest.raises(UserError, match=r"in 3 files, of which 1 are missing: model-00002-of-00003\.safetensors;"):
+            weight_files(place, REMEDY)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path, shards):
+    save(shards[2], {"w0": torch.zeros(2)})
+    with pytest.raises(UserError, match=r"holds tensors of another shard too \(w0\)"):
+        read(shards[0])
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[]",
+        "{",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../../etc/passwd.safetensors"}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_broken_index_is_refused(tmp_path, index):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+        weight_files(path, REMEDY)
+
+
+def test_a_folder_with_several_models_is_ambiguous_unless_one_has_the_standard_name(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.safetensors", {"w": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"several models \(a\.safetensors, b\.safetensors\)"):
+        weight_files(tmp_path, REMEDY)
+    standard = save(tmp_path / "diffusion_pytorch_model.safetensors", {"w": torch.zeros(1)})
+    assert weight_files(tmp_path, REMEDY) == [standard]
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(UserError, match="holds no .safetensors file; give another file"):
+        weight_files(tmp_path, REMEDY)
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
+        (b"PK\x03\x04\x00\x00\x08\x08", "a pickled PyTorch file"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF", "a pickled PyTorch file"),
+        (b"version https://git-lfs", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (struct.pack("<Q", 2**40), "no .safetensors file"),
+    ],
+)
+def test_a_file_of_another_format_is_named(tmp_path, start, what):
+    (tmp_path / "m.safetensors").write_bytes(start + b" " * 100)
+    with pytest.raises(UserError, match=f"m.safetensors is {what}.*; {REMEDY}"):
+        read(tmp_path / "m.safetensors")
+
+
+def test_a_truncated_file_is_named(tmp_path, matrix):
+    path = save(tmp_path / "m.safetensors", {"a": matrix})
+    for content in (path.read_bytes()[:-4], b"", b"\x10\0\0\0\0\0\0\0not a header...."):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot read the model .*m\.safetensors.*downloaded to its end"):
+            read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are files of POSIX systems")
+@pytest.mark.timeout(10)
+def test_a_pipe_is_refused_and_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "m.safetensors")
+    os.mkfifo(tmp_path / "model.safetensors.index.json")
+    for place in ("m.safetensors", "model.safetensors.index.json"):
+        with pytest.raises(UserError, match=f"{place}.*not a regular file"):
+            read(tmp_path / place)
+
+
+def test_an_empty_tensor_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"its tensor a\.weight is empty"):
+        read(save(tmp_path / "m.safetensors", {"a.weight": torch.zeros(0, 2**20)}))
