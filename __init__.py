@@ -1,4 +1,4 @@
-"""ComfyUI's door to the pack: importing this costs nothing and works where ComfyUI is absent."""
+"""ComfyUI's entry to the pack; importing it costs nothing and works without ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """Called by ComfyUI once: the pack's extension."""
+    """The pack's extension; ComfyUI calls this once."""
     from .nodes import IdentityGrpoExtension
 
     return IdentityGrpoExtension()

@@ -6,13 +6,17 @@ from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..trainers.errors import UserError
 from . import folders, routes
 
 FAMILIES = ("policies", "samplers", "loras", "native", "rewards", "prompt_sets", "runs")
 
+# ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.
+UserError.__module__ = "identity_grpo"
+
 
 class IdentityGrpoExtension(ComfyExtension):
-    """What ComfyUI asks for the pack's nodes."""
+    """The pack as ComfyUI loads it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         # Called once, like on_load, which releases before 0.13 do not call.

@@ -1,11 +1,12 @@
-"""Which files the nodes may use: what a widget offers, and the path behind a choice.
+"""Which files the nodes may use: the options of a widget, and the path behind a choice.
 
-Every path comes from ComfyUI's own folders; a choice that is not among those offered is refused, whatever it says.
+Every path comes from ComfyUI's own folders; a choice that is not among the options is refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,20 +30,20 @@ NEWEST_RUN = "newest run"
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA behind a choice: the file or PEFT folder, and what it is called."""
+    """A LoRA behind a choice: the file or PEFT folder, and its name for the user."""
 
     path: Path
     label: str
 
     @property
     def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Changes when what is behind the choice does: path, time of change in ns and bytes of each of its files."""
+        """Path, modification time in ns and size in bytes of each of its files: changes when the LoRA does."""
         files = sorted(p for p in self.path.iterdir() if p.is_file()) if self.path.is_dir() else [self.path]
         return [(str(f), stat.st_mtime_ns, stat.st_size) for f in files for stat in [f.stat()]]
 
 
 def register() -> None:
-    """Tell ComfyUI of the folder for reward checkpoints and their base models: `models/identity_reward`."""
+    """Add the folder for reward checkpoints and their base models to ComfyUI's: `models/identity_reward`."""
     folder_paths.add_model_folder_path(REWARDS, str(Path(folder_paths.models_dir) / REWARDS))
 
 
@@ -56,12 +57,18 @@ def published_root() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]) / "identity_grpo"
 
 
-# --- policies ------------------------------------------------------------------------------------------------------------
+# --- policies ---------------------------------------------------------------------------------------------------------
 
 
 def policy_choices() -> list[str]:
     """Built-in models, then diffusers folders, then single files of `models/diffusion_models`."""
     return [*POLICIES, *_pipelines(), *(f"{SINGLE_FILES}/{name}" for name in _files(SINGLE_FILES))]
+
+
+def default_policy(choices: list[str]) -> str:
+    """The first VACE or Phantom model by its name that is not built in; TinyWorld's VACE when there is none."""
+    own = (choice for choice in choices if choice not in POLICIES)
+    return next((choice for choice in own if re.search("vace|phantom", choice, re.IGNORECASE)), choices[0])
 
 
 def policy_source(choice: str) -> str:
@@ -98,7 +105,7 @@ def part_source(kind: str, choice: str) -> str | None:
     return str(_file_path(kind, choice))
 
 
-# --- rewards -------------------------------------------------------------------------------------------------------------
+# --- rewards ----------------------------------------------------------------------------------------------------------
 
 
 def reward_choices() -> list[str]:
@@ -141,13 +148,12 @@ def _base_models() -> dict[str, Path]:
     return {name: path for name, path in _folders(REWARDS, "config.json").items() if name not in _checkpoints()}
 
 
-# --- prompt sets ---------------------------------------------------------------------------------------------------------
+# --- prompt sets ------------------------------------------------------------------------------------------------------
 
 
 def prompt_set_choices() -> list[str]:
     """The built-in sets, then the CSV files of ComfyUI's input folder, at any depth."""
-    root = Path(folder_paths.get_input_directory())
-    return [*BUILT_IN_SETS, *sorted(p.relative_to(root).as_posix() for p in root.rglob("*.csv") if p.is_file())]
+    return [*BUILT_IN_SETS, *_csv_files(folder_paths.get_input_directory())]
 
 
 def prompt_set_path(choice: str) -> Path:
@@ -159,17 +165,44 @@ def prompt_set_path(choice: str) -> Path:
     return Path(folder_paths.get_input_directory()) / choice
 
 
+def _csv_files(root: str) -> list[str]:
+    """CSV files below `root`, relative to it, cached until a folder below it changes.
+
+    An input folder may hold many files, and ComfyUI requests a widget's options several times for each queued graph.
+    """
+    files, times = _listed.get(root, ([], {}))
+    if not times or any(_modified(folder) != time for folder, time in times.items()):
+        files, times = [], {}
+        for folder, _, names in os.walk(root):
+            times[folder] = _modified(folder)
+            found = (Path(folder, name) for name in names if name.endswith(".csv"))
+            files += [path.relative_to(root).as_posix() for path in found if path.is_file()]
+        files.sort()
+        _listed[root] = files, times
+    return files
+
+
+_listed: dict[str, tuple[list[str], dict[str, int | None]]] = {}
+
+
+def _modified(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+
+
 def may_read(path: Path) -> bool:
     """Whether a picture that a CSV names lies in ComfyUI's input or output folder."""
     roots = [Path(root) for root in (folder_paths.get_input_directory(), folder_paths.get_output_directory())]
     resolved = [root.resolve() for root in roots]
-    # Looked at as it is written first: following the name of another computer's folder would already call that computer.
+    # As it is written first: resolving a path on another computer (Windows shares) would already connect to it.
     if not any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) for root in (*roots, *resolved)):
         return False
     return any(path.resolve().is_relative_to(root) for root in resolved)
 
 
-# --- LoRAs ---------------------------------------------------------------------------------------------------------------
+# --- LoRAs ------------------------------------------------------------------------------------------------------------
 
 
 def lora_choices(of_newest_run: bool = True) -> list[str]:
@@ -184,8 +217,8 @@ def lora_choices(of_newest_run: bool = True) -> list[str]:
 
 
 def find_lora(choice: str) -> LoraFile:
-    """The LoRA behind a choice now. Raises UserError when there is none (yet)."""
-    choice = str(choice)  # a queued graph may hold anything
+    """The LoRA behind a choice at this moment. Raises UserError when there is none (yet)."""
+    choice = str(choice)  # a queued graph may hold any type
     run = followed(choice)
     if run is not None:
         return _run_lora(run, choice.rpartition(": ")[2])
@@ -209,8 +242,10 @@ def _adapters() -> dict[str, Path]:
 
 
 def _run_lora(run: RunFolder, which: str) -> LoraFile:
-    """The run's newest export, or that of its best evaluation (the newest while none is measured). Raises UserError when
-    it has none yet."""
+    """The run's newest export, or that of its best evaluation (the newest while none is measured).
+
+    Raises UserError when it has none yet.
+    """
     export = run.best() if which == BEST else run.newest()
     if export is None:
         raise UserError(f"run {run.id} has no LoRA yet; it writes the first one with its first checkpoint")
@@ -234,7 +269,7 @@ def find_run(choice: str) -> RunFolder:
     return runs[choice]
 
 
-# --- the folders themselves ----------------------------------------------------------------------------------------------
+# --- the folders themselves -------------------------------------------------------------------------------------------
 
 
 def _files(kind: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Our models under ComfyUI's memory management: loading another model frees ours, and using ours brings them back.
+"""The pack's models under ComfyUI's memory management: loading another model unloads them, using them loads them again.
 
-Our layers are plain torch ones that cannot fetch weights while they compute, so a model is on the device whole or not
-at all.
+Their layers are plain torch modules that cannot fetch weights while they compute, so a model is on the device whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from torch import nn
 
 
 class Managed:
-    """Models that belong together, each of which ComfyUI may move off the device when it needs the memory.
+    """Models that belong together; ComfyUI may move each of them off the device when it needs the memory.
 
-    The modules come lying on `management.unet_offload_device()`; what asks a parameter for its device follows them.
-    `leave`: give up the device after every `use`, for cards that have no room to spare.
+    The modules must lie on `management.unet_offload_device()` at first. `release`: move them off the device after every
+    `use`, for cards with little memory.
     """
 
-    def __init__(self, *modules: nn.Module, leave: bool = False) -> None:
+    def __init__(self, *modules: nn.Module, release: bool = False) -> None:
         self.modules = modules
-        self.leave = leave
+        self.release = release
         device, offload = management.get_torch_device(), management.unet_offload_device()
-        self._patchers = [_Whole(_named(module), device, offload) for module in modules]
+        self._patchers = [_WholeModelPatcher(_container(module), device, offload) for module in modules]
 
     def load(self, working_bytes: float = 0, only: Sequence[nn.Module] = ()) -> torch.device:
-        """Bring all modules, or `only` these, onto the device with room for `working_bytes` beside them; the device."""
+        """Move all modules, or `only` these, onto the device with `working_bytes` free beside them; the device."""
         wanted = [p for p, m in zip(self._patchers, self.modules, strict=True) if not only or any(m is o for o in only)]
         management.load_models_gpu(wanted, memory_required=working_bytes, force_full_load=True)
         return management.get_torch_device()
 
     @contextmanager
     def use(self, *only: nn.Module, working_bytes: float = 0) -> Iterator[torch.device]:
-        """`load` for a block of work that Cancel ends between two layers of any module.
+        """`load` for a block of work, which Cancel interrupts between two layers of any of the modules.
 
-        Afterwards the modules stay until ComfyUI needs the memory, or leave at once. `only` may name modules that are
-        not managed (they compute where they are).
+        Afterwards the modules stay on the device until ComfyUI needs the memory, unless `release` is set. `only` may
+        name modules that are not managed (they compute where they are).
         """
         device = self.load(working_bytes, only)
         try:
             with _interruptible(only or self.modules):
                 yield device
         finally:
-            if self.leave:
+            if self.release:
                 self.unload()
 
     def unload(self) -> None:
@@ -58,14 +58,14 @@ class Managed:
 
 @contextmanager
 def _interruptible(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the block every layer asks first whether the user has pressed Cancel."""
+    """Within the block every layer checks first whether the user has pressed Cancel."""
     waiting: list[torch.cuda.Event] = []
 
-    def ask(*_) -> None:
+    def check_cancel(*_) -> None:
         management.throw_exception_if_processing_interrupted()
 
-    def keep_pace(*_) -> None:
-        # Python runs ahead of the GPU by many layers, and would ask long before the work it asks about.
+    def wait_for_device(*_) -> None:
+        # Python runs many layers ahead of the GPU: without waiting, the checks would be made long before the work.
         if torch.cuda.is_available():
             event = torch.cuda.Event()
             event.record()
@@ -75,8 +75,8 @@ def _interruptible(modules: Sequence[nn.Module]) -> Iterator[None]:
 
     parts = [part for module in modules for part in module.modules()]
     blocks = [block for part in parts if isinstance(part, nn.ModuleList) for block in part]
-    hooks = [block.register_forward_pre_hook(keep_pace) for block in blocks]
-    hooks += [part.register_forward_pre_hook(ask) for part in parts if next(part.children(), None) is None]
+    hooks = [block.register_forward_pre_hook(wait_for_device) for block in blocks]
+    hooks += [part.register_forward_pre_hook(check_cancel) for part in parts if next(part.children(), None) is None]
     try:
         yield
     finally:
@@ -84,11 +84,11 @@ def _interruptible(modules: Sequence[nn.Module]) -> Iterator[None]:
             hook.remove()
 
 
-class _Whole(ModelPatcher):
-    """A patcher whose model moves whole.
+class _WholeModelPatcher(ModelPatcher):
+    """A patcher that moves its model as a whole.
 
-    ComfyUI calls these methods while it executes a node, under inference_mode: parameters made there could never be
-    trained or changed outside of it, so they are moved outside.
+    ComfyUI calls these methods while it executes a node, under inference_mode. Parameters created there could not be
+    trained or changed outside of it, so the model is moved outside of it.
     """
 
     def load(self, device_to=None, *_, **__) -> None:
@@ -102,7 +102,7 @@ class _Whole(ModelPatcher):
         return self.loaded_size()
 
     def partially_unload(self, *_, **__) -> int:
-        return 0  # ComfyUI then detaches the whole
+        return 0  # ComfyUI then unloads the model as a whole
 
     def unpatch_model(self, device_to=None, unpatch_weights=True) -> None:
         if unpatch_weights:
@@ -121,7 +121,9 @@ class _Whole(ModelPatcher):
             self.model.device = device
 
 
-def _named(module: nn.Module) -> nn.Module:
-    """The module in a container: it takes ComfyUI's attributes (`device` is read-only in diffusers) and keeps the name
-    that ComfyUI's log shows."""
+def _container(module: nn.Module) -> nn.Module:
+    """The module in a container that takes ComfyUI's attributes (`device` is read-only in diffusers' models).
+
+    Its class has the module's name, which ComfyUI's log shows.
+    """
     return type(type(module).__name__, (nn.ModuleList,), {})([module])

@@ -13,8 +13,9 @@ from ..trainers.errors import UserError
 from ..trainers.policies.base import Policy
 from ..trainers.policies.load import count_parameters, find_parts, policy_of, recognise
 from . import folders
+from .inputs import require_choice
 from .memory import Managed
-from .types import KINDS, LazyPolicy, OnUse, WanPolicy
+from .types import KINDS, LazyPolicy, OnUse, WanPolicyType
 
 AUTO = "auto"
 DTYPES = [AUTO, "bfloat16", "float32"]
@@ -28,31 +29,33 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        models = folders.policy_choices()
         return io.Schema(
             node_id="IdentityGRPOLoadModel",
-            display_name="Load Model (VACE or Phantom)",
+            display_name="Load Model",
             category="Identity-GRPO/policies",
-            description="A VACE or Phantom model (Wan 2.1) with text encoder and VAE, to sample or train. It is loaded when a sampler first "
-            "needs it; Train loads it in its own process only.",
+            description="A VACE or Phantom model (Wan 2.1) with its text encoder and VAE, for sampling or training. It "
+            "loads when a sampler first needs it; Train loads it in its own process only.",
             search_aliases=["vace", "phantom", "wan", "policy", "load video model", "tinyworld", "identity"],
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=folders.policy_choices(),
-                    tooltip="A built-in miniature, a diffusers folder of models/diffusers, or a file of "
-                    "models/diffusion_models. Whether it is VACE or Phantom is recognised.",
+                    options=models,
+                    default=folders.default_policy(models),
+                    tooltip="A folder of models/diffusers, a file of models/diffusion_models, or a built-in miniature. "
+                    "Whether it is VACE or Phantom is recognised.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
                     options=folders.part_choices("text_encoders"),
-                    tooltip=f"`{folders.WITH_MODEL}`: in the diffusers folder, or next to the file. "
-                    "Else the UMT5-XXL file of models/text_encoders.",
+                    tooltip=f"The UMT5-XXL file of models/text_encoders; `{folders.WITH_MODEL}` when it lies in the "
+                    "model's diffusers folder or next to its file.",
                 ),
                 io.Combo.Input(
                     "vae",
                     options=folders.part_choices("vae"),
-                    tooltip=f"`{folders.WITH_MODEL}`: in the diffusers folder, or next to the file. "
-                    "Else the Wan 2.1 VAE of models/vae.",
+                    tooltip=f"The Wan 2.1 VAE of models/vae; `{folders.WITH_MODEL}` when it lies in the model's "
+                    "diffusers folder or next to its file.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -60,15 +63,14 @@ class LoadModel(io.ComfyNode):
                     default=AUTO,
                     advanced=True,
                     tooltip="Precision of transformer and text encoder. "
-                    "auto: bfloat16 on a GPU that knows it, float32 elsewhere.",
+                    "auto: bfloat16 on a GPU that supports it, float32 elsewhere.",
                 ),
                 io.Combo.Input(
                     "attention",
                     options=_attentions(),
                     default=SDPA,
                     advanced=True,
-                    tooltip="sdpa is PyTorch's own; "
-                    "flash is offered when the flash-attn package is installed, and wants bfloat16.",
+                    tooltip="sdpa is PyTorch's own; flash needs the flash-attn package and bfloat16.",
                 ),
                 io.Combo.Input(
                     "offload",
@@ -76,28 +78,39 @@ class LoadModel(io.ComfyNode):
                     default=WHEN_NEEDED,
                     advanced=True,
                     tooltip="When the parts of the model leave the GPU. On a card with 12 GB or less keep the text "
-                    "encoder on the CPU: it is the largest part, and reads each prompt only once.",
+                    "encoder, the largest part, on the CPU: it encodes each prompt only once.",
                 ),
             ],
-            outputs=[WanPolicy.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],
+            outputs=[WanPolicyType.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],
         )
 
     @classmethod
-    def validate_inputs(cls, model=None, text_encoder=None, vae=None, attention=None, dtype=None) -> bool | str:
+    def validate_inputs(cls, model=None) -> bool | str:
+        # Core repeats the answer for every input that is named here, so only one is.
         try:
             if model is not None:
-                find_parts(*_sources(model, text_encoder, vae))
                 recognise(folders.policy_source(model))
         except UserError as error:
             return str(error)
-        return _attention_problem(attention, dtype) or True
+        return True
 
     @classmethod
     def execute(
         cls, model: str, text_encoder: str, vae: str, dtype: str, attention: str, offload: str
     ) -> io.NodeOutput:
-        source, text_path, vae_path = _sources(model, text_encoder, vae)
-        config = PolicyConfig(source=source, dtype=_dtype(dtype), text_encoder=text_path, vae=vae_path)
+        for name, value, options in (
+            ("dtype", dtype, DTYPES),
+            ("attention", attention, _attentions()),
+            ("offload", offload, OFFLOADS),
+        ):
+            require_choice(name, value, options)
+        dtype = _dtype(dtype)
+        if attention == FLASH and dtype == "float32":
+            raise UserError("attention `flash` cannot compute in float32; choose dtype bfloat16, or attention sdpa")
+        source = folders.policy_source(model)
+        text_path, vae_path = folders.part_source("text_encoders", text_encoder), folders.part_source("vae", vae)
+        find_parts(source, text_path, vae_path)
+        config = PolicyConfig(source=source, dtype=dtype, text_encoder=text_path, vae=vae_path)
         lazy = LazyPolicy(recognise(source), config, OnUse(lambda: _load(config, attention, offload)))
         return io.NodeOutput(lazy, ui=ui.PreviewText(_summary(lazy)))
 
@@ -110,30 +123,12 @@ def _load(config: PolicyConfig, attention: str, offload: str) -> tuple[Policy, M
             parts.pop().to("cpu")
     if attention == FLASH:
         policy.transformer.set_attention_backend(FLASH)
-    return policy, Managed(*parts, leave=offload == AFTER_USE)
+    return policy, Managed(*parts, release=offload == AFTER_USE)
 
 
 def _attentions() -> list[str]:
     usable = management.get_torch_device().type == "cuda" and find_spec("flash_attn") is not None
     return [SDPA, FLASH] if usable else [SDPA]
-
-
-def _attention_problem(attention: str | None, dtype: str | None) -> str | None:
-    for name, value, options in (("attention", attention, _attentions()), ("dtype", dtype, DTYPES)):
-        if value is not None and value not in options:
-            return f"{name} `{value}` is not offered here; choose {' or '.join(options)}"
-    if attention == FLASH and dtype is not None and _dtype(dtype) == "float32":
-        return "attention `flash` cannot compute in float32; choose dtype bfloat16, or attention sdpa"
-    return None
-
-
-def _sources(model: str, text_encoder: str | None, vae: str | None) -> tuple[str, str | None, str | None]:
-    """What the trainers understand for the three choices; None for a part that lies beside the model."""
-    return (
-        folders.policy_source(model),
-        folders.part_source("text_encoders", text_encoder or folders.WITH_MODEL),
-        folders.part_source("vae", vae or folders.WITH_MODEL),
-    )
 
 
 def _dtype(choice: str) -> str:
@@ -144,12 +139,10 @@ def _dtype(choice: str) -> str:
 
 
 def _summary(lazy: LazyPolicy) -> str:
-    """Kind, size, precision and place, for the node's face."""
+    """Kind, size, precision and device, shown on the node."""
     count = count_parameters(lazy.config.source)
     size = f"{count / 1e9:.1f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
-    return (
-        f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, on {management.get_torch_device()} while in use"
-    )
+    return f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, {management.get_torch_device()}"
 
 
 NODES = [LoadModel]

@@ -1,4 +1,4 @@
-"""The nodes that start a training run in the background and look at one."""
+"""The nodes that start a training run in the background and show one."""
 
 from __future__ import annotations
 
@@ -6,29 +6,41 @@ import time
 
 import comfy.model_management as management
 import comfy.utils
-import torch
 from comfy_api.latest import io, ui
 
-from ..trainers.config import BUILT_IN, RECIPES, make_config, preset_for
+from ..trainers.config import RECIPES, make_config
 from ..trainers.errors import UserError
-from ..trainers.prompts import PromptSet as Prompts
+from ..trainers.prompts import PromptSet
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.inputs import resolve_prompts
 from ..trainers.runs.pictures import curve, newest_clips
 from ..trainers.runs.registry import is_alive, list_runs, refresh
-from ..trainers.runs.starting import freeze_prompts, start_once
+from ..trainers.runs.starting import start_once
 from ..trainers.runs.summary import sentence, summary
 from . import folders
+from .inputs import clean, require_choice
 from .pictures import to_image
-from .types import LazyPolicy, LazyReward, PromptSet, Reward, TrainingRun, WanPolicy
+from .run_settings import (
+    AUTO,
+    MOST_HELD_OUT,
+    NO_LORA,
+    check_prompt_sets,
+    chosen_gpus,
+    device_choices,
+    model_settings,
+    not_left_to_preset,
+    preset_of,
+    prompt_settings,
+    start_lora_file,
+    video_settings,
+)
+from .sampling import LARGEST, LONGEST, STEP, size_problem
+from .types import LazyPolicy, LazyReward, PromptSetType, RewardType, TrainingRunType, WanPolicyType
 
 CATEGORY = "Identity-GRPO/training"
-AUTO, CPU, ALL_GPUS = "auto", "CPU", "all GPUs"
-NO_LORA = "none"
-NOT, FIRST_LORA, END = "no", "for the first LoRA", "for the end"
-HELD_OUT = 32
-MOST = {"width": 4096, "height": 4096, "frames": 1025}
-LOOKS_PER_SECOND = 2
+NO_WAIT, FIRST_LORA, END = "no", "for the first LoRA", "for the end"
+WAITS = [NO_WAIT, FIRST_LORA, END]
+CHECKS_PER_SECOND = 2
 NOT_LINKED = object()
 
 
@@ -39,44 +51,45 @@ class Train(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityGRPOTrain",
-            display_name="Train (in the background)",
+            display_name="Train",
             category=CATEGORY,
-            description="Teaches a model to keep people's identity, by Identity-GRPO, in a process of its own: neither Cancel nor "
-            "closing the browser or ComfyUI ends it. Queued again with the same settings it shows the run that there is.",
+            description="Trains a LoRA that keeps people's identity, by Identity-GRPO, in a process of its own: "
+            "neither Cancel nor closing the browser or ComfyUI ends it. Queued again with the same settings it shows "
+            "the same run.",
             search_aliases=["grpo", "train lora", "reinforcement learning", "fine-tune", "identity", "rl"],
             inputs=[
-                WanPolicy.Input(
+                WanPolicyType.Input(
                     "policy",
-                    tooltip="The model to teach, from Load Model; its LoRA, if any, is not used (see start_lora).",
+                    tooltip="The model to train, from Load Model; its LoRA, if any, is ignored (see start_lora).",
                 ),
-                Reward.Input("reward", tooltip="What judges the videos, from Load Reward."),
-                PromptSet.Input(
-                    "prompt_set", tooltip="What is trained on: at least 16 different rows, better a hundred."
+                RewardType.Input("reward", tooltip="The reward that scores the videos, from Load Reward."),
+                PromptSetType.Input(
+                    "prompt_set",
+                    tooltip="The training prompts: at least 16 rows for one update, better some hundreds.",
                 ),
-                PromptSet.Input(
+                PromptSetType.Input(
                     "evaluation_set",
                     optional=True,
-                    tooltip="What progress is measured on; none of it may be in prompt_set. Without it the last tenth of prompt_set "
-                    f"(at most {HELD_OUT} rows) is held out; TinyWorld brings its own.",
+                    tooltip="Held-out prompts to measure progress on, none of them in prompt_set. Without it the last "
+                    f"tenth of prompt_set (at most {MOST_HELD_OUT} rows) is held out; TinyWorld has its own.",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=[AUTO, *RECIPES],
                     default=AUTO,
-                    tooltip="The recipe, for the kind of model that is connected. paper: as published; fast: a short window of trained "
-                    "steps, many times quicker; tiny: for TinyWorld. auto: tiny for TinyWorld's models, else fast.",
+                    tooltip="The recipe. paper: as published; fast: a short window of trained steps, many times "
+                    "quicker; tiny: for TinyWorld. auto: tiny for TinyWorld's models, fast for all others.",
                 ),
                 io.String.Input(
-                    "name",
-                    default="",
-                    tooltip="What the run is called, in its id and its LoRA's. Empty: the preset's name.",
+                    "name", default="", tooltip="Name of the run, in its id and its LoRA's; the preset's name if empty."
                 ),
                 io.Int.Input(
                     "iterations",
                     default=0,
                     min=0,
                     max=100000,
-                    tooltip="Rounds of drawing, judging and learning. 0: the preset's.",
+                    tooltip="Training iterations: rollouts, rewards, then updates. Set it to replace the preset's "
+                    "number.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -85,44 +98,46 @@ class Train(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=1e-7,
-                    tooltip="Size of a learning step. 0: the preset's.",
+                    tooltip="Learning rate of the LoRA. Set it to replace the preset's.",
                 ),
                 io.Int.Input(
                     "groups_per_update",
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Rows of the prompt set that one learning step looks at; below 16 the method hardly moves. 0: the preset's.",
+                    tooltip="Prompts that one update averages over; below 16 the method hardly improves. Set it to "
+                    "replace the preset's number.",
                 ),
                 io.Int.Input(
                     "width",
                     default=0,
                     min=0,
-                    max=MOST["width"],
-                    step=16,
-                    tooltip="Of the training videos in pixels. 0: the preset's.",
+                    max=LARGEST,
+                    step=STEP,
+                    tooltip="Width of the training videos in pixels. Set it, with height, to replace the preset's.",
                 ),
                 io.Int.Input(
                     "height",
                     default=0,
                     min=0,
-                    max=MOST["height"],
-                    step=16,
-                    tooltip="Of the training videos in pixels. 0: the preset's.",
+                    max=LARGEST,
+                    step=STEP,
+                    tooltip="Height of the training videos in pixels. Set it, with width, to replace the preset's.",
                 ),
                 io.Int.Input(
                     "frames",
                     default=0,
                     min=0,
-                    max=MOST["frames"],
-                    tooltip="Of the training videos, 4n+1. 0: the preset's.",
+                    max=LONGEST,
+                    tooltip="Frames of the training videos, 4n+1. Set it to replace the preset's number.",
                 ),
                 io.Int.Input(
                     "evaluate_every",
                     default=0,
                     min=0,
                     max=100000,
-                    tooltip="Iterations between two measurements on held-out rows. 0: the preset's.",
+                    tooltip="Iterations between two evaluations on held-out prompts. Set it to replace the preset's "
+                    "number.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -130,50 +145,35 @@ class Train(io.ComfyNode):
                     min=0,
                     max=2**31 - 1,
                     control_after_generate=False,
-                    tooltip="Of everything that is random. Another seed is another run.",
+                    tooltip="Seed of everything random in the run. Another seed is another run.",
                 ),
                 io.Combo.Input(
                     "devices",
                     options=device_choices(),
                     default=AUTO,
-                    tooltip="Where it trains. auto: every GPU but ComfyUI's; the only GPU, after ComfyUI has left it, when there is one; "
-                    "the CPU when there is none. One run at a time uses a device.",
+                    tooltip="Where to train. auto: every GPU but ComfyUI's; the only GPU, which ComfyUI then frees; "
+                    "without a GPU the CPU. One run at a time uses a device.",
                 ),
                 io.Combo.Input(
                     "start_lora",
                     options=[NO_LORA, *folders.lora_choices(of_newest_run=False)],
                     default=NO_LORA,
                     advanced=True,
-                    tooltip="A LoRA to go on from, of the same rank; that of a run only when it has ended.",
+                    tooltip="A LoRA of the same rank to start from; that of a run only when the run has ended.",
                 ),
             ],
-            outputs=[TrainingRun.Output("training_run", tooltip="The run, for the Run node.")],
+            outputs=[TrainingRunType.Output("training_run", tooltip="The run, for Training Run.")],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(
-        cls, frames=None, width=None, height=None, preset=None, devices=None, start_lora=None
-    ) -> bool | str:
-        for name, value, options in (("preset", preset, [AUTO, *RECIPES]), ("devices", devices, device_choices())):
-            if value is not None and value not in options:
-                return f"{name} `{value}` is not offered here; choose one of {', '.join(options)}"
-        if width is not None and height is not None and bool(width) != bool(height):
-            return "give both width and height, or leave both at 0 for the preset's"
-        sizes = {n: v for n, v in (("width", width), ("height", height), ("frames", frames)) if v}
-        for name, value in sizes.items():
-            if not 0 <= value <= MOST[name]:
-                return f"{name} {value} is not possible; use at most {MOST[name]}, or 0 for the preset's"
-        try:
-            make_config("fast", {"video": sizes})
-            _start(start_lora)
-        except UserError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, frames=None) -> bool | str:
+        # Core repeats the answer for every input that is named here, so only one is: its widget allows wrong numbers.
+        return size_problem(None, None, frames or None) or True
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
-        """Changes when a run is gone: the one of these settings is then started anew."""
+        """Changes when a run is deleted: queued again, these settings then start a new one."""
         return repr([run.id for run in list_runs(folders.runs_root())])
 
     @classmethod
@@ -181,7 +181,7 @@ class Train(io.ComfyNode):
         cls,
         policy: LazyPolicy,
         reward: LazyReward,
-        prompt_set: Prompts,
+        prompt_set: PromptSet,
         preset: str,
         name: str,
         iterations: int,
@@ -194,189 +194,169 @@ class Train(io.ComfyNode):
         seed: int,
         devices: str,
         start_lora: str,
-        evaluation_set: Prompts | None = None,
+        evaluation_set: PromptSet | None = None,
     ) -> io.NodeOutput:
+        require_choice("preset", preset, [AUTO, *RECIPES])
         gpus = chosen_gpus(devices)
-        changes = {
-            "seed": seed,
-            "iterations": iterations,
-            "start_lora": _start(start_lora),
-            "publish": str(folders.published_root()),
-            "policy": {**policy.config.model_dump(), "dtype": _dtype(policy.config.dtype, gpus)},
-            "reward": {n: getattr(reward.config, n) for n in ("source", "base_model", "fps")}
-            | {"dtype": _dtype(reward.config.dtype, gpus)},
-            "video": {"width": width, "height": height, "frames": frames},
-            "rollout": {"groups_per_update": groups_per_update},
-            "optim": {"learning_rate": learning_rate},
-            "evaluation": {"every": evaluate_every},
-            **_prompts(prompt_set, evaluation_set),
-        }
-        config = make_config(_preset(preset, policy), _given(changes))
+        changes = not_left_to_preset(
+            {
+                "seed": seed,
+                "iterations": iterations,
+                "start_lora": start_lora_file(start_lora),
+                "publish": str(folders.published_root()),
+                "video": video_settings(width, height, frames),
+                "rollout": {"groups_per_update": groups_per_update},
+                "optim": {"learning_rate": learning_rate},
+                "evaluation": {"every": evaluate_every},
+                **model_settings(policy, reward, gpus),
+            }
+        )
+        recipe = preset_of(preset, policy)
+        check_prompt_sets(prompt_set, evaluation_set, make_config(recipe, changes).rollout.groups_per_update)
+        config = make_config(recipe, changes | prompt_settings(prompt_set, evaluation_set))
         resolve_prompts(config)
         if management.get_torch_device().type == "cuda" and management.get_torch_device().index in gpus:
             management.unload_all_models()
             management.soft_empty_cache()
-        run, new = start_once(folders.runs_root(), config, name or config.preset, gpus)
-        told = "started" if new else "these settings have a run already (change the seed or the name for another one)"
-        return io.NodeOutput(run, ui=_shown(run, f"{told}\n{summary(run)}"))
+        run, new = start_once(folders.runs_root(), config, clean(name) or config.preset, gpus)
+        outcome = (
+            "started" if new else "these settings have a run already (for another one change the seed or the name)"
+        )
+        return io.NodeOutput(run, ui=_shown(run, f"{outcome}\n{summary(run)}"))
 
 
 class Run(io.ComfyNode):
-    """A run as it stands: its LoRA, curve and clips."""
+    """The present state of a run: its LoRA, curve and clips."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="IdentityGRPORun",
-            display_name="Run (look at one)",
+            display_name="Training Run",
             category=CATEGORY,
-            description="Shows a training run, current or old, and hands its newest or best LoRA on. Queue again to see how it goes on.",
-            search_aliases=["training progress", "grpo", "curve", "checkpoint", "training run"],
+            description="Shows a training run, current or old, and outputs its newest or best LoRA. Queue again to "
+            "update it.",
+            search_aliases=["run", "training progress", "grpo", "curve", "checkpoint", "training run"],
             inputs=[
                 io.Combo.Input(
-                    "run", options=folders.run_choices(), tooltip="Which run; a connected training_run goes before it."
+                    "run",
+                    options=folders.run_choices(),
+                    tooltip="The run to show; ignored when training_run is connected.",
                 ),
-                TrainingRun.Input("training_run", optional=True, tooltip="The run that a Train node started or found."),
+                TrainingRunType.Input(
+                    "training_run", optional=True, tooltip="The run that a Train node started or found."
+                ),
                 io.Combo.Input(
                     "wait",
-                    options=[NOT, FIRST_LORA, END],
-                    default=NOT,
+                    options=WAITS,
+                    default=NO_WAIT,
                     tooltip="Whether the graph waits here. Cancel ends the waiting, not the training.",
                 ),
             ],
             outputs=[
                 io.Combo.Output(
-                    "latest", display_name="latest", tooltip="Its newest LoRA, for Load LoRA or Apply LoRA."
+                    "latest", display_name="latest", tooltip="Its newest LoRA, for Load LoRA, Apply LoRA or Save LoRA."
                 ),
-                io.Combo.Output("best", display_name="best", tooltip="The LoRA that was best on the held-out rows."),
-                io.Image.Output("curve", tooltip="What was measured on the way."),
-                io.Image.Output("clips", tooltip="The first held-out videos as last drawn, side by side."),
-                io.String.Output("status", tooltip="How it stands, in words."),
+                io.Combo.Output("best", display_name="best", tooltip="The LoRA of its best evaluation."),
+                io.Image.Output("curve", tooltip="Reward and evaluations over the iterations."),
+                io.Image.Output("clips", tooltip="The newest videos of the first held-out prompts, side by side."),
+                io.String.Output("status", tooltip="Its state, last evaluation and error as text."),
             ],
             is_output_node=True,
         )
 
     @classmethod
     def validate_inputs(cls, run=None, training_run=NOT_LINKED) -> bool | str:
-        # ComfyUI says None for what a link will bring; the widget's run may then be long gone.
+        # ComfyUI passes None for what a link will bring; the run of the widget may be long deleted then. Core repeats
+        # the answer for every named input that is there: without the link that is `run` alone.
         if training_run is NOT_LINKED and run is not None and run not in folders.run_choices():
             return f"there is no run `{run}`; choose `{folders.NEWEST_RUN}` or another one, after a refresh"
         return True
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
-        """Changes with every run: which one a link brings is not known yet when this is asked."""
+        """Changes with every run: it is not known here which one a link will bring."""
         return repr([_state(run) for run in list_runs(folders.runs_root())])
 
     @classmethod
     def execute(cls, run: str, wait: str, training_run: RunFolder | None = None) -> io.NodeOutput:
+        require_choice("wait", wait, WAITS)
         chosen = training_run or folders.find_run(run)
-        if wait != NOT:
+        if wait != NO_WAIT:
             _wait(chosen, wait)
-        text = summary(chosen)
+        warning = _base_model_warning(chosen)
+        text = summary(chosen) + (f"\nWarning: {warning}" if warning else "")
         follow = (f"{chosen.id}: {which}" for which in (folders.LATEST, folders.BEST))
         pictures = to_image(curve(chosen)), to_image(newest_clips(chosen))
-        return io.NodeOutput(*follow, *pictures, text, ui=_shown(chosen, text, pictures[0], cls))
-
-
-def device_choices() -> list[str]:
-    """`auto`, the GPUs that PyTorch sees, all of them, the CPU."""
-    count = torch.cuda.device_count()
-    return [AUTO, *(f"GPU {i}" for i in range(count)), *([ALL_GPUS] if count > 1 else []), CPU]
-
-
-def chosen_gpus(choice: str) -> list[int]:
-    """CUDA devices behind a choice; none: the CPU."""
-    count = torch.cuda.device_count()
-    if choice == CPU or not count:
-        return []
-    if choice == ALL_GPUS:
-        return list(range(count))
-    if choice != AUTO:
-        return [int(choice.removeprefix("GPU "))]
-    own = management.get_torch_device()
-    return [i for i in range(count) if own.type != "cuda" or i != own.index] or [0]
-
-
-def _preset(choice: str, policy: LazyPolicy) -> str:
-    """Raises UserError for TinyWorld's recipe on another model: its videos are far too small for that one."""
-    built_in = policy.config.source in BUILT_IN
-    if choice == "tiny" and not built_in:
-        raise UserError("preset `tiny` is TinyWorld's (videos of 80x48); choose `fast` or `paper` for this model")
-    return preset_for(choice if choice != AUTO else "tiny" if built_in else "fast", policy.kind)
-
-
-def _start(choice: str | None) -> str | None:
-    """The file to go on from; None for none. Raises UserError for the LoRA of a run that goes on: a second queueing
-    would find another one, and start a second run."""
-    if choice in (None, NO_LORA):
-        return None
-    run = folders.followed(choice)
-    if run is not None and is_alive(run):
-        raise UserError(
-            f"start_lora `{choice}` still changes; wait for the run's end, stop it, or choose one of its files (identity_grpo/…)"
-        )
-    return str(folders.find_lora(choice).path)
-
-
-def _dtype(dtype: str, gpus: list[int]) -> str:
-    """A CPU computes in float32 whatever ComfyUI's own device prefers."""
-    return dtype if gpus else "float32"
-
-
-def _prompts(train: Prompts, held_out: Prompts | None) -> dict:
-    """The configuration's names of both sets. Raises UserError when TinyWorld's are swapped."""
-    for name, given, wrong, right in (
-        ("prompt_set", train, "held-out", "training"),
-        ("evaluation_set", held_out, "train-", "held out"),
-    ):
-        if given is not None and given.source == "tinyworld" and given[0].id.startswith(f"tiny-{wrong}"):
-            raise UserError(f"`{name}` is TinyWorld's other set; choose `TinyWorld: {right} (built in)`")
-    root = folders.runs_root() / "prompt_sets"
-    names = {"prompts": freeze_prompts(train, root)}
-    if held_out is not None:
-        return names | {"evaluation_prompts": freeze_prompts(held_out, root)}
-    return names if train.source == "tinyworld" else names | {"held_out": max(1, min(HELD_OUT, len(train) // 10))}
-
-
-def _given(changes: dict) -> dict:
-    """Without the settings that were left to the preset: 0, except for the seed."""
-    kept = {}
-    for name, value in changes.items():
-        value = _given(value) if isinstance(value, dict) else value
-        if value or name == "seed":
-            kept[name] = value
-    return kept
+        shown = ui.PreviewImage(pictures[0], cls=cls).as_dict() | _shown(chosen, text, warning)
+        return io.NodeOutput(*follow, *pictures, text, ui=shown)
 
 
 def _state(run: RunFolder) -> tuple:
-    return run.id, refresh(run).state, *run.changed()
+    try:
+        return run.id, refresh(run).state, *run.changed()
+    except OSError:
+        return run.id, "deleted"
 
 
 def _wait(run: RunFolder, until: str) -> None:
-    """Until its first LoRA or its end. Raises UserError when it ends badly before."""
-    status = refresh(run)
-    bar = comfy.utils.ProgressBar(status.iterations or 1)
+    """Wait for the run's first LoRA or its end.
+
+    Raises InterruptProcessingException when the run is stopped meanwhile, and UserError when it fails or has no LoRA.
+    """
+    bar = comfy.utils.ProgressBar(refresh(run).iterations or 1)
+    waited = False
     while is_alive(run):
-        if until == FIRST_LORA and _has_lora(run):
+        waited = True
+        if until == FIRST_LORA and _has_trained_lora(run):
             return
         bar.update_absolute(run.status().iteration)
         management.throw_exception_if_processing_interrupted()
-        time.sleep(1 / LOOKS_PER_SECOND)
+        time.sleep(1 / CHECKS_PER_SECOND)
     status = refresh(run)
-    if status.state == "failed" or not _has_lora(run):
-        raise UserError(f"{sentence(run)}; {status.last_error or 'it has no LoRA'}")
+    if waited and status.state == "stopped":
+        raise management.InterruptProcessingException
+    if status.state in ("failed", "damaged") or not _has_trained_lora(run):
+        raise UserError(f"{sentence(run)}; {status.last_error or 'it has no LoRA: resume it, or choose another run'}")
 
 
-def _has_lora(run: RunFolder) -> bool:
-    """Whether it has one that has learned: that of iteration 0 is the untouched policy."""
+def _has_trained_lora(run: RunFolder) -> bool:
+    """Whether it has a LoRA of a later iteration than 0, which is the one it started from."""
     return any(export.iteration for export in run.exports())
 
 
-def _shown(run: RunFolder, text: str, picture: torch.Tensor | None = None, node: type | None = None) -> dict:
-    """What the editor shows on the node; `run` tells the node's buttons which run they act on."""
-    shown = {"text": (text,), "identity_grpo_run": (run.id,)}
-    return shown if picture is None else ui.PreviewImage(picture, cls=node).as_dict() | shown
+def _base_model_warning(run: RunFolder) -> str:
+    """Says so when a LoRA of the run is that of iteration 0, in which nothing is trained yet; empty otherwise."""
+    newest, best = run.newest(), run.best()
+    try:
+        start = "the LoRA that the run started from" if run.config().start_lora else "the base model"
+    except UserError:
+        start = "the base model"
+    if newest and newest.iteration == 0:
+        return f"`latest` and `best` are iteration 0, {start}: nothing is trained yet"
+    if best and best.iteration == 0:
+        return f"`best` is iteration 0, {start}: no evaluation since then is better"
+    return ""
+
+
+def _shown(run: RunFolder, text: str, warning: str = "") -> dict:
+    """What the editor and the history show of the run: text, its id for the node's buttons, and numbers.
+
+    `reward_margin` and `win_rate` are those of the last evaluation against the base policy, None before the first.
+    """
+    status = refresh(run)
+    last = next((row for row in reversed(run.evaluations()) if row["iteration"]), {})
+    values = {
+        "identity_grpo_run": run.id,
+        "state": status.state,
+        "iteration": status.iteration,
+        "iterations": status.iterations,
+        "evaluated_iteration": last.get("iteration"),
+        "reward_margin": last.get("margin"),
+        "win_rate": last.get("win"),
+    }
+    # Core joins the tuples of all values of a key.
+    return {"text": (text,), "warning": (warning,) if warning else ()} | {n: (value,) for n, value in values.items()}
 
 
 NODES = [Train, Run]

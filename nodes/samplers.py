@@ -1,33 +1,47 @@
-"""The nodes that draw videos."""
+"""The nodes that sample videos."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..trainers.config import WAN_NEGATIVE_PROMPT, PolicyKind
 from ..trainers.diffusion.solvers import SOLVERS, SolverName
 from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
+from .inputs import clean, clean_prompt, prompt_problem, require_choice
 from .pictures import references_input, to_references
-from .sampling import LARGEST, LONGEST, STEP, Sampling, check_kind, draw, size_problem, to_control_clip, to_control_mask
-from .types import LazyPolicy, WanPolicy
+from .sampling import (
+    LARGEST,
+    LONGEST,
+    STEP,
+    Sampling,
+    check_kind,
+    check_size,
+    generate,
+    to_control_clip,
+    to_control_mask,
+)
+from .types import LazyPolicy, WanPolicyType
 
 CATEGORY = "Identity-GRPO/samplers"
 EULER = "euler"
+ALIASES = ["wan", "subject to video", "reference to video", "multiple people", "identity"]
 
 
-def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Input) -> list[io.Input]:
-    """What every sampler asks for, with the model's own `guidance` scales and `shift`."""
+def sampler_inputs(most_references: int, guidance: list[io.Input], shift: io.Input) -> list[io.Input]:
+    """The inputs of every sampler, with the model's own `guidance` scales and `shift`."""
     return [
-        WanPolicy.Input("policy", tooltip="The video model, from Load Model or Load LoRA."),
-        references_input(
-            "One picture per person, in the order in which the prompt speaks of them.", most=most_references
-        ),
+        WanPolicyType.Input("policy", tooltip="The video model, from Load Model or Load LoRA."),
+        references_input("One picture per person, in the order in which the prompt mentions them.", most_references),
         io.String.Input(
             "prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."
         ),
         io.String.Input(
-            "negative", multiline=True, default="", tooltip="What the video should not show; may stay empty."
+            "negative",
+            multiline=True,
+            default=WAN_NEGATIVE_PROMPT,
+            tooltip="What the video should not show. The default is Wan's own; leave it empty for TinyWorld.",
         ),
         io.Int.Input(
             "width",
@@ -35,10 +49,15 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
             min=STEP,
             max=LARGEST,
             step=STEP,
-            tooltip="Of the video in pixels, a multiple of 16. Wan 1.3B knows 832x480; TinyWorld draws 80x48.",
+            tooltip="Width of the video in pixels, a multiple of 16: 832 for Wan 1.3B, 80 for TinyWorld.",
         ),
         io.Int.Input(
-            "height", default=480, min=STEP, max=LARGEST, step=STEP, tooltip="Of the video in pixels, a multiple of 16."
+            "height",
+            default=480,
+            min=STEP,
+            max=LARGEST,
+            step=STEP,
+            tooltip="Height of the video in pixels, a multiple of 16: 480 for Wan 1.3B, 48 for TinyWorld.",
         ),
         io.Int.Input(
             "frames",
@@ -46,10 +65,14 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
             min=1,
             max=LONGEST,
             step=4,
-            tooltip="Number of frames, 4n+1. Wan knows 81 (5 seconds at 16 frames a second); TinyWorld draws 9.",
+            tooltip="Number of frames, 4n+1: 81 for Wan (5 seconds at 16 frames a second), 9 for TinyWorld.",
         ),
         io.Int.Input(
-            "steps", default=30, min=1, max=200, tooltip="Denoising steps; more are slower and a little finer."
+            "steps",
+            default=30,
+            min=1,
+            max=200,
+            tooltip="Denoising steps: 30 for Wan, 8 for TinyWorld. More are slower and a little finer.",
         ),
         *guidance,
         shift,
@@ -59,35 +82,32 @@ def common_inputs(most_references: int, guidance: list[io.Input], shift: io.Inpu
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=True,
-            tooltip="Of the noise: the same seed and settings give the same video.",
+            tooltip="Seed of the noise: the same seed and settings give the same video.",
+        ),
+        io.Combo.Input(
+            "solver",
+            options=list(SOLVERS),
+            default=EULER,
+            optional=True,
+            advanced=True,
+            tooltip="The ODE solver. euler: as the evaluations of a run. unipc: as the authors of VACE and Phantom; as "
+            "exact with half the steps at moderate scales, worse with few steps at strong ones.",
         ),
     ]
 
 
-def scale(name: str, default: float, tooltip: str) -> io.Input:
+def scale_input(name: str, default: float, tooltip: str) -> io.Input:
     return io.Float.Input(name, default=default, min=1.0, max=30.0, step=0.1, tooltip=tooltip)
 
 
-def flow_shift(default: float, tooltip: str) -> io.Input:
+def shift_input(default: float, tooltip: str) -> io.Input:
     return io.Float.Input(
         "shift",
         default=default,
         min=0.1,
         max=50.0,
         step=0.1,
-        tooltip=f"Flow shift of the noise schedule: higher spends more steps on the layout of the picture. {tooltip}",
-    )
-
-
-def solver_input() -> io.Input:
-    return io.Combo.Input(
-        "solver",
-        options=list(SOLVERS),
-        default=EULER,
-        optional=True,
-        advanced=True,
-        tooltip="How each step is taken. euler: as evaluations of a run are drawn. unipc: as the authors of VACE and Phantom sample; "
-        "as exact with half the steps at moderate scales, worse with few steps at strong ones.",
+        tooltip=f"Flow shift of the noise schedule: higher values spend more steps on the layout. {tooltip}",
     )
 
 
@@ -95,133 +115,117 @@ def outputs() -> list[io.Output]:
     return [
         io.Image.Output("images", tooltip="The frames of the video."),
         io.Latent.Output(
-            "latent", tooltip="Its latents, without the references, as ComfyUI's VAE Decode expects them."
+            "latent", tooltip="The latents of the video without the references, as ComfyUI's VAE Decode expects them."
         ),
     ]
 
 
-class VACESampler(io.ComfyNode):
+def sample(
+    kind: PolicyKind,
+    guidance: Guidance,
+    policy: LazyPolicy,
+    references: dict,
+    prompt: str,
+    negative: str,
+    width: int,
+    height: int,
+    frames: int,
+    steps: int,
+    shift: float,
+    seed: int,
+    solver: SolverName = EULER,
+    control_video: Tensor | None = None,
+    control_mask: Tensor | None = None,
+) -> io.NodeOutput:
+    """The outputs of a sampler for policies of `kind`: every input is judged before the model loads."""
+    check_kind(policy, kind)
+    require_choice("solver", solver, list(SOLVERS))
+    size = VideoSize(height, width, frames)
+    check_size(policy, size)
+    item = PromptItem("sample", clean_prompt(prompt), to_references(references), clean(negative))
+    control = {}
+    if control_video is not None:
+        control["control_video"] = to_control_clip(control_video, size)
+    if control_mask is not None:
+        control["control_mask"] = to_control_mask(control_mask, size)
+    return io.NodeOutput(*generate(policy, Sampling(size, steps, shift, guidance, seed, solver), item, **control))
+
+
+class _Sampler(io.ComfyNode):
+    """What the samplers share."""
+
+    @classmethod
+    def validate_inputs(cls, prompt=None, references=None) -> bool | str:
+        # Core repeats the answer for every input that is named here, so only one is. It passes groups of growing slots
+        # whether they are named or not.
+        return prompt_problem(prompt) or True
+
+
+class VACESampler(_Sampler):
     """VACE with as many people as there are pictures."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        cfg = scale("cfg", 4.5, "How strongly the prompt is followed; 1 takes half the time and ignores `negative`.")
-        shift = flow_shift(3.0, "3 is what models are trained with here.")
+        cfg = scale_input("cfg", 4.5, "How strongly the prompt is followed; 1 halves the time and ignores `negative`.")
         return io.Schema(
             node_id="IdentityGRPOVACESampler",
-            display_name="VACE Sampler (several people)",
+            display_name="VACE Sampler",
             category=CATEGORY,
-            description="Draws a video of the people in the reference pictures with a VACE model.",
-            search_aliases=["vace", "wan", "subject to video", "reference to video", "multiple people", "identity"],
+            description="Generates a video of the people in the reference pictures with a VACE model.",
+            search_aliases=["vace", *ALIASES],
             inputs=[
-                *common_inputs(8, [cfg], shift),
-                solver_input(),
+                *sampler_inputs(8, [cfg], shift_input(3.0, "3 is what the recipes of this pack train VACE with.")),
                 io.Image.Input(
                     "control_video",
                     optional=True,
-                    tooltip="A clip to edit or to follow (poses, depth); resized to the video, then grey if too short.",
+                    tooltip="A clip to edit or to follow (poses, depth), resized to the video; missing frames are "
+                    "grey.",
                 ),
                 io.Mask.Input(
                     "control_mask",
                     optional=True,
-                    tooltip="White: draw anew; black: keep `control_video`. One mask serves all frames.",
+                    tooltip="White: generate; black: keep `control_video`. One mask serves all frames.",
                 ),
             ],
             outputs=outputs(),
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, frames=None, references=None) -> bool | str:
-        # ComfyUI hands over a group of growing slots whether it is asked for or not.
-        return size_problem(width, height, frames) or True
-
-    @classmethod
-    def execute(
-        cls,
-        policy: LazyPolicy,
-        references: dict,
-        prompt: str,
-        negative: str,
-        width: int,
-        height: int,
-        frames: int,
-        steps: int,
-        cfg: float,
-        shift: float,
-        seed: int,
-        solver: SolverName = EULER,
-        control_video: Tensor | None = None,
-        control_mask: Tensor | None = None,
-    ) -> io.NodeOutput:
-        check_kind(policy, "vace")
-        size = VideoSize(height, width, frames)
-        item = PromptItem("sample", prompt, to_references(references), negative)
-        return io.NodeOutput(
-            *draw(
-                policy,
-                Sampling(size, steps, shift, Guidance(cfg), seed, solver),
-                item,
-                control_video=None if control_video is None else to_control_clip(control_video, size),
-                control_mask=None if control_mask is None else to_control_mask(control_mask, size),
-            )
-        )
+    def execute(cls, cfg: float, **inputs) -> io.NodeOutput:
+        return sample("vace", Guidance(cfg), **inputs)
 
 
-class PhantomSampler(io.ComfyNode):
+class PhantomSampler(_Sampler):
     """Phantom with up to four people."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         scales = [
-            scale(
+            scale_input(
                 "text_cfg",
                 7.5,
-                "How strongly the prompt is followed. Equal to `image_cfg` it takes two thirds of the time.",
+                "How strongly the prompt is followed; equal to `image_cfg` it saves a third of the time.",
             ),
-            scale(
+            scale_input(
                 "image_cfg",
                 5.0,
-                "How strongly the people in the pictures are kept. 1 with `text_cfg` 1 takes a third of the time.",
+                "How strongly the people in the pictures are kept; with both scales at 1 a step takes a third of the "
+                "time.",
             ),
         ]
-        shift = flow_shift(5.0, "5 is what Phantom's authors use.")
         return io.Schema(
             node_id="IdentityGRPOPhantomSampler",
-            display_name="Phantom Sampler (several people)",
+            display_name="Phantom Sampler",
             category=CATEGORY,
-            description="Draws a video of the people in the reference pictures with a Phantom model.",
-            search_aliases=["phantom", "wan", "subject to video", "reference to video", "multiple people", "identity"],
-            inputs=[*common_inputs(4, scales, shift), solver_input()],
+            description="Generates a video of the people in the reference pictures with a Phantom model.",
+            search_aliases=["phantom", *ALIASES],
+            inputs=sampler_inputs(4, scales, shift_input(5.0, "5 is what Phantom's authors use.")),
             outputs=outputs(),
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, frames=None, references=None) -> bool | str:
-        # ComfyUI hands over a group of growing slots whether it is asked for or not.
-        return size_problem(width, height, frames) or True
-
-    @classmethod
-    def execute(
-        cls,
-        policy: LazyPolicy,
-        references: dict,
-        prompt: str,
-        negative: str,
-        width: int,
-        height: int,
-        frames: int,
-        steps: int,
-        text_cfg: float,
-        image_cfg: float,
-        shift: float,
-        seed: int,
-        solver: SolverName = EULER,
-    ) -> io.NodeOutput:
-        check_kind(policy, "phantom")
-        size = VideoSize(height, width, frames)
-        item = PromptItem("sample", prompt, to_references(references), negative)
-        sampling = Sampling(size, steps, shift, Guidance(text_cfg, image_cfg), seed, solver)
-        return io.NodeOutput(*draw(policy, sampling, item))
+    def execute(cls, text_cfg: float, image_cfg: float, **inputs) -> io.NodeOutput:
+        return sample("phantom", Guidance(text_cfg, image_cfg), **inputs)
 
 
 NODES = [VACESampler, PhantomSampler]

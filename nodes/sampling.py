@@ -1,4 +1,4 @@
-"""Drawing a video with a policy: what the samplers share."""
+"""Sampling a video with a policy: what the sampler nodes share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from ..trainers.config import BUILT_IN
 from ..trainers.diffusion.noise import noise_generators, unit_noise
 from ..trainers.diffusion.sampling import denoise
 from ..trainers.diffusion.schedule import flow_schedule
@@ -21,16 +22,19 @@ from ..trainers.lora.formats import read_lora
 from ..trainers.lora.inject import load_lora_into, remove_lora
 from ..trainers.policies.base import Conditions, Guidance, VideoSize
 from ..trainers.policies.footprint import step_bytes, vae_bytes
+from ..trainers.policies.load import native_size
 from ..trainers.policies.wan import WanVideoPolicy
 from ..trainers.prompts import PromptItem
-from .pictures import to_image
-from .previews import Progress
+from .pictures import opaque, to_image, to_masks
+from .previews import SamplingProgress
 from .types import KINDS, LazyPolicy
 
 STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
-CLIPS = 3  # float32 copies of a video's pixels that exist at a time
+PIXEL_COPIES = 3  # float32 copies of a video's pixels that exist at a time
 LARGEST = 4096  # pixels
 LONGEST = 1025  # frames
+LARGEST_SHARE = 64
+"""A video may have this many times the pixels (over all frames) of the videos that the model was trained on."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Sampling:
 
 
 def size_problem(width: int | None, height: int | None, frames: int | None) -> str | None:
-    """What is wrong with a video's size; None for what comes through a link and is not known yet."""
+    """What is wrong with a video's size; None for a good one. A value that is None is not judged."""
     for name, value in (("width", width), ("height", height)):
         if value is not None and (not STEP <= value <= LARGEST or value % STEP):
             nearest = min(max(STEP, round(value / STEP) * STEP), LARGEST)
@@ -55,6 +59,19 @@ def size_problem(width: int | None, height: int | None, frames: int | None) -> s
         nearest = min(max(1, round((frames - 1) / 4) * 4 + 1), LONGEST)
         return f"frames {frames} is not 4n+1 from 1 to {LONGEST}; use {nearest}"
     return None
+
+
+def check_size(policy: LazyPolicy, size: VideoSize) -> None:
+    """Raises UserError for a size that no model generates, or that is far beyond what this model was trained on."""
+    if problem := size_problem(size.width, size.height, size.frames):
+        raise UserError(problem)
+    native = native_size(policy.config.source)
+    if _pixels(size) > LARGEST_SHARE * _pixels(native):
+        name = "TinyWorld" if policy.config.source in BUILT_IN else "this model"
+        raise UserError(
+            f"{name} generates {native.width}x{native.height} with {native.frames} frames; {size.width}x{size.height} "
+            f"with {size.frames} is far more. Set width {native.width}, height {native.height}, frames {native.frames}"
+        )
 
 
 def check_kind(policy: LazyPolicy, kind: str) -> None:
@@ -66,29 +83,31 @@ def check_kind(policy: LazyPolicy, kind: str) -> None:
         )
 
 
-def to_control_clip(video: Tensor, size: VideoSize) -> Tensor:
-    """IMAGE -> float [F, height, width, 3] in 0..255, cropped to the video's proportions, then grey if too short."""
-    fitted = _fit(video[..., :3], size)
+def to_control_clip(video: Tensor, size: VideoSize, name: str = "control_video") -> Tensor:
+    """IMAGE -> float [F, height, width, 3] in 0..255, cropped to the video's proportions, then grey frames."""
+    fitted = _fit(opaque(video, name)[: size.frames], size)
     grey = fitted.new_full((size.frames - len(fitted), *fitted.shape[1:]), 0.5)
     return torch.cat([fitted, grey]) * 255
 
 
-def to_control_mask(mask: Tensor, size: VideoSize) -> Tensor:
-    """MASK [N, H, W] -> float [F, height, width]; one mask serves all frames, else what is missing is drawn anew."""
-    fitted = _fit(mask[..., None], size)[..., 0]
+def to_control_mask(mask: Tensor, size: VideoSize, name: str = "control_mask") -> Tensor:
+    """MASK -> float [F, height, width]. One mask serves all frames; where several are too few, all is generated."""
+    fitted = _fit(to_masks(mask, name)[: size.frames, ..., None], size)[..., 0]
     if len(fitted) == 1:
         return fitted.expand(size.frames, -1, -1)
     return torch.cat([fitted, fitted.new_ones(size.frames - len(fitted), *fitted.shape[1:])])
 
 
 def _fit(frames: Tensor, size: VideoSize) -> Tensor:
-    first = frames[: size.frames].cpu().movedim(-1, 1)
-    return comfy.utils.common_upscale(first, size.width, size.height, "bilinear", "center").movedim(1, -1)
+    """Frames [N, H, W, C] resized to the video's size."""
+    return comfy.utils.common_upscale(frames.movedim(-1, 1), size.width, size.height, "bilinear", "center").movedim(
+        1, -1
+    )
 
 
 @contextmanager
 def applied_lora(lazy: LazyPolicy) -> Iterator[None]:
-    """Within the block the policy acts with its LoRA; after it, and at strength 0, it is the untouched policy."""
+    """Within the block the policy acts with its LoRA. After it, and at strength 0, it is the base policy."""
     if lazy.lora is None or lazy.strength == 0:
         yield
         return
@@ -101,16 +120,16 @@ def applied_lora(lazy: LazyPolicy) -> Iterator[None]:
         remove_lora(transformer)
 
 
-def draw(
+def generate(
     lazy: LazyPolicy, sampling: Sampling, item: PromptItem, **control: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """IMAGE [F, H, W, 3] and LATENT of one item; `control`: what else the policy encodes with it.
+    """IMAGE [F, H, W, 3] and LATENT of one item; `control`: further conditions that the policy encodes.
 
-    LATENT holds the clip alone, without references, in ComfyUI's units for Wan. Shows progress and previews, ends at
-    Cancel. Raises UserError that says what to lower when memory runs out.
+    LATENT holds the clip alone, without references, in ComfyUI's units for Wan. Shows progress and previews; Cancel
+    interrupts it. Raises UserError when memory runs out, or when the latents or frames are not finite.
     """
     size = sampling.size
-    _refuse_more_than_memory(size)
+    _check_memory(size)
     with explain_out_of_memory(size):
         policy, managed = lazy.policy, lazy.managed
         texts = () if policy.text.knows([item.prompt, item.negative]) else (policy.text.encoder,)
@@ -127,7 +146,7 @@ def draw(
 
 def _denoise(policy: WanVideoPolicy, conditions: Conditions, sampling: Sampling) -> Tensor:
     shape = policy.latent_shape(sampling.size, conditions.references)
-    progress = Progress(policy, sampling.steps)
+    progress = SamplingProgress(policy, sampling.steps)
     return denoise(
         policy,
         policy.batch([conditions]),
@@ -140,23 +159,27 @@ def _denoise(policy: WanVideoPolicy, conditions: Conditions, sampling: Sampling)
 
 
 def _clip(policy: WanVideoPolicy, latents: Tensor, size: VideoSize) -> Tensor:
-    """The latents of the clip: where there are references among them, they come first."""
+    """The latents of the clip: those of references, if there are any, come first."""
     return latents[:, :, -policy.clip_shape(size)[1] :]
 
 
-def _refuse_more_than_memory(size: VideoSize) -> None:
-    """Raises UserError when the frames alone do not fit into the computer: running out there ends ComfyUI without a word."""
-    needed, free = CLIPS * 12 * size.frames * size.height * size.width, psutil.virtual_memory().available
+def _pixels(size: VideoSize) -> int:
+    return size.frames * size.height * size.width
+
+
+def _check_memory(size: VideoSize) -> None:
+    """Raises UserError when the frames do not fit into the computer's memory: running out there kills ComfyUI."""
+    needed, free = PIXEL_COPIES * 12 * _pixels(size), psutil.virtual_memory().available
     if needed > free:
         raise UserError(
-            f"a video of {size.width}x{size.height} with {size.frames} frames needs about {needed / 1e9:.0f} GB of memory for its "
-            f"frames, and {free / 1e9:.0f} GB are free; lower `frames`, then `width` and `height`"
+            f"a video of {size.width}x{size.height} with {size.frames} frames needs about {needed / 1e9:.0f} GB of "
+            f"memory for its frames, and {free / 1e9:.0f} GB are free; lower `frames`, then `width` and `height`"
         )
 
 
 @contextmanager
 def explain_out_of_memory(size: VideoSize) -> Iterator[None]:
-    """Within the block, running out of the device's memory is told with what to lower."""
+    """Within the block, running out of the device's memory raises UserError with what to lower."""
     try:
         yield
     except management.OOM_EXCEPTION as error:

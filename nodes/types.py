@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WanPolicy = io.Custom("WAN_POLICY")  # a LazyPolicy
-Reward = io.Custom("IDENTITY_REWARD")  # a LazyReward
-PromptSet = io.Custom("PROMPT_SET")  # a trainers.prompts.PromptSet
-TrainingRun = io.Custom("TRAINING_RUN")  # a trainers.runs.folder.RunFolder
+WanPolicyType = io.Custom("WAN_POLICY")  # a LazyPolicy
+RewardType = io.Custom("IDENTITY_REWARD")  # a LazyReward
+PromptSetType = io.Custom("PROMPT_SET")  # a trainers.prompts.PromptSet
+TrainingRunType = io.Custom("TRAINING_RUN")  # a trainers.runs.folder.RunFolder
 
-KINDS = {"vace": "VACE", "phantom": "Phantom"}  # how a policy's kind is written
+WanPolicy, Reward, PromptSet, TrainingRun = WanPolicyType, RewardType, PromptSetType, TrainingRunType
+
+KINDS = {"vace": "VACE", "phantom": "Phantom"}  # names of the kinds of policy
 
 
 class OnUse(Generic[T]):
-    """What `make` gives, made when it is first asked for; tried again if that fails."""
+    """A value that `make` returns at its first use; after an error it is made again at the next."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -41,7 +43,7 @@ class OnUse(Generic[T]):
 class LazyPolicy:
     """A video model, loaded at its first use into ComfyUI's memory management; copies with another LoRA share it.
 
-    `config` says which files: a run is started on them without loading anything here.
+    `config` names its files: a run is started from them without loading anything here.
     """
 
     kind: PolicyKind
@@ -61,7 +63,7 @@ class LazyPolicy:
 
 @dataclass(frozen=True)
 class LazyReward:
-    """An identity reward, loaded at its first use into ComfyUI's memory management, and the files it comes from."""
+    """An identity reward, loaded at its first use into ComfyUI's memory management. `config` names its files."""
 
     config: RewardConfig
     model: OnUse[tuple[IdentityReward, Managed]]

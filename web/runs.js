@@ -1,26 +1,31 @@
-// Buttons and a live line on the Train and Run nodes: what becomes of the run that they show.
+// A panel on the Train and Training Run nodes: the live status of the run, and buttons to stop, resume and save it.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { findNode } from "./find_node.js";
 
 const NODES = ["IdentityGRPOTrain", "IdentityGRPORun"];
-const KEPT = "identity_grpo_run"; // the property that keeps the run's id in the workflow
-const RUN_ID = /^[a-z0-9-]+$/; // a workflow from elsewhere may say anything, and this goes into an address
+const PROPERTY = "identity_grpo_run"; // keeps the run's id in the workflow
+const RUN_ID = /^[a-z0-9-]+$/; // a workflow of another author may hold any text, and the id becomes part of an address
 const SOON = 200; // ms
-const EVERY = 2000; // ms
-const SELDOM = 10000; // ms: at rest, when it may be resumed elsewhere, and while the server is away
-const GOING = ["starting", "running", "stopping"];
+const OFTEN = 2000; // ms
+const SELDOM = 10000; // ms: for a run that may be resumed elsewhere, and while the server does not answer
+const TRAINING = ["starting", "running", "stopping"];
 const REQUEUE = "IdentityGRPO.requeue";
 
-const newest = new Map(); // run -> its last LoRA when it was last asked about
+const newest = new Map(); // run -> its newest LoRA at the last request
 
-async function ask(run, action) {
+async function request(run, action) {
   const options = action ? { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" } : undefined;
   const path = `/identity_grpo/runs/${run}${action ? `/${action}` : ""}`;
   const answer = await api.fetchApi(path, options).catch(() => { throw new Error("ComfyUI does not answer"); });
   if (answer.status === 404) return undefined;
-  const told = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(told.error ?? `ComfyUI answered ${answer.status}`);
-  return told;
+  const status = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(status.error ?? `ComfyUI answered ${answer.status}`);
+  return status;
+}
+
+function notify(severity, summary, detail) {
+  app.extensionManager.toast.add({ severity, summary, detail, life: 8000 });
 }
 
 function panel(node) {
@@ -31,88 +36,94 @@ function panel(node) {
   const row = document.createElement("div");
   row.style.cssText = "display:flex;gap:4px";
   const buttons = {};
-  let run, timer, asked = 0, clicked = false;
-  for (const [action, label, tip] of [
-    ["stop", "Stop", "End the training after the step in flight; nothing finished is lost"],
-    ["resume", "Resume", "Go on from the last checkpoint"],
-    ["save", "Save now", "Write a checkpoint and its LoRA after this iteration"],
-  ]) {
+  let run, timer, requests = 0, clicked = false;
+  for (const [action, label] of [["stop", "Stop"], ["resume", "Resume"], ["save", "Save now"]]) {
     const button = (buttons[action] = document.createElement("button"));
     button.textContent = label;
-    button.title = tip;
     button.style.cssText = "flex:1;padding:3px;cursor:pointer";
     button.onclick = async () => {
       clicked = true; // until the answer, which for Stop is the end of the run
       enable();
-      look(SOON);
+      updateIn(SOON);
       try {
-        await ask(run, action);
+        const status = await request(run, action);
+        if (status?.message) notify("info", label, status.message);
       } catch (error) {
-        app.extensionManager.toast.add({ severity: "error", summary: label, detail: error.message, life: 8000 });
+        notify("error", label, error.message);
       }
       clicked = false;
-      watch();
+      update();
     };
     row.append(button);
   }
   box.append(line, row);
 
   function enable(state) {
-    buttons.stop.disabled = clicked || !GOING.includes(state);
+    buttons.stop.disabled = clicked || !TRAINING.includes(state);
     buttons.save.disabled = clicked || !["starting", "running"].includes(state);
     buttons.resume.disabled = clicked || !["failed", "stopped"].includes(state);
   }
-  function say(text, state) {
+  function show(text, state, resumesFrom) {
     line.textContent = text;
+    const saved = Number.isInteger(resumesFrom);
+    buttons.stop.title = saved
+      ? "Stop after the step in progress; finished iterations are saved"
+      : "Stop after the step in progress; nothing is saved yet";
+    buttons.resume.title = saved ? `Continue from iteration ${resumesFrom}` : "Begin again: nothing was saved";
+    buttons.save.title = "Write a checkpoint and its LoRA after this iteration, and keep the LoRA";
     enable(state);
   }
-  function show(told) {
-    say(told.text, told.state);
-    const before = newest.get(told.id);
-    newest.set(told.id, told.saved);
-    if (before !== undefined && before !== told.saved && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
-    return GOING.includes(told.state) ? EVERY : told.state === "finished" ? 0 : SELDOM;
+  function showStatus(status) {
+    show(status.text, status.state, status.resumes_from);
+    const before = newest.get(status.id);
+    newest.set(status.id, status.saved);
+    if (before !== undefined && before !== status.saved && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
+    return TRAINING.includes(status.state) ? OFTEN : status.state === "finished" ? 0 : SELDOM;
   }
-  // Says how the run stands, now and from now on. The last call counts, whatever the earlier ones still wait for.
-  async function watch() {
+  // Shows the run's status now and from now on. Of several calls the last one counts, whatever the others wait for.
+  async function update() {
     clearTimeout(timer);
-    const turn = ++asked, kept = node.properties[KEPT];
+    const turn = ++requests, kept = node.properties[PROPERTY];
     run = node.graph && typeof kept === "string" && RUN_ID.test(kept) ? kept : undefined;
-    if (!run) return say("no run yet");
-    const told = await ask(run).catch((error) => error);
-    if (turn !== asked) return;
+    if (!run) return show("no run yet");
+    const status = await request(run).catch((error) => error);
+    if (turn !== requests) return;
     let again = 0;
-    if (!told) {
-      say("no run yet"); // it was made on another machine, or is deleted
-    } else if (told instanceof Error) {
+    if (!status) {
+      show("no run yet"); // it was made on another machine, or is deleted
+    } else if (status instanceof Error) {
       again = SELDOM;
-      say(`${run}: ${told.message}; asked again every ${again / 1000} s`);
+      show(`${run}: ${status.message}; trying again every ${again / 1000} s`);
     } else {
-      again = show(told);
+      again = showStatus(status);
     }
-    if (again) look(again);
+    if (again) updateIn(again);
   }
-  function look(later) {
+  function updateIn(milliseconds) {
     clearTimeout(timer);
-    timer = setTimeout(watch, later);
+    timer = setTimeout(update, milliseconds);
   }
-  function take(output) {
+  function follow(output) {
     const id = output?.identity_grpo_run?.[0];
     if (!id) return;
-    if (node.properties[KEPT] !== id) {
-      // What the editor hears of a change by: else it would not keep it for a reload.
+    if (node.properties[PROPERTY] !== id) {
+      // Marks the workflow as changed: without it the editor would lose the property when it is loaded again.
       app.canvas.emitBeforeChange();
-      node.properties[KEPT] = id;
+      node.properties[PROPERTY] = id;
       app.canvas.emitAfterChange();
     }
-    watch();
+    update();
   }
-  function stop() {
+  function executed(output) {
+    follow(output);
+    if (output?.warning?.[0]) notify("warn", output.identity_grpo_run?.[0], output.warning[0]);
+  }
+  function close() {
     clearTimeout(timer);
-    asked++;
+    requests++;
   }
-  say("no run yet");
-  return { box, watch, take, stop };
+  show("no run yet");
+  return { box, update, follow, executed, close };
 }
 
 function after(node, name, act) {
@@ -134,21 +145,21 @@ app.registerExtension({
   }],
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
-    const { box, watch, take, stop } = panel(node);
-    node.identityGrpoTake = take;
+    const { box, update, follow, executed, close } = panel(node);
+    node.identityGrpoFollow = follow;
     const widget = node.addDOMWidget("identity_grpo_run", "identity_grpo_run", box, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
     widget.serialize = false;
-    after(node, "onExecuted", take);
+    after(node, "onExecuted", executed);
     // A workflow's node is added and then configured, a copied one the other way round.
-    after(node, "onAdded", watch);
-    after(node, "onConfigure", watch);
-    after(node, "onRemoved", stop);
+    after(node, "onAdded", update);
+    after(node, "onConfigure", update);
+    after(node, "onRemoved", close);
   },
-  // After the editor has come back to a workflow that went on meanwhile.
+  // The editor has opened a workflow again that was executed meanwhile.
   onNodeOutputsUpdated(outputs) {
     for (const [id, output] of Object.entries(outputs)) {
-      const node = (app.rootGraph ?? app.graph).getNodeById(id);
-      if (node?.identityGrpoTake) setTimeout(() => node.identityGrpoTake(output)); // a change while it opens would not be kept
+      const node = findNode(id);
+      if (node?.identityGrpoFollow) setTimeout(() => node.identityGrpoFollow(output)); // a change while it opens would be lost
     }
   },
 });

@@ -1,6 +1,6 @@
-"""The pack as ComfyUI loads it: inside a real ComfyUI if this interpreter runs one, else inside the stand-in.
+"""The pack as ComfyUI loads it: in a real ComfyUI if this interpreter can run one, else in the stand-in.
 
-Never both in one process. `COMFYUI_TESTS=real` or `stand-in` decides; without it, it is real where it can be.
+Never both in one process. `COMFYUI_TESTS=real` or `stand-in` decides; without it the real one is used if possible.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "C
 
 
 class Refused(ValueError):
-    """What ComfyUI answers to a queued graph instead of running it."""
+    """ComfyUI's refusal of a queued graph. `problems`: input and text of each error that it shows, in order."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {text}" for name, text in problems))
+        self.problems = problems
 
 
 @dataclass(frozen=True)
 class Linked:
-    """A widget's value that comes through a link: unknown to `validate_inputs`, unchecked by core."""
+    """A value that reaches a widget through a link: not known to `validate_inputs`, not checked by core."""
 
     value: Any
 
@@ -57,7 +61,7 @@ def host() -> Path | None:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """What only the real ComfyUI can do is left to the run there (e2e/test_nodes_there.py), if there is going to be one."""
+    """Tests that need the real ComfyUI are left to e2e/test_nodes_there.py, if that can run here."""
     if host() is None and comfy_host.tests_lack() is None:
         there = [i for i in items if "real_comfyui" in i.fixturenames]
         items[:] = [i for i in items if i not in there]
@@ -68,13 +72,13 @@ def pytest_collection_modifyitems(config, items) -> None:
 def comfyui(tmp_path_factory) -> Path | None:
     """ComfyUI's folder, its modules importable and its files in an empty base folder; None for the stand-in."""
     folder = host()
-    # Ahead of the checkout, whose folder `nodes` would hide ComfyUI's module of that name.
+    # Before the checkout, whose folder `nodes` would hide ComfyUI's module of that name.
     sys.path.insert(0, str(folder or STANDIN))
     from comfy.cli_args import args
 
     args.cpu, args.base_directory = True, str(tmp_path_factory.mktemp("comfyui"))
     if folder:
-        # As main.py does first: ComfyUI's nodes.py puts comfy/ on the path, whose utils.py would hide this package.
+        # As main.py does first: ComfyUI's nodes.py adds comfy/ to the path, whose utils.py would hide this package.
         importlib.import_module("utils.install_util")
     import server
 
@@ -84,15 +88,15 @@ def comfyui(tmp_path_factory) -> Path | None:
 
 @pytest.fixture(scope="session")
 def real_comfyui(comfyui) -> Path:
-    """ComfyUI's folder, for tests of what only core can do."""
+    """ComfyUI's folder, for tests that need core itself."""
     if comfyui is None:
-        pytest.skip(f"only the real ComfyUI can do it; {comfy_host.tests_lack()}")
+        pytest.skip(f"needs the real ComfyUI: {comfy_host.tests_lack()}")
     return comfyui
 
 
 @pytest.fixture(scope="session")
 def pack(comfyui) -> SimpleNamespace:
-    """The checkout loaded as package `identity_grpo`: `nodes` by id, `extension`, `Refused`, `Linked`."""
+    """The checkout loaded as package `identity_grpo`: `nodes` by id, `extension`, `UserError`, `Refused`, `Linked`."""
     spec = importlib.util.spec_from_file_location(
         "identity_grpo", REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
     )
@@ -109,6 +113,7 @@ def pack(comfyui) -> SimpleNamespace:
         module=module,
         extension=extension,
         nodes={n.GET_SCHEMA().node_id: n for n in nodes},
+        UserError=importlib.import_module("identity_grpo.trainers.errors").UserError,
         Refused=Refused,
         Linked=Linked,
     )
@@ -122,10 +127,9 @@ def schema(pack):
 
 @pytest.fixture(scope="session")
 def node_output(pack):
-    """`node_output(node_id, **inputs)`: what core gets when it queues one node: checks, fingerprint, execution.
+    """`node_output(node_id, **inputs)`: the result of one node, queued as core does: checks, fingerprint, execution.
 
-    Inputs that are left out take the value that the editor's widget would have. Raises `pack.Refused` for what would
-    not be queued.
+    Inputs that are left out take the default of their widget. Raises `pack.Refused` when core would not queue it.
     """
 
     def run(node_id: str, /, **inputs):
@@ -146,7 +150,10 @@ def run_node(node_output):
 
 
 def check(node, inputs: dict) -> dict:
-    """The inputs complete and judged as core judges them before it queues a graph."""
+    """The inputs complete and checked as core checks them before it queues a graph (execution.validate_inputs).
+
+    Raises Refused with every error that core would show.
+    """
     declared = {i.id: i for i in node.GET_SCHEMA().inputs}
     if unknown := set(inputs) - set(declared):
         raise TypeError(f"{node.__name__} has no inputs {sorted(unknown)}")
@@ -156,20 +163,24 @@ def check(node, inputs: dict) -> dict:
     }
     judged = inspect.getfullargspec(node.validate_inputs).args if "validate_inputs" in overrides(node) else []
     groups = [name for name, given in declared.items() if given.get_io_type().startswith("COMFY_AUTOGROW")]
+    problems: list[tuple[str, str]] = []
     for name, given in declared.items():
         if name not in inputs and not given.optional and name not in groups:
-            raise Refused(f"Required input is missing: {name}")
-        if name in known:
-            check_widget(given, known[name], limits=name not in judged)
+            problems.append((name, f"Required input is missing: {name}"))
+        elif name in known:
+            problems += ((name, text) for text in widget_problems(given, known[name], limits=name not in judged))
         elif name in groups:
-            check_slots(given, inputs.get(name) or {})
+            problems += missing_slots(given, inputs.get(name) or {})
     seen = {name: known.get(name) for name in inputs}
-    # Core hands these over whether they are asked for or not.
+    # Core passes these whether they are named or not.
     slots = {name: dict.fromkeys(inputs.get(name) or {}) for name in groups}
     if judged:
-        answer = node.validate_inputs(**{name: value for name, value in seen.items() if name in judged} | slots)
+        given = {name: value for name, value in seen.items() if name in judged and name not in groups}
+        answer = node.validate_inputs(**given | slots)
         if answer is not True:
-            raise Refused(str(answer))
+            problems += ((name, str(answer)) for name in given)
+    if problems:
+        raise Refused(problems)
     if "fingerprint_inputs" in overrides(node):
         node.fingerprint_inputs(**seen | slots)
     return {name: value.value if isinstance(value, Linked) else value for name, value in inputs.items()}
@@ -191,23 +202,27 @@ def default(given) -> Any:
     return options.get("default", next(iter(options.get("options", ())), None))
 
 
-def check_widget(given, value, limits: bool) -> None:
+def widget_problems(given, value, limits: bool) -> list[str]:
+    """What core has against a widget's value; `limits`: whether it checks range and options."""
     options, kind = given.as_dict(), given.get_io_type()
     if not isinstance(value, WIDGETS[kind]):
-        raise Refused(f"Failed to convert an input value to a {kind} value: {given.id}")
-    if not limits:
-        return
-    if ("min" in options and value < options["min"]) or ("max" in options and value > options["max"]):
-        raise Refused(f"Value {value} is outside of {options.get('min')}..{options.get('max')}: {given.id}")
-    if kind == "COMBO" and value not in options["options"]:
-        raise Refused(f"Value not in list: {given.id}: {value!r} not in {options['options']}")
+        return [f"Failed to convert an input value to a {kind} value: {given.id}"]
+    if limits and "min" in options and value < options["min"]:
+        return [f"Value {value} smaller than min of {options['min']}"]
+    if limits and "max" in options and value > options["max"]:
+        return [f"Value {value} bigger than max of {options['max']}"]
+    if limits and kind == "COMBO" and value not in options["options"]:
+        return [f"Value not in list: {given.id}: {value!r} not in {options['options']}"]
+    return []
 
 
-def check_slots(given, slots: dict) -> None:
+def missing_slots(given, slots: dict) -> list[tuple[str, str]]:
     template = given.template
     names = template.names if hasattr(template, "names") else [f"{template.prefix}{i}" for i in range(template.max)]
     if unknown := set(slots) - set(names):
         raise TypeError(f"{given.id} has no slots {sorted(unknown)}; it has {names}")
-    for name in names[: template.min]:
-        if name not in slots:
-            raise Refused(f"Required input is missing: {name}")
+    return [
+        (f"{given.id}.{name}", f"Required input is missing: {name}")
+        for name in names[: template.min]
+        if name not in slots
+    ]

@@ -1,4 +1,4 @@
-"""What widgets offer, and that nothing else is ever a path."""
+"""The options of widgets, and that no other value becomes a path."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def make_run(base: Path, name: str, exports=(), rows=()) -> str:
 
 
 def measured(iteration: int, margin: float | None) -> dict:
-    return {"kind": "evaluation", "iteration": iteration, "margin": margin}
+    numbers = {"reward_mean": 0.0, "win": 0.5, "win_low": 0.0, "win_high": 1.0}
+    return {"kind": "evaluation", "iteration": iteration, "margin": margin, **numbers}
 
 
 # --- LoRAs ---------------------------------------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ def test_every_offered_lora_is_found_inside_the_folder(folders, base):
 
 
 @pytest.mark.parametrize("choice", OUTSIDE)
-def test_what_is_not_offered_is_refused(folders, base, choice):
+def test_a_value_that_is_not_an_option_is_refused(folders, base, choice):
     touch(base / "secret.safetensors")
     touch(base / "models" / "adapter" / "adapter_config.json")
     touch(base / "models" / "loras" / "a" / "b.safetensors")
@@ -105,7 +106,7 @@ def test_what_is_not_offered_is_refused(folders, base, choice):
         folders.find_lora(choice)
 
 
-def test_a_choice_of_windows_opens_here_and_the_other_way_round(folders, base, monkeypatch):
+def test_a_choice_made_on_windows_opens_on_linux_and_the_other_way_round(folders, base, monkeypatch):
     import folder_paths
 
     monkeypatch.setattr(folders.os, "sep", "\\")
@@ -115,7 +116,7 @@ def test_a_choice_of_windows_opens_here_and_the_other_way_round(folders, base, m
     assert folders.find_lora("deep/b.safetensors").path == base / "models" / "loras" / "deep" / "b.safetensors"
 
 
-def test_a_lora_that_was_deleted_after_it_was_listed_is_told(folders, base, monkeypatch):
+def test_a_lora_that_was_deleted_after_it_was_listed_is_refused(folders, base, monkeypatch):
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "get_filename_list", lambda kind: ["gone.safetensors"])
@@ -144,7 +145,7 @@ def test_the_fingerprint_follows_each_file_of_an_adapter(folders, base, changed)
 # --- runs ----------------------------------------------------------------------------------------------------------------
 
 
-def test_runs_to_follow_come_first_the_newest_ahead(folders, base):
+def test_runs_come_first_the_newest_before_the_others(folders, base):
     touch(base / "models" / "loras" / "a.safetensors")
     old, new = make_run(base, "zebra-20260101-000000-aaaa"), make_run(base, "ant-20260102-000000-bbbb")
     names = ["newest run", new, old]
@@ -164,7 +165,7 @@ def test_latest_is_the_newest_export_now(folders, base):
     assert first.fingerprint != second.fingerprint
 
 
-def test_the_newest_run_is_looked_up_at_every_time(folders, base):
+def test_the_newest_run_is_looked_up_every_time(folders, base):
     make_run(base, "run-20260101-000000-abcd", [8])
     assert folders.find_lora("newest run: latest").label == "run-20260101-000000-abcd: latest"
     make_run(base, "other-20260102-000000-abcd", [1])
@@ -186,7 +187,7 @@ def test_best_is_the_export_of_the_best_evaluation(folders, base, rows, best):
     assert folders.find_lora(f"{run}: best").path.name == f"{run}-{best:06d}.safetensors"
 
 
-def test_a_run_without_a_lora_yet_is_told(folders, base):
+def test_a_run_without_a_lora_yet_is_refused(folders, base):
     run = make_run(base, "run-20260101-000000-abcd")
     with pytest.raises(folders.UserError, match="no LoRA yet"):
         folders.find_lora(f"{run}: latest")
@@ -223,6 +224,24 @@ def test_models_are_built_in_folders_or_single_files(folders, base):
     ]
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], "TinyWorld VACE (built in)"),
+        (["diffusion_models/flux1-dev.safetensors", "vae/vace.safetensors"], "TinyWorld VACE (built in)"),
+        (
+            ["diffusion_models/flux.safetensors", "diffusion_models/w/Wan2_1_VACE.safetensors"],
+            "diffusion_models/w/Wan2_1_VACE.safetensors",
+        ),
+        (["diffusers/Phantom-1.3B/transformer/config.json"], "diffusers/Phantom-1.3B"),
+    ],
+)
+def test_the_default_model_is_a_real_one_where_there_is_one(folders, base, files, expected):
+    for name in files:
+        touch(base / "models" / name)
+    assert folders.default_policy(folders.policy_choices()) == expected
+
+
 def test_a_folder_in_two_roots_is_that_of_the_first_which_holds_the_mark(folders, base):
     import folder_paths
 
@@ -233,7 +252,7 @@ def test_a_folder_in_two_roots_is_that_of_the_first_which_holds_the_mark(folders
     assert folders.policy_source("diffusers/wan") == str(second / "wan")
 
 
-def test_rewards_and_their_base_models_are_told_apart(folders, base):
+def test_rewards_and_their_base_models_are_kept_apart(folders, base):
     rewards = base / "models" / folders.REWARDS
     touch(rewards / "vace" / "model_config.json")
     touch(rewards / "vace" / "config.json")
@@ -251,7 +270,7 @@ def test_rewards_and_their_base_models_are_told_apart(folders, base):
 @pytest.mark.parametrize(
     "choice", ["../../secret", "diffusers/../../secret", "diffusion_models/../../secret.safetensors", "/etc/passwd", ""]
 )
-def test_no_other_path_passes(folders, base, find, choice):
+def test_no_other_path_is_accepted(folders, base, find, choice):
     for name in (
         "secret/transformer/config.json",
         "secret/model_config.json",
@@ -277,6 +296,22 @@ def test_prompt_sets_are_found_at_any_depth_of_the_input_folder(folders, base):
         touch(base / "input" / name)
     assert folders.prompt_set_choices() == [*folders.BUILT_IN_SETS, "b.csv", "people/a.csv"]
     assert folders.prompt_set_path("people/a.csv") == base / "input" / "people" / "a.csv"
+
+
+def test_prompt_sets_are_listed_again_when_a_folder_changes(folders, base, monkeypatch):
+    walks = []
+    walk = os.walk
+    monkeypatch.setattr(folders.os, "walk", lambda root: walks.append(root) or walk(root))
+
+    def listed() -> list[str]:
+        return folders.prompt_set_choices()[len(folders.BUILT_IN_SETS) :]
+
+    touch(base / "input" / "people" / "a.csv")
+    assert listed() == listed() == ["people/a.csv"] and len(walks) == 1
+    touch(base / "input" / "people" / "b.csv")
+    assert listed() == ["people/a.csv", "people/b.csv"] and len(walks) == 2
+    (base / "input" / "people" / "a.csv").unlink()
+    assert listed() == ["people/b.csv"]
 
 
 def test_a_csv_names_pictures_of_the_input_and_output_folders_only(folders, base):

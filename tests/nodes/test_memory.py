@@ -83,13 +83,13 @@ def test_a_part_that_is_not_managed_computes_where_it_is(management, managed_cla
     assert not management.loaded_models()
 
 
-@pytest.mark.parametrize("leave", [False, True])
-def test_parts_leave_after_use_when_asked_to(management, managed_class, leave):
+@pytest.mark.parametrize("release", [False, True])
+def test_parts_leave_after_use_when_asked_to(management, managed_class, release):
     stack = Stack()
-    managed = managed_class(stack, leave=leave)
+    managed = managed_class(stack, release=release)
     with managed.use():
         assert held(management, stack)
-    assert held(management, stack) is not leave
+    assert held(management, stack) is not release
 
 
 def test_cancel_ends_work_between_two_layers(management, managed_class):

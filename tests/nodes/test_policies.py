@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,13 +21,12 @@ CHOICES = {
 }
 
 
-def problem(pack, **changes) -> str:
-    """What queueing with these choices is refused with."""
-    chosen = CHOICES | changes
-    chosen.pop("offload")
-    found = pack.nodes[NODE].validate_inputs(**chosen)
-    assert found is not True
-    return found
+def refusal(pack, run_node, **changes) -> tuple[str, str]:
+    """Input and text of the one error with which these choices are not queued."""
+    with pytest.raises(pack.Refused) as refused:
+        run_node(NODE, **CHOICES | changes)
+    (problem,) = refused.value.problems
+    return problem
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def models(pack) -> Path:
 
 
 def folder(root: Path, kind: str, *parts: str) -> None:
-    """A diffusers folder that has only the first bytes of these parts."""
+    """A diffusers folder with a transformer's config and these empty parts."""
     (root / "transformer").mkdir(parents=True, exist_ok=True)
     (root / "transformer" / "config.json").write_text(json.dumps({"_class_name": kind}))
     for part in parts:
@@ -55,9 +57,9 @@ def test_parameters_can_be_trained_though_the_executor_runs_under_inference_mode
     assert not any(t.is_inference() for m in modules for t in [*m.parameters(), *m.buffers()])
 
 
-def test_the_node_says_what_was_recognised(pack):
+def test_the_node_shows_what_was_recognised(pack):
     shown = pack.nodes[NODE].execute(**CHOICES).ui.as_dict()["text"][0]
-    assert shown.startswith("VACE, ") and "million parameters" in shown and "float32" in shown
+    assert shown.startswith("VACE, ") and "million parameters, float32, cpu" in shown
 
 
 def test_the_dtype_asked_for_is_that_of_the_transformer(run_node):
@@ -70,30 +72,53 @@ def test_a_text_encoder_kept_on_the_cpu_is_not_managed(run_node):
     assert not any(m is loaded.policy.text.encoder for m in loaded.managed.modules)
 
 
-def test_a_choice_that_is_not_offered_is_refused(pack):
-    assert "models/diffusion_models" in problem(pack, model="../../etc/passwd")
-    assert "models/vae" in problem(pack, vae="/etc/passwd")
-    assert "dtype `float8`" in problem(pack, dtype="float8")
-    assert "attention `magic`" in problem(pack, attention="magic")
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("model", "../../etc/passwd", "there is no model `../../etc/passwd`; put .* into models/diffusion_models"),
+        ("vae", "/etc/passwd", "not in list"),
+        ("text_encoder", "umt5_xxl.safetensors", "not in list"),
+        ("dtype", "float8", "not in list"),
+        ("attention", "flash", "not in list"),  # there is no GPU here
+        ("offload", "never", "not in list"),
+    ],
+)
+def test_a_choice_that_is_not_offered_is_one_error_on_its_input(pack, run_node, name, value, text):
+    found = refusal(pack, run_node, **{name: value})
+    assert found[0] == name and re.search(text, found[1])
 
 
-def test_missing_parts_are_named_before_anything_loads(pack, models):
+@pytest.mark.parametrize("name", ["model", "text_encoder", "vae", "dtype", "attention", "offload"])
+def test_a_choice_that_comes_through_a_link_is_checked_too(pack, run_node, name):
+    with pytest.raises(pack.UserError, match=f"{name} `/etc/passwd`|there is no .* `/etc/passwd`"):
+        run_node(NODE, **CHOICES | {name: pack.Linked("/etc/passwd")})
+
+
+def test_flash_attention_in_float32_is_refused(pack, run_node, monkeypatch):
+    policies = import_module("identity_grpo.nodes.policies")
+    monkeypatch.setattr(policies, "_attentions", lambda: ["sdpa", "flash"])
+    with pytest.raises(pack.UserError, match="attention `flash` cannot compute in float32; choose dtype bfloat16"):
+        run_node(NODE, **CHOICES | {"attention": "flash"})
+
+
+def test_missing_parts_are_named_before_anything_loads(pack, run_node, models):
     folder(models / "diffusers" / "half", "WanVACETransformer3DModel", "vae")
-    message = problem(pack, model="diffusers/half")
-    assert "text_encoder" in message and "tokenizer" in message and "vae:" not in message
+    weights = import_module("identity_grpo.trainers.config").TINYWORLD_WEIGHTS / "vace" / "transformer"
+    shutil.copytree(weights, models / "diffusers" / "half" / "transformer", dirs_exist_ok=True)
+    with pytest.raises(pack.UserError) as error:
+        run_node(NODE, **CHOICES | {"model": "diffusers/half"})
+    assert "text_encoder:" in str(error.value) and "tokenizer:" in str(error.value) and "vae:" not in str(error.value)
 
 
-def test_another_kind_of_model_is_refused_before_anything_loads(pack, models):
-    folder(models / "diffusers" / "other", "FluxTransformer2DModel", "vae", "text_encoder", "tokenizer")
-    (models / "diffusers" / "other" / "tokenizer" / "tokenizer_config.json").write_text("{}")
-    assert "FluxTransformer2DModel" in problem(pack, model="diffusers/other")
+def test_another_kind_of_model_is_refused_before_anything_runs(pack, run_node, models):
+    folder(models / "diffusers" / "other", "FluxTransformer2DModel")
+    name, text = refusal(pack, run_node, model="diffusers/other")
+    assert name == "model" and "FluxTransformer2DModel" in text
 
 
-def test_a_file_that_is_no_model_is_refused_before_anything_loads(pack, models):
+def test_a_file_that_is_no_model_is_refused_before_anything_runs(pack, run_node, models):
     place = models / "diffusion_models"
     place.mkdir(parents=True, exist_ok=True)
     (place / "broken.safetensors").write_bytes(b"no weights")
-    for part in ("vae", "text_encoder", "tokenizer"):
-        (place / part).mkdir(exist_ok=True)
-    (place / "tokenizer" / "tokenizer_config.json").write_text("{}")
-    assert "broken.safetensors" in problem(pack, model="diffusion_models/broken.safetensors")
+    name, text = refusal(pack, run_node, model="diffusion_models/broken.safetensors")
+    assert name == "model" and "broken.safetensors" in text

@@ -1,4 +1,4 @@
-"""What the editor's buttons may ask for: over HTTP, of runs that lie on disk and of processes that run."""
+"""The routes of the editor's buttons, over HTTP, with runs on disk and with processes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from trainers.runs.folder import RunFolder
 ROOT = "/identity_grpo/runs"
 REPOSITORY = Path(__file__).parents[2]
 ACTIONS = ("stop", "resume", "save")
-NO_ID = ["..%2F{id}", "{id}%2F..%2F{id}", "{ID}", "%20{id}", "{id}%00", "config.yaml"]
+IMPOSSIBLE_IDS = ["..%2F{id}", "{id}%2F..%2F{id}", "{ID}", "%20{id}", "{id}%00", "config.yaml"]
 
-# In a trainer's place: goes on until it is asked to stop, and takes a moment to end.
+# Stands for a trainer: runs until it is asked to stop, and takes a moment to end.
 TRAINER = """
 import sys, time
 from trainers.runs.folder import RunFolder
@@ -51,7 +51,7 @@ def root(pack, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def ask(root):
-    """`ask((method, path), ...)`: status and JSON of each answer; all are asked at once."""
+    """`ask((method, path), ...)`: status and JSON of each answer; all requests are sent at once."""
     from server import PromptServer
 
     async def go(asked):
@@ -71,7 +71,7 @@ def ask(root):
 
 @pytest.fixture
 def make(root):
-    """`make(state, **status)`: a run of TinyWorld in that state, no process behind it."""
+    """`make(state, **status)`: a run of TinyWorld in that state, without a process."""
 
     def make(state: str, **status) -> RunFolder:
         run = RunFolder.create(root, make_config("tiny", {"iterations": 7}), "a run")
@@ -83,7 +83,7 @@ def make(root):
 
 @pytest.fixture
 def listen():
-    """`listen(run)`: a process in the run's place that hears a stop; it ends with the test at the latest."""
+    """`listen(run)`: a process of the run that obeys a stop; it ends with the test at the latest."""
     children = []
 
     def start(run: RunFolder) -> RunFolder:
@@ -119,99 +119,156 @@ def test_no_run_is_an_empty_list(ask):
     assert ask(("GET", ROOT)) == [(200, [])]
 
 
-def test_all_runs_and_one_are_told_alike_oldest_first(ask, make):
+def test_the_list_describes_each_run_as_its_own_route_does_oldest_first(ask, make):
     first = make("stopped", iteration=3)
     second = RunFolder(first.path.rename(first.path.with_name("a-run-20200101-000000-0000")))
     first = make("failed", iteration=4, last_error="NaN in the reward of item 3")
-    (_, listed), (status, told) = ask(("GET", ROOT), ("GET", f"{ROOT}/{first.id}"))
-    assert status == 200 and [run["id"] for run in listed] == [second.id, first.id] and listed[1] == told
-    assert (told["state"], told["iteration"], told["iterations"]) == ("failed", 4, 7)
-    assert "NaN in the reward of item 3" in told["text"] and "Resume" in told["text"]
+    (_, listed), (status, shown) = ask(("GET", ROOT), ("GET", f"{ROOT}/{first.id}"))
+    assert status == 200 and [run["id"] for run in listed] == [second.id, first.id] and listed[1] == shown
+    assert (shown["state"], shown["iteration"], shown["iterations"]) == ("failed", 4, 7)
+    assert "NaN in the reward of item 3" in shown["text"] and "Nothing was saved: Resume begins again" in shown["text"]
 
 
-def test_a_run_that_goes_on_tells_how_long_and_what_it_has_saved(ask, going):
+@pytest.mark.parametrize("content", ["", "no JSON", "[]", '{"state": "running", "pid": 1.5}', '{"state": "dancing"}'])
+def test_a_damaged_run_is_shown_as_damaged_and_hides_no_other(ask, make, content):
+    damaged, good = make("running"), make("finished")
+    (damaged.path / "status.json").write_text(content)
+    (_, listed), (status, one) = ask(("GET", ROOT), ("GET", f"{ROOT}/{damaged.id}"))
+    assert {run["id"]: run["state"] for run in listed} == {damaged.id: "damaged", good.id: "finished"}
+    assert (status, one["state"]) == (200, "damaged") and "status.json cannot be read" in one["text"]
+
+
+def test_a_run_whose_description_fails_hides_no_other(ask, make, monkeypatch):
+    from identity_grpo.nodes import routes
+
+    damaged, good = make("stopped"), make("stopped")
+    summary = routes.summary
+
+    def fail(run):
+        if run.id == damaged.id:
+            raise KeyError("win_low")
+        return summary(run)
+
+    monkeypatch.setattr(routes, "summary", fail)
+    ((_, listed),) = ask(("GET", ROOT))
+    shown = {run["id"]: run for run in listed}
+    assert shown[damaged.id]["state"] == "damaged" and "win_low" in shown[damaged.id]["text"]
+    assert shown[good.id]["state"] == "stopped" and shown[good.id].keys() == shown[damaged.id].keys()
+
+
+def test_the_newest_checkpoint_is_that_from_which_a_resume_continues(ask, make):
+    run = make("stopped")
+    ((_, before),) = ask(("GET", f"{ROOT}/{run.id}"))
+    for iteration in (2, 10):
+        (run.checkpoints_folder / f"{iteration:06d}").mkdir()
+        (run.checkpoints_folder / f"{iteration:06d}" / "progress.json").touch()
+    ((_, after),) = ask(("GET", f"{ROOT}/{run.id}"))
+    assert (before["resumes_from"], after["resumes_from"]) == (None, 10)
+
+
+def test_a_running_run_shows_its_time_left_and_its_newest_lora(ask, going):
     ((_, before),) = ask(("GET", f"{ROOT}/{going.id}"))
     going.set_status(eta_seconds=90.0)
     for iteration in (5, 0):
         (going.exports_folder / f"{going.id}-{iteration:06d}.safetensors").touch()
-    ((_, told),) = ask(("GET", f"{ROOT}/{going.id}"))
+    ((_, after),) = ask(("GET", f"{ROOT}/{going.id}"))
     assert (before["state"], before["eta_seconds"], before["saved"]) == ("running", None, "")
-    assert told["eta_seconds"] == 90 and told["saved"] == f"{going.id}-000005.safetensors"
-    assert "iteration 1 of 7" in told["text"] and "left" in told["text"]
+    assert after["eta_seconds"] == 90 and after["saved"] == f"{going.id}-000005.safetensors"
+    assert "iteration 1 of 7" in after["text"] and "left" in after["text"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:8188"},
+        {"Host": "evil.example:8188", "Origin": "http://evil.example:8188"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_a_page_of_another_site_is_refused_by_every_route(ask, going, headers):
+    before, path = contents(going), f"{ROOT}/{going.id}"
+    requests = [("GET", ROOT), ("GET", path), *(("POST", f"{path}/{action}") for action in ACTIONS)]
+    answers = ask(*((*request, {"headers": headers}) for request in requests))
+    assert [status for status, _ in answers] == [403] * 5 and all(answer["error"] for _, answer in answers)
+    assert contents(going) == before
 
 
 @pytest.mark.parametrize("content", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_another_sites_page_can_send_is_refused(ask, going, action, content):
+def test_a_content_type_that_any_page_can_send_is_refused(ask, going, action, content):
     before = contents(going)
     asked = ("POST", f"{ROOT}/{going.id}/{action}", {"json": None, "data": b"{}", "headers": {"Content-Type": content}})
     assert ask(asked) == [(415, {"error": "send application/json"})]
     assert contents(going) == before
 
 
-@pytest.mark.parametrize("wrong", NO_ID)
-def test_what_is_no_id_is_refused_and_touches_nothing(ask, going, wrong):
+@pytest.mark.parametrize("wrong", IMPOSSIBLE_IDS)
+def test_an_impossible_id_is_refused_and_touches_nothing(ask, going, wrong):
     before, name = contents(going), wrong.format(id=going.id, ID=going.id.upper())
-    told = ask(("GET", f"{ROOT}/{name}"), *(("POST", f"{ROOT}/{name}/{action}") for action in ACTIONS))
-    assert [status for status, _ in told] == [404, 409, 409, 409]
-    assert {answer["error"] for _, answer in told} == {"a run's id has lower-case letters, digits and dashes"}
+    answers = ask(("GET", f"{ROOT}/{name}"), *(("POST", f"{ROOT}/{name}/{action}") for action in ACTIONS))
+    assert [status for status, _ in answers] == [404, 409, 409, 409]
+    assert {answer["error"] for _, answer in answers} == {"a run's id has lower-case letters, digits and dashes"}
     assert contents(going) == before
 
 
-def test_an_unknown_run_is_named_beside_those_there_are(ask, make):
+def test_an_unknown_run_is_refused_with_the_names_of_the_others(ask, make):
     run = make("stopped")
-    told = ask(("GET", f"{ROOT}/gone"), *(("POST", f"{ROOT}/gone/{action}") for action in ACTIONS))
-    assert [status for status, _ in told] == [404, 409, 409, 409]
-    assert {answer["error"] for _, answer in told} == {f"there is no run `gone`; there are {run.id}"}
+    answers = ask(("GET", f"{ROOT}/gone"), *(("POST", f"{ROOT}/gone/{action}") for action in ACTIONS))
+    assert [status for status, _ in answers] == [404, 409, 409, 409]
+    assert {answer["error"] for _, answer in answers} == {f"there is no run `gone`; there are {run.id}"}
 
 
-def test_stop_answers_when_the_run_has_ended_and_so_it_does_after_a_resume(ask, going, listen):
+def test_stop_answers_when_the_run_has_ended_also_after_a_resume(ask, going, listen):
     for _ in ("first", "resumed"):
-        ((status, told),) = ask(("POST", f"{ROOT}/{going.id}/stop"))
-        assert (status, told["state"]) == (200, "stopped")
+        ((status, shown),) = ask(("POST", f"{ROOT}/{going.id}/stop"))
+        assert (status, shown["state"]) == (200, "stopped")
         assert not alive(going.status().pid, going.status().pid_started)
         listen(going)
 
 
-def test_while_it_stops_it_says_so_and_a_second_stop_does_not_wait(ask, going):
+def test_a_stopping_run_is_shown_as_such_and_a_second_stop_does_not_wait(ask, going):
     path = f"{ROOT}/{going.id}"
     with ThreadPoolExecutor(1) as clicks:
         first = clicks.submit(ask, ("POST", f"{path}/stop"))
         wait_for(lambda: ask(("GET", path))[0][1]["state"] == "stopping")
-        ((status, told),) = ask(("POST", f"{path}/stop"))
-        assert (status, told["state"]) == (200, "stopping") and not first.done()
+        ((status, shown),) = ask(("POST", f"{path}/stop"))
+        assert (status, shown["state"]) == (200, "stopping") and not first.done()
     assert [first.result()[0][1]["state"], ask(("GET", path))[0][1]["state"]] == ["stopped", "stopped"]
 
 
 @pytest.mark.parametrize("state", ["queued", "stopped", "finished", "failed"])
-def test_stop_leaves_a_run_at_rest_as_it_is(ask, make, state):
+def test_stop_leaves_a_run_without_a_process_as_it_is(ask, make, state):
     run = make(state)
     before = contents(run)
-    ((status, told),) = ask(("POST", f"{ROOT}/{run.id}/stop"))
-    assert (status, told["state"]) == (200, state) and contents(run) == before
+    ((status, shown),) = ask(("POST", f"{ROOT}/{run.id}/stop"))
+    assert (status, shown["state"]) == (200, state) and contents(run) == before
 
 
-def test_save_is_asked_of_the_running_process(ask, going):
-    ((status, told),) = ask(("POST", f"{ROOT}/{going.id}/save"))
-    assert (status, told["state"]) == (200, "running") and going.take("save")
+@pytest.mark.parametrize("iteration, after", [(0, 1), (2, 3), (7, 7)])
+def test_save_answers_when_the_running_process_will_save(ask, going, iteration, after):
+    going.set_status(iteration=iteration)
+    ((status, shown),) = ask(("POST", f"{ROOT}/{going.id}/save"))
+    assert (status, shown["state"]) == (200, "running") and going.take("save")
+    assert shown["message"] == f"run {going.id} will save after iteration {after}"
 
 
-@pytest.mark.parametrize(
-    "state, told",
-    [
-        ("finished", "its last LoRA is saved already"),
-        ("stopped", "Resume goes on from there"),
-        ("failed", "Resume goes on from there"),
-    ],
-)
-def test_a_run_at_rest_is_not_asked_to_save(ask, make, state, told):
+@pytest.mark.parametrize("state", ["stopped", "failed", "finished", "damaged"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_run_without_a_process_is_not_requested_to_save(ask, make, state, saved):
     run = make(state)
+    if saved:
+        (run.checkpoints_folder / "000003").mkdir()
+        (run.checkpoints_folder / "000003" / "progress.json").touch()
     ((status, answer),) = ask(("POST", f"{ROOT}/{run.id}/save"))
-    assert status == 409 and f"{run.id} is {state}" in answer["error"] and told in answer["error"]
+    kept = "it is saved at iteration 3" if saved else "nothing was saved, Resume begins again"
+    assert status == 409 and f"{run.id} is {state} and cannot save" in answer["error"]
+    assert ("its last LoRA is saved already" if state == "finished" else kept) in answer["error"]
     assert not run.take("save")
 
 
-def test_a_run_that_is_stopping_saves_by_itself(ask, going):
+def test_a_stopping_run_saves_without_a_request(ask, going):
     going.request("stop")
     ((status, answer),) = ask(("POST", f"{ROOT}/{going.id}/save"))
     assert status == 409 and "saves what is finished before it ends" in answer["error"] and not going.take("save")
@@ -223,14 +280,14 @@ def test_a_finished_run_is_not_resumed(ask, make):
     assert status == 409 and f"{run.id} is finished" in answer["error"] and "from its LoRA" in answer["error"]
 
 
-def test_resume_starts_one_process_however_often_it_is_asked(ask, make):
+def test_resume_starts_one_process_for_two_clicks(ask, make):
     run = make("stopped", gpus=[])
     path = f"{ROOT}/{run.id}/resume"
     try:
-        told = sorted(ask(("POST", path), ("POST", path)), key=lambda answer: answer[0])
+        answers = sorted(ask(("POST", path), ("POST", path)), key=lambda answer: answer[0])
         status = run.status()
-        assert told[0][0] == 200 and told[0][1]["state"] == "starting" and alive(status.pid, status.pid_started)
-        assert told[1] == (409, {"error": f"run {run.id} is starting already"})
+        assert answers[0][0] == 200 and answers[0][1]["state"] == "starting" and alive(status.pid, status.pid_started)
+        assert answers[1] == (409, {"error": f"run {run.id} is starting already"})
     finally:
         os.killpg(run.status().group, signal.SIGKILL)
 
@@ -238,5 +295,5 @@ def test_resume_starts_one_process_however_often_it_is_asked(ask, make):
 def test_a_run_whose_process_was_killed_is_failed_and_may_be_resumed(ask, going):
     os.kill(going.status().pid, signal.SIGKILL)
     wait_for(lambda: not alive(going.status().pid, going.status().pid_started))
-    ((_, told),) = ask(("GET", f"{ROOT}/{going.id}"))
-    assert told["state"] == "failed" and "is gone" in told["text"] and "Resume" in told["text"]
+    ((_, shown),) = ask(("GET", f"{ROOT}/{going.id}"))
+    assert shown["state"] == "failed" and "Resume" in shown["text"]

@@ -1,20 +1,29 @@
-"""Starting and looking at runs from a graph: once for the same settings, on a free device, with every reason told."""
+"""Starting runs from a graph, and showing them. One small run is trained; the others are folders without a trainer."""
 
 from __future__ import annotations
 
-import time
+import json
+import shutil
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-# As the first workflow is tested with: who comes second finds the run there.
+TRAIN, RUN, ITEM = "IdentityGRPOTrain", "IdentityGRPORun", "IdentityGRPOPromptItem"
+# The settings of the workflow's test: the second of the two to run finds the run of the first.
 TINY = {"iterations": 1, "groups_per_update": 2, "evaluate_every": 5, "name": "tiny"}
+EVALUATION = {"kind": "evaluation", "reward_mean": 1.0, "win_low": 0.5, "win_high": 1.0}
+
+
+def ours(name: str):
+    return import_module(f"identity_grpo.{name}")
 
 
 @pytest.fixture(scope="module")
 def parts(run_node) -> dict:
-    """What a Train node wants: TinyWorld."""
+    """The linked inputs of Train: TinyWorld."""
     return {
         "policy": run_node("IdentityGRPOLoadModel")[0],
         "reward": run_node("IdentityGRPOLoadReward")[0],
@@ -25,172 +34,181 @@ def parts(run_node) -> dict:
 @pytest.fixture(scope="module")
 def finished(run_node, parts):
     """A run of one iteration that has reached its end."""
-    (run,) = run_node("IdentityGRPOTrain", **parts, **TINY)
-    run_node("IdentityGRPORun", training_run=run, wait="for the end")
+    (run,) = run_node(TRAIN, **parts, **TINY)
+    run_node(RUN, training_run=run, wait="for the end")
     return run
 
 
-@pytest.fixture(scope="module")
-def long_run(run_node, parts, finished):
-    """A run that goes on until the tests are through."""
-    from trainers.runs.launcher import stop
+@pytest.fixture
+def root(pack, tmp_path, monkeypatch) -> Path:
+    """The folder of this ComfyUI's runs, empty."""
+    import folder_paths
 
-    (run,) = run_node(
-        "IdentityGRPOTrain", **parts, iterations=500, groups_per_update=2, name="long", seed=int(time.time())
-    )
-    yield run
-    stop(run, wait=20)
+    monkeypatch.setattr(folder_paths, "get_system_user_directory", lambda name="system": str(tmp_path / f"__{name}"))
+    return tmp_path / "__identity_grpo" / "runs"
 
 
-def test_a_run_reaches_its_end_and_its_lora_lies_among_comfyuis(run_node, finished):
+@pytest.fixture
+def make(root):
+    """`make(state, exports, **status)`: a run in that state with LoRAs of these iterations; this process is its own."""
+
+    def make(state: str, exports=(), **status):
+        folder, config = ours("trainers.runs.folder"), ours("trainers.config")
+        run = folder.RunFolder.create(root, config.make_config("tiny", {"iterations": 7}), "a run")
+        run.set_status(state="running")  # signed with this process: it is alive
+        run.set_status(state=state, **status)
+        export(run, *exports)
+        return run
+
+    return make
+
+
+def export(run, *iterations: int) -> None:
+    for iteration in iterations:
+        run.export_path(iteration).touch()
+
+
+@pytest.fixture
+def meanwhile(pack, monkeypatch):
+    """`meanwhile(*acts)`: what happens to a run between the checks of a Run node that waits."""
+    runs = ours("nodes.runs")
+
+    def plan(*acts):
+        left = list(acts)
+        monkeypatch.setattr(runs.time, "sleep", lambda _: left.pop(0)())
+        return left
+
+    return plan
+
+
+@pytest.fixture
+def started(pack, monkeypatch) -> list:
+    """The runs that were started, without a process: they finish at once."""
+    launcher, runs = ours("trainers.runs.launcher"), []
+
+    def start(run, **_):
+        runs.append(run)
+        run.set_status(state="finished", iteration=run.config().iterations)
+        (run.checkpoints_folder / "000001").mkdir()
+        (run.checkpoints_folder / "000001" / "progress.json").touch()
+
+    monkeypatch.setattr(launcher, "start", start)
+    return runs
+
+
+# --- Train -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_reaches_its_end_and_its_lora_lies_among_comfyuis(finished):
     import folder_paths
 
     assert finished.status().state == "finished"
     published = Path(folder_paths.get_folder_paths("loras")[0]) / "identity_grpo" / finished.id
-    assert [p.name for p in published.iterdir()] == [p.name for p in finished.exports_folder.iterdir()]
+    assert [p.name for p in published.iterdir()] == [p.name for p in finished.exports_folder.glob("*.safetensors")]
 
 
-def test_the_same_settings_show_the_run_and_start_no_second_one(run_node, parts, finished):
-    from trainers.runs.registry import list_runs
-
-    before = len(list_runs(finished.path.parent))
-    (again,) = run_node("IdentityGRPOTrain", **parts, **TINY)
-    assert again.id == finished.id and len(list_runs(finished.path.parent)) == before
-
-
-def test_it_says_that_the_run_was_there_already(node_output, parts, finished):
-    assert "have a run already" in node_output("IdentityGRPOTrain", **parts, **TINY).ui["text"][0]
-
-
-def test_looking_gives_choices_that_load_lora_understands(run_node, parts, finished):
-    latest, best, curve, clips, status = run_node("IdentityGRPORun", training_run=finished)
-    assert "finished, iteration 1 of 1" in status
-    for choice in (latest, best):
-        (policy,) = run_node("IdentityGRPOLoadLoRA", policy=parts["policy"], lora=choice)
-        assert policy.lora.path.parent == finished.exports_folder
-    assert curve.shape[1] > 200 and clips.shape[0] == 9
-
-
-def test_the_newest_run_is_found_without_a_link(run_node, finished):
-    latest, *_ = run_node("IdentityGRPORun", run=finished.id)
-    assert latest == f"{finished.id}: latest"
+def test_the_same_settings_show_the_run_and_start_no_second_one(node_output, parts, finished):
+    before = list(finished.path.parent.iterdir())
+    again = node_output(TRAIN, **parts, **TINY)
+    assert again.args[0].id == finished.id and list(finished.path.parent.iterdir()) == before
+    assert "these settings have a run already" in again.ui["text"][0]
 
 
 def test_starting_a_run_loads_no_model_here(run_node, parts, finished):
     fresh = {"policy": run_node("IdentityGRPOLoadModel")[0], "reward": run_node("IdentityGRPOLoadReward")[0]}
-    run_node("IdentityGRPOTrain", **parts | fresh, **TINY)
+    run_node(TRAIN, **parts | fresh, **TINY)
     assert not any("value" in vars(part.model) for part in fresh.values())
 
 
-def test_going_on_from_a_run_that_has_ended_is_one_run_however_often_it_is_queued(run_node, parts, finished):
+def test_a_run_that_starts_from_another_is_one_run_however_often_it_is_queued(run_node, parts, finished, started):
     settings = TINY | {"name": "further", "start_lora": f"{finished.id}: latest"}
-    (run,) = run_node("IdentityGRPOTrain", **parts, **settings)
-    (again,) = run_node("IdentityGRPOTrain", **parts, **settings)
-    run_node("IdentityGRPORun", training_run=run, wait="for the end")
-    assert run.id == again.id != finished.id and Path(run.config().start_lora).parent == finished.exports_folder
+    (run,) = run_node(TRAIN, **parts, **settings)
+    (again,) = run_node(TRAIN, **parts, **settings)
+    assert started == [run] and run.id == again.id != finished.id
+    assert Path(run.config().start_lora).parent == finished.exports_folder
+    shutil.rmtree(run.path)
 
 
-def test_a_second_run_on_the_device_is_refused_and_leaves_nothing(run_node, parts, long_run):
-    from trainers.runs.registry import list_runs
+def test_a_second_run_on_the_device_is_refused_and_leaves_nothing(run_node, pack, parts, make):
+    running = make("running")
+    with (
+        ours("trainers.runs.devices").hold_device("cpu", running.path),
+        pytest.raises(pack.UserError, match=f"{running.id}.*choose another device"),
+    ):
+        run_node(TRAIN, **parts, **TINY, seed=5)
+    assert [p for p in running.path.parent.iterdir() if p.name != "prompt_sets"] == [running.path]
 
-    before = len(list_runs(long_run.path.parent))
-    with pytest.raises(ValueError, match=f"{long_run.id}.*choose another device"):
-        run_node("IdentityGRPOTrain", **parts, **TINY, seed=5)
-    assert len(list_runs(long_run.path.parent)) == before
 
-
-def test_a_run_that_was_deleted_is_not_taken_from_comfyuis_cache(pack, finished):
-    import shutil
-
-    node, other = pack.nodes["IdentityGRPOTrain"], finished.path.with_name("other-20200101-000000-abcd")
-    shutil.copytree(finished.path, other)
+def test_a_deleted_run_changes_the_fingerprint_of_train(pack, make):
+    node, run = pack.nodes[TRAIN], make("finished")
     before = node.fingerprint_inputs()
-    shutil.rmtree(other)
+    shutil.rmtree(run.path)
     assert node.fingerprint_inputs() != before
 
 
-def test_its_fingerprint_follows_the_run(pack, long_run):
-    node = pack.nodes["IdentityGRPORun"]
-    before = node.fingerprint_inputs(run="newest run", training_run=None, wait="no")
-    long_run.set_status(message="something new")
-    assert node.fingerprint_inputs(run="newest run", training_run=None, wait="no") != before
-
-
-def test_cancel_ends_the_waiting_and_not_the_run(run_node, long_run, monkeypatch):
-    import comfy.model_management as management
-
-    class Cancelled(BaseException):
-        pass
-
-    def cancel():
-        raise Cancelled
-
-    monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", cancel)
-    with pytest.raises(Cancelled):
-        run_node("IdentityGRPORun", training_run=long_run, wait="for the end")
-    assert long_run.status().state in ("starting", "running")
-
-
-def test_a_failed_run_is_told_with_its_reason(run_node, finished, tmp_path):
-    import shutil
-
-    from trainers.runs.folder import RunFolder
-
-    shutil.copytree(finished.path, tmp_path / finished.id)
-    run = RunFolder(tmp_path / finished.id)
-    run.set_status(state="failed", last_error="NaN in the reward of item 3")
-    assert "NaN in the reward of item 3" in run_node("IdentityGRPORun", training_run=run)[-1]
-    with pytest.raises(ValueError, match="NaN in the reward of item 3"):
-        run_node("IdentityGRPORun", training_run=run, wait="for the end")
-
-
 @pytest.mark.parametrize(
-    "wrong, told",
+    ("wrong", "name", "text"),
     [
-        ({"frames": 10}, "frames 10 must be 4n"),
-        ({"width": 80}, "both width and height"),
-        ({"width": 100, "height": 48}, "multiple of 16"),
-        ({"width": 100000, "height": 48}, "at most 4096"),
-        ({"devices": "GPU 77"}, "devices `GPU 77` is not offered"),
-        ({"preset": "slow"}, "preset `slow` is not offered"),
-        ({"start_lora": "gone.safetensors"}, "there is no LoRA"),
+        ({"frames": 80}, "frames", "frames 80 is not 4n+1 from 1 to 1025; use 81"),
+        ({"frames": -3}, "frames", "use 1"),
+        ({"width": 100000, "height": 48}, "width", "bigger than max of 4096"),
+        ({"devices": "GPU 77"}, "devices", "not in list"),
+        ({"preset": "slow"}, "preset", "not in list"),
+        ({"start_lora": "gone.safetensors"}, "start_lora", "not in list"),
+        ({"iterations": -1}, "iterations", "smaller than min of 0"),
     ],
 )
-def test_impossible_settings_are_refused_before_anything_runs(run_node, pack, parts, wrong, told):
-    with pytest.raises(pack.Refused, match=told):
-        run_node("IdentityGRPOTrain", **parts, **wrong)
-
-
-def test_too_few_rows_are_told_before_a_run_is_made(run_node, parts):
-    row = {"references": {"ref0": torch.rand(1, 16, 16, 3)}}
-    (rows,) = run_node("IdentityGRPOPromptItem", prompt="a wave", **row)
-    (rows,) = run_node("IdentityGRPOPromptItem", prompt="a dance", prompt_set=rows, **row)
-    with pytest.raises(ValueError, match="1 rows to train on but an update needs 16"):
-        run_node("IdentityGRPOTrain", **parts | {"prompt_set": rows}, seed=9)
-
-
-def test_a_lora_that_still_changes_is_nothing_to_start_from(run_node, pack, parts, long_run):
-    run_node("IdentityGRPORun", training_run=long_run, wait="for the first LoRA")
-    for choice in (f"{long_run.id}: latest", "newest run: best"):
-        with pytest.raises(pack.Refused, match="still changes"):
-            run_node("IdentityGRPOTrain", **parts, **TINY, start_lora=choice)
-
-
-def test_tinyworlds_recipe_is_refused_for_another_model(run_node, parts):
-    from dataclasses import replace
-
-    real = replace(parts["policy"], config=parts["policy"].config.model_copy(update={"source": "diffusers/wan"}))
-    with pytest.raises(ValueError, match="choose `fast` or `paper`"):
-        run_node("IdentityGRPOTrain", **parts | {"policy": real}, preset="tiny")
-
-
-def test_a_linked_run_goes_before_one_that_is_gone(run_node, pack, finished):
-    *_, status = run_node("IdentityGRPORun", run="long-gone-20200101-000000", training_run=pack.Linked(finished))
-    assert status.startswith(finished.id)
+def test_a_wrong_value_is_one_error_on_its_input(run_node, pack, parts, wrong, name, text):
+    with pytest.raises(pack.Refused) as refused:
+        run_node(TRAIN, **parts, **wrong)
+    ((found, problem),) = refused.value.problems
+    assert found == name and text in problem
 
 
 @pytest.mark.parametrize(
-    "choice, own, count, taken",
+    ("wrong", "text"),
+    [
+        ({"width": 80}, "give both width and height"),
+        ({"width": 100, "height": 48}, "width 100 is not a multiple of 16 from 16 to 4096; use 96"),
+        ({"frames": 80}, r"frames 80 is not 4n\+1"),
+        ({"devices": "GPU 77"}, "devices `GPU 77` is not offered here; choose auto"),
+        ({"preset": "slow"}, "preset `slow` is not offered here"),
+        ({"start_lora": "../gone.safetensors"}, "there is no LoRA `../gone.safetensors`"),
+    ],
+)
+def test_a_wrong_value_from_a_link_is_refused_before_a_run_is_made(run_node, pack, parts, root, wrong, text):
+    linked = {name: pack.Linked(value) for name, value in wrong.items()}
+    with pytest.raises(pack.UserError, match=text):
+        run_node(TRAIN, **parts, **linked)
+    assert not root.exists()
+
+
+def test_the_lora_of_a_run_that_trains_is_nothing_to_start_from(run_node, pack, parts, make):
+    run = make("running", exports=[3])
+    for choice in (f"{run.id}: latest", "newest run: best"):
+        with pytest.raises(pack.UserError, match="still changes"):
+            run_node(TRAIN, **parts, **TINY, start_lora=pack.Linked(choice))
+
+
+def test_tinyworlds_recipe_is_refused_for_another_model(run_node, pack, parts):
+    real = replace(parts["policy"], config=parts["policy"].config.model_copy(update={"source": "diffusers/wan"}))
+    with pytest.raises(pack.UserError, match="choose `fast` or `paper`"):
+        run_node(TRAIN, **parts | {"policy": real}, preset="tiny")
+
+
+def test_a_phantom_model_gets_the_recipe_of_its_kind(parts, run_node):
+    preset_of = ours("nodes.run_settings").preset_of
+    (phantom,) = run_node("IdentityGRPOLoadModel", model="TinyWorld Phantom (built in)")
+    assert [preset_of(choice, phantom) for choice in ("auto", "fast", "paper")] == [
+        "tiny-phantom",
+        "fast-phantom",
+        "paper-phantom",
+    ]
+    assert preset_of("auto", parts["policy"]) == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("choice", "own", "count", "taken"),
     [
         ("auto", "cuda:0", 3, [1, 2]),
         ("auto", "cuda:1", 2, [0]),
@@ -203,38 +221,203 @@ def test_a_linked_run_goes_before_one_that_is_gone(run_node, pack, finished):
     ],
 )
 def test_auto_is_every_gpu_but_comfyuis_or_the_only_one(pack, monkeypatch, choice, own, count, taken):
-    from identity_grpo.nodes import runs
-
+    settings = ours("nodes.run_settings")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(runs.management, "get_torch_device", lambda: torch.device(own))
-    assert choice in runs.device_choices()
-    assert runs.chosen_gpus(choice) == taken
+    monkeypatch.setattr(settings.management, "get_torch_device", lambda: torch.device(own))
+    assert choice in settings.device_choices()
+    assert settings.chosen_gpus(choice) == taken
 
 
-def test_tinyworlds_sets_are_not_taken_for_each_other(run_node, parts):
+# --- the prompt sets of Train ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows(run_node):
+    """`rows(count, seed)`: a prompt set of the graph with different rows."""
+
+    def rows(count: int, seed: int = 0):
+        found = None
+        for number in range(count):
+            picture = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(100 * seed + number))
+            given = {"references": {"ref0": picture}, "prompt": f"person {number} waves"}
+            (found,) = run_node(ITEM, **given, **({"prompt_set": found} if found else {}))
+        return found
+
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("count", "evaluation", "text"),
+    [
+        (1, 0, r"has 1 row, 1 of them held out .* needs 16 .* Give it 17 rows or connect an `evaluation_set`"),
+        (16, 0, r"has 16 rows, 1 of them held out .* Give it 17 rows, connect .* or set `groups_per_update` to 15 "),
+        (3, 1, r"has 3 rows, but an update needs 16 .*\. Give it 16 rows or set `groups_per_update` to 3 \(below 16"),
+    ],
+)
+def test_too_few_rows_are_counted_before_a_run_is_made(run_node, pack, parts, rows, root, count, evaluation, text):
+    sets = {"prompt_set": rows(count)} | ({"evaluation_set": rows(evaluation, 1)} if evaluation else {})
+    with pytest.raises(pack.UserError, match=text) as error:
+        run_node(TRAIN, **parts | sets)
+    assert "held_out" not in str(error.value) and str(root) not in str(error.value) and not root.exists()
+
+
+def test_as_many_rows_as_the_message_asks_for_are_enough(run_node, parts, rows, root, started):
+    (run,) = run_node(TRAIN, **parts | {"prompt_set": rows(17)})
+    assert run.config().held_out == 1 and started == [run]
+
+
+def test_a_row_in_both_sets_is_refused_with_its_name(run_node, pack, parts, rows, root):
+    sets = {"prompt_set": rows(16), "evaluation_set": rows(1)}
+    with pytest.raises(pack.UserError, match="row `item-1` of `evaluation_set` is also in `prompt_set`") as error:
+        run_node(TRAIN, **parts | sets)
+    assert str(root) not in str(error.value)
+
+
+def test_a_row_that_would_be_trained_and_held_out_is_refused(run_node, pack, parts, rows, root):
+    twice = rows(17)
+    twice = type(twice)((*twice.items, replace(twice[0], id="again")), "the graph")
+    with pytest.raises(pack.UserError, match="row `again` of `prompt_set` is there twice"):
+        run_node(TRAIN, **parts | {"prompt_set": twice})
+
+
+def test_tinyworlds_sets_are_not_taken_for_each_other(run_node, pack, parts):
     (held_out, *_) = run_node("IdentityGRPOPromptSet", file="TinyWorld: held out (built in)")
     for swapped in ({"prompt_set": held_out}, {"evaluation_set": parts["prompt_set"]}):
-        with pytest.raises(ValueError, match=f"`{next(iter(swapped))}` is TinyWorld's other set"):
-            run_node("IdentityGRPOTrain", **parts | swapped)
+        with pytest.raises(pack.UserError, match=f"`{next(iter(swapped))}` is TinyWorld's other set"):
+            run_node(TRAIN, **parts | swapped)
 
 
-def test_a_phantom_model_gets_the_recipe_of_its_kind(parts, run_node):
-    from identity_grpo.nodes.runs import _preset
-
-    (phantom,) = run_node("IdentityGRPOLoadModel", model="TinyWorld Phantom (built in)")
-    assert [_preset(choice, phantom) for choice in ("auto", "fast", "paper")] == [
-        "tiny-phantom",
-        "fast-phantom",
-        "paper-phantom",
-    ]
-    assert _preset("auto", parts["policy"]) == "tiny"
+# --- Training Run ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_not_there_is_refused(run_node, pack, finished):
-    with pytest.raises(pack.Refused, match="there is no run"):
-        run_node("IdentityGRPORun", run="../../etc")
+def test_its_outputs_are_choices_of_load_lora_and_pictures(run_node, parts, finished):
+    latest, best, curve, clips, status = run_node(RUN, training_run=finished)
+    assert "finished, iteration 1 of 1" in status
+    for choice in (latest, best):
+        (policy,) = run_node("IdentityGRPOLoadLoRA", policy=parts["policy"], lora=choice)
+        assert policy.lora.path.parent == finished.exports_folder
+    assert curve.shape[1] > 200 and clips.shape[0] == 9
 
 
-def test_waiting_for_the_first_lora_waits_for_one_that_has_learned(run_node, long_run):
-    run_node("IdentityGRPORun", training_run=long_run, wait="for the first LoRA")
-    assert max(p.stem for p in long_run.exports_folder.glob("*.safetensors"))[-6:] != "000000"
+def test_a_run_is_chosen_without_a_link(run_node, finished):
+    latest, *_ = run_node(RUN, run=finished.id)
+    assert latest == f"{finished.id}: latest"
+
+
+def test_a_linked_run_is_shown_whatever_the_widget_holds(run_node, pack, finished):
+    *_, status = run_node(RUN, run="deleted-20200101-000000-abcd", training_run=pack.Linked(finished))
+    assert status.startswith(finished.id)
+
+
+@pytest.mark.parametrize("wrong", [{"run": "../../etc"}, {"wait": "for ever"}])
+def test_a_run_that_is_not_there_is_one_error_on_its_input(run_node, pack, finished, wrong):
+    with pytest.raises(pack.Refused) as refused:
+        run_node(RUN, **wrong)
+    assert [name for name, _ in refused.value.problems] == list(wrong)
+
+
+def test_the_history_holds_numbers_beside_the_text(node_output, make):
+    run = make("stopped", exports=[0, 2, 4], iteration=4)
+    before = node_output(RUN, training_run=run).ui
+    for iteration, margin, win in ((0, 0.0, 0.5), (2, 0.75, 0.8), (4, 0.5, 0.7)):
+        run.append_metrics({**EVALUATION, "iteration": iteration, "margin": margin, "win": win})
+    after = json.loads(json.dumps(node_output(RUN, training_run=run).ui))
+    names = ("state", "iteration", "iterations", "evaluated_iteration", "reward_margin", "win_rate")
+    assert [before[name] for name in names] == [("stopped",), (4,), (7,), (None,), (None,), (None,)]
+    assert [after[name] for name in names] == [["stopped"], [4], [7], [4], [0.5], [0.7]]
+    assert after["identity_grpo_run"] == [run.id] and after["warning"] == []
+
+
+def test_train_gives_the_same_numbers(node_output, parts, root, started):
+    shown = node_output(TRAIN, **parts, **TINY).ui
+    assert (shown["state"], shown["iteration"], shown["iterations"]) == (("finished",), (1,), (1,))
+
+
+@pytest.mark.parametrize(
+    ("exports", "best", "warning"),
+    [
+        ([], 0, None),
+        ([0], 0, "`latest` and `best` are iteration 0, the base model: nothing is trained yet"),
+        ([0, 2], 0, "`best` is iteration 0, the base model: no evaluation since then is better"),
+        ([0, 2], 2, None),
+    ],
+)
+def test_a_lora_of_iteration_0_is_shown_with_a_warning(node_output, make, exports, best, warning):
+    run = make("stopped", exports=exports)
+    for iteration in exports:
+        numbers = {"margin": float(iteration == best), "win": 0.5}
+        run.append_metrics({**EVALUATION, "iteration": iteration, **numbers})
+    shown = node_output(RUN, training_run=run)
+    assert shown.ui["warning"] == ((warning,) if warning else ())
+    assert (f"Warning: {warning}" in shown.args[-1]) is bool(warning)
+
+
+def test_a_run_that_started_from_a_lora_warns_of_that_one(node_output, make, tmp_path):
+    run = make("stopped", exports=[0])
+    config = run.path / "config.yaml"
+    config.write_text(config.read_text().replace("start_lora: null", f"start_lora: {tmp_path / 'first.safetensors'}"))
+    assert "the LoRA that the run started from" in node_output(RUN, training_run=run).ui["warning"][0]
+
+
+def test_its_fingerprint_follows_every_run(pack, make):
+    node, run = pack.nodes[RUN], make("running")
+    before = node.fingerprint_inputs(run="newest run", training_run=None, wait="no")
+    run.set_status(message="something new")
+    assert node.fingerprint_inputs(run="newest run", training_run=None, wait="no") != before
+
+
+def test_a_damaged_run_hides_no_other(run_node, pack, make):
+    damaged, good = make("running"), make("stopped")
+    (damaged.path / "status.json").write_text("{}")
+    assert "damaged" in run_node(RUN, run=damaged.id)[-1] and "stopped" in run_node(RUN, run=good.id)[-1]
+    assert good.id in pack.nodes[RUN].fingerprint_inputs()
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_waits_for_the_end(run_node, make, meanwhile):
+    run = make("running", exports=[0])
+    left = meanwhile(lambda: export(run, 1), lambda: run.set_status(state="finished", iteration=7))
+    assert "finished" in run_node(RUN, training_run=run, wait="for the end")[-1] and not left
+
+
+def test_it_waits_for_the_first_lora_that_is_trained(run_node, make, meanwhile):
+    run = make("running")
+    left = meanwhile(lambda: export(run, 0), lambda: export(run, 1))
+    assert "running" in run_node(RUN, training_run=run, wait="for the first LoRA")[-1] and not left
+
+
+@pytest.mark.parametrize("exports", [[], [0], [0, 1]])
+def test_a_stop_while_it_waits_is_an_interruption(run_node, make, meanwhile, exports):
+    import comfy.model_management as management
+
+    run = make("running", exports=exports)
+    meanwhile(lambda: run.request("stop"), lambda: run.set_status(state="stopped"))
+    with pytest.raises(management.InterruptProcessingException):
+        run_node(RUN, training_run=run, wait="for the end")
+
+
+def test_a_stopped_run_is_not_waited_for(run_node, pack, make):
+    assert "stopped" in run_node(RUN, training_run=make("stopped", exports=[0, 1]), wait="for the end")[-1]
+    with pytest.raises(pack.UserError, match="stopped.*it has no LoRA: resume it, or choose another run"):
+        run_node(RUN, training_run=make("stopped", exports=[0]), wait="for the end")
+
+
+def test_cancel_ends_the_waiting_and_not_the_run(run_node, make, meanwhile):
+    import comfy.model_management as management
+
+    run = make("running")
+    meanwhile(management.interrupt_current_processing)
+    with pytest.raises(management.InterruptProcessingException):
+        run_node(RUN, training_run=run, wait="for the end")
+    assert run.status().state == "running"
+
+
+@pytest.mark.parametrize("wait", ["for the first LoRA", "for the end"])
+def test_a_run_that_fails_while_it_waits_is_an_error_with_the_reason(run_node, pack, make, meanwhile, wait):
+    run = make("running", exports=[0])
+    meanwhile(lambda: run.set_status(state="failed", last_error="NaN in the reward of item 3"))
+    with pytest.raises(pack.UserError, match="failed, iteration 0 of 7; NaN in the reward of item 3"):
+        run_node(RUN, training_run=run, wait=wait)
+    assert "NaN in the reward of item 3" in run_node(RUN, training_run=run)[-1]

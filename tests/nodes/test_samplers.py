@@ -1,9 +1,10 @@
-"""Drawing videos through the sampler nodes."""
+"""Sampling videos with the sampler nodes."""
 
 from __future__ import annotations
 
 import dataclasses
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def node(request):
 
 
 @pytest.fixture
-def draw(run_node, load, item):
-    """The sampler's outputs for a TinyWorld item, with some inputs changed."""
+def generate(run_node, load, item):
+    """The sampler's outputs for an item of TinyWorld, with some inputs changed."""
     slots = {f"ref{i}": torch.from_numpy(r)[None].float() / 255 for i, r in enumerate(item.references)}
 
     def run(node: str, **changes):
@@ -71,118 +72,195 @@ def adapter(loaded, tmp_path, scale: float = 1.0):
     return dataclasses.replace(loaded, lora=file)
 
 
-def test_unipc_comes_nearer_to_the_exact_video_than_euler_in_as_many_steps(draw, node):
+def test_unipc_is_nearer_to_the_exact_video_than_euler_in_as_many_steps(generate, node):
     scales = dict.fromkeys(SCALES[node], 1.0)
-    exact = draw(node, **scales, steps=60)[0]
+    exact = generate(node, **scales, steps=60)[0]
     missed = {
-        solver: (draw(node, **scales, steps=10, solver=solver)[0] - exact).abs().mean() for solver in ("euler", "unipc")
+        solver: (generate(node, **scales, steps=10, solver=solver)[0] - exact).abs().mean()
+        for solver in ("euler", "unipc")
     }
     assert 0 < missed["unipc"] < 0.8 * missed["euler"]
 
 
-def test_the_video_is_the_trainers_own(draw, node, load, item):
-    images, _ = draw(node)
+def test_the_video_is_that_of_the_trainers(generate, node, load, item):
+    images, _ = generate(node)
     base, policy = ours("trainers.policies.base"), load(node).policy
     size = base.VideoSize(TINY["height"], TINY["width"], TINY["frames"])
     scales = SCALES[node]
     guidance = base.Guidance(scales.get("cfg") or scales["text_cfg"], scales.get("image_cfg"))
     plain = dataclasses.replace(item, extra={})
-    expected = ours("trainers.grpo.rollout").sample(
+    expected = ours("trainers.diffusion.sampling").sample_videos(
         policy, [policy.encode(plain, size)], size, TINY["steps"], TINY["shift"], guidance, [TINY["seed"]]
     )
     assert images.dtype == torch.float32
     assert torch.equal((images * 255).round().to(torch.uint8), expected[0])
 
 
-def test_the_latent_holds_the_clip_alone_in_the_vaes_own_units(draw, node, load):
-    images, latent = draw(node)
+def test_the_latent_holds_the_clip_alone_in_the_vaes_own_units(generate, node, load):
+    images, latent = generate(node)
     assert latent["samples"].shape == (1, 16, 3, 6, 10)
     with torch.no_grad():
         decoded = load(node).policy.vae.model.decode(latent["samples"]).sample[0].permute(1, 2, 3, 0)
     assert (decoded.clamp(-1, 1) / 2 + 0.5 - images).abs().max() < 0.01
 
 
-def test_the_seed_decides(draw, node):
-    first, again, other = (draw(node, seed=seed)[0] for seed in (1, 1, 2**64 - 1))
+def test_the_seed_decides(generate, node):
+    first, again, other = (generate(node, seed=seed)[0] for seed in (1, 1, 2**64 - 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_the_order_of_the_people_counts(draw, node, item):
+def test_the_order_of_the_people_counts(generate, node, item):
     slots = {f"ref{i}": torch.from_numpy(r)[None].float() / 255 for i, r in enumerate(reversed(item.references))}
-    assert not torch.equal(draw(node)[0], draw(node, references=slots)[0])
+    assert not torch.equal(generate(node)[0], generate(node, references=slots)[0])
 
 
-def test_a_batch_in_one_slot_is_that_many_people(draw, node, item):
+def test_a_batch_in_one_slot_is_that_many_people(generate, node, item):
     batch = torch.stack([torch.from_numpy(r).float() / 255 for r in item.references])
-    assert torch.equal(draw(node)[0], draw(node, references={"ref0": batch})[0])
+    assert torch.equal(generate(node)[0], generate(node, references={"ref0": batch})[0])
 
 
-def test_a_lora_acts_while_sampling_and_leaves_nothing_behind(draw, node, load, tmp_path):
-    before = draw(node)[0]
-    changed = draw(node, policy=adapter(load(node), tmp_path))[0]
+def test_a_lora_acts_while_sampling_and_leaves_nothing_behind(generate, node, load, tmp_path):
+    before = generate(node)[0]
+    changed = generate(node, policy=adapter(load(node), tmp_path))[0]
     assert not torch.equal(before, changed)
-    assert torch.equal(before, draw(node)[0])
+    assert torch.equal(before, generate(node)[0])
 
 
-def test_strength_0_equals_no_lora_bit_for_bit(draw, node, load, tmp_path):
+def test_strength_0_equals_no_lora_bit_for_bit(generate, node, load, tmp_path):
     off = dataclasses.replace(adapter(load(node), tmp_path, scale=100.0), strength=0.0)
-    assert torch.equal(draw(node)[0], draw(node, policy=off)[0])
+    assert torch.equal(generate(node)[0], generate(node, policy=off)[0])
 
 
-def test_a_lora_of_another_model_is_refused_and_leaves_nothing_behind(draw, node, load, tmp_path):
+def test_a_lora_of_another_model_is_refused_and_leaves_nothing_behind(generate, node, load, tmp_path, pack):
     lora = adapter(load(node), tmp_path)
     formats = ours("trainers.lora.formats")
     wide = formats.read_lora(lora.lora.path)
     modules = {name: (torch.cat([a, a], 1), b) for name, (a, b) in wide.modules.items()}
     formats.write_native(formats.LoRA(modules, wide.alpha), tmp_path / "lora.safetensors")
-    before = draw(node)[0]
-    with pytest.raises(ours("trainers.errors").UserError, match="another size"):
-        draw(node, policy=lora)
-    assert torch.equal(before, draw(node)[0])
+    before = generate(node)[0]
+    with pytest.raises(pack.UserError, match="another size"):
+        generate(node, policy=lora)
+    assert torch.equal(before, generate(node)[0])
 
 
 @pytest.mark.parametrize(("node", "other"), [(VACE, PHANTOM), (PHANTOM, VACE)])
-def test_the_other_kind_of_policy_is_sent_to_its_sampler(draw, load, node, other):
+def test_the_other_kind_of_policy_is_refused_with_the_name_of_its_sampler(generate, load, node, other, pack):
     kind = {VACE: "VACE", PHANTOM: "Phantom"}[other]
-    with pytest.raises(ours("trainers.errors").UserError, match=f"use the {kind} Sampler"):
-        draw(node, policy=load(other))
+    with pytest.raises(pack.UserError, match=f"use the {kind} Sampler"):
+        generate(node, policy=load(other))
 
 
-def test_a_missing_reference_is_refused_before_anything_runs(draw, pack, node):
+def test_a_missing_reference_is_refused_before_anything_runs(generate, pack, node):
     with pytest.raises(pack.Refused, match="missing: ref0"):
-        draw(node, references={})
+        generate(node, references={})
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_an_empty_prompt_is_one_error_on_the_prompt(generate, pack, node, prompt):
+    with pytest.raises(pack.Refused) as refused:
+        generate(node, prompt=prompt)
+    assert refused.value.problems == [("prompt", "the prompt is empty; describe the video")]
+    with pytest.raises(pack.UserError, match="the prompt is empty; describe the video"):
+        generate(node, prompt=pack.Linked(prompt))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "remedy"),
+    ("wrong", "name", "text"),
     [
-        ({"width": 90}, "use 96"),
-        ({"height": 8}, "use 16"),
-        ({"width": 100000}, "use 4096"),
-        ({"frames": 80}, "use 81"),
-        ({"frames": 0}, "use 1"),
-        ({"frames": 4001}, "use 1025"),
+        ({"height": 8}, "height", "smaller than min of 16"),
+        ({"width": 100000}, "width", "bigger than max of 4096"),
+        ({"frames": 0}, "frames", "smaller than min of 1"),
+        ({"frames": 4001}, "frames", "bigger than max of 1025"),
+        ({"steps": 0}, "steps", "smaller than min of 1"),
+        ({"seed": -1}, "seed", "smaller than min of 0"),
+        ({"solver": "magic"}, "solver", "not in list"),
     ],
 )
-def test_a_size_that_cannot_be_drawn_is_refused_before_anything_runs(pack, node, wrong, remedy):
-    given = {"width": 80, "height": 48, "frames": 9} | wrong
-    assert remedy in pack.nodes[node].validate_inputs(**given)
+def test_a_value_beyond_its_limits_is_one_error_on_its_input(generate, pack, node, wrong, name, text):
+    with pytest.raises(pack.Refused) as refused:
+        generate(node, **wrong)
+    ((found, problem),) = refused.value.problems
+    assert found == name and text in problem
 
 
-def test_growing_slots_are_handed_to_the_check_too(pack, node):
-    """ComfyUI passes the group as a keyword whatever `validate_inputs` asks for."""
-    assert pack.nodes[node].validate_inputs(width=80, height=48, frames=9, references={}) is True
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"width": 90}, "width 90 is not a multiple of 16 from 16 to 4096; use 96"),
+        ({"height": 100}, "height 100 is not a multiple of 16 from 16 to 4096; use 96"),
+        ({"frames": 80}, "frames 80 is not 4n\\+1 from 1 to 1025; use 81"),
+    ],
+)
+def test_a_size_that_no_model_generates_is_refused_before_the_model_loads(generate, pack, node, wrong, text):
+    """A link may bring any of these; the editor's widgets do not let them through."""
+    unloaded = dataclasses.replace(load_nothing(pack, node))
+    with pytest.raises(pack.UserError, match=text):
+        generate(node, policy=unloaded, **wrong)
+    with pytest.raises(pack.UserError, match=text):
+        generate(node, policy=unloaded, **{name: pack.Linked(value) for name, value in wrong.items()})
 
 
-def test_a_linked_size_is_not_judged_before_it_is_known(pack, node):
-    assert pack.nodes[node].validate_inputs(width=None, height=48, frames=None) is True
+def load_nothing(pack, node):
+    """The policy of the node's kind, which fails the test when it is loaded."""
+    types, config = ours("nodes.types"), ours("trainers.config").PolicyConfig
+    kind = "vace" if node == VACE else "phantom"
+    source = "tinyworld" if node == VACE else "tinyworld-phantom"
+    return types.LazyPolicy(kind, config(source=source), types.OnUse(lambda: pytest.fail("the model was loaded")))
 
 
-def test_a_masked_control_video_keeps_what_is_black(draw, load):
+@pytest.mark.parametrize("size", [{"width": 832, "height": 480, "frames": 81}, {"width": 832, "height": 480}])
+def test_wans_size_is_refused_for_tinyworld_with_its_own(generate, pack, node, size):
+    with pytest.raises(
+        pack.UserError, match=r"TinyWorld generates 80x48 with 9 frames.*Set width 80, height 48, frames 9"
+    ):
+        generate(node, policy=load_nothing(pack, node), **size)
+
+
+def test_wans_size_is_that_of_a_wan_model(pack, monkeypatch):
+    base, sampling = ours("trainers.policies.base"), ours("nodes.sampling")
+    policy = dataclasses.replace(load_nothing(pack, VACE), config=ours("trainers.config").PolicyConfig(source="wan"))
+    monkeypatch.setattr(sampling, "native_size", lambda source: base.VideoSize(480, 832, 81))
+    sampling.check_size(policy, base.VideoSize(720, 1280, 121))
+    with pytest.raises(pack.UserError, match="this model generates 832x480 with 81 frames"):
+        sampling.check_size(policy, base.VideoSize(4096, 4096, 1025))
+
+
+def test_wans_negative_prompt_is_the_default(pack, schema, node):
+    default = {i.id: i for i in schema(node).inputs}["negative"].default
+    assert default == ours("trainers.config").WAN_NEGATIVE_PROMPT and default.startswith("\u8272\u8c03\u8273\u4e3d")
+
+
+def test_half_an_emoji_in_a_text_is_dropped(generate, node):
+    cut = generate(node, prompt="a person waves \ud83d", negative="\ude00 blurry")[0]
+    assert torch.equal(cut, generate(node, prompt="a person waves ", negative=" blurry")[0])
+
+
+def test_grey_references_and_control_clips_are_as_rgb(generate, item):
+    grey = torch.from_numpy(item.references[0])[None].float().mean(-1, keepdim=True) / 255
+    one, three = ({"references": {"ref0": r}, "control_video": r} for r in (grey, grey.expand(-1, -1, -1, 3)))
+    assert torch.equal(generate(VACE, **one)[0], generate(VACE, **three)[0])
+
+
+@pytest.mark.parametrize("name", ["control_video", "references", "control_mask"])
+def test_pictures_that_are_not_finite_are_refused_with_the_name_of_the_input(generate, name, pack):
+    broken = torch.full((1, 48, 80) if name == "control_mask" else (1, 48, 80, 3), float("nan"))
+    with pytest.raises(pack.UserError, match=rf"`{name}(\.ref0)?` holds numbers that are not finite \(NaN\)"):
+        generate(VACE, **{name: {"ref0": broken} if name == "references" else broken})
+
+
+def test_latents_that_are_not_finite_are_an_error_with_a_remedy(generate, node, load, tmp_path, pack):
+    """As after an overflow in half precision, or with a LoRA at far too high a strength."""
+    broken = dataclasses.replace(adapter(load(node), tmp_path, scale=1e15), strength=1e15)
+    with pytest.raises(pack.UserError, match="not finite.*(float32|strength)"):
+        generate(node, policy=broken)
+    assert torch.isfinite(generate(node)[0]).all()
+
+
+def test_a_masked_control_video_keeps_what_is_black(generate, load):
     """A control clip enters as the policy's own: resized, grey and white where it ends."""
-    images, _ = draw(VACE)
+    images, _ = generate(VACE)
     clip = torch.nn.functional.interpolate(images[:5].movedim(-1, 1), scale_factor=2).movedim(1, -1)
-    kept, _ = draw(VACE, control_video=clip, control_mask=torch.zeros(5, 96, 160))
+    kept, _ = generate(VACE, control_video=clip, control_mask=torch.zeros(5, 96, 160))
     assert not torch.equal(kept, images)
     sampling, size = ours("nodes.sampling"), ours("trainers.policies.base").VideoSize(48, 80, 9)
     video, mask = sampling.to_control_clip(clip, size), sampling.to_control_mask(torch.zeros(5, 96, 160), size)
@@ -191,35 +269,35 @@ def test_a_masked_control_video_keeps_what_is_black(draw, load):
     assert (mask[:5] == 0).all() and (mask[5:] == 1).all()
 
 
-def test_one_mask_serves_all_frames(pack):
-    mask = ours("nodes.sampling").to_control_mask(
-        torch.zeros(1, 48, 80), ours("trainers.policies.base").VideoSize(48, 80, 9)
-    )
+@pytest.mark.parametrize("shape", [(48, 80), (1, 48, 80), (1, 1, 48, 80), (1, 48, 80, 1)])
+def test_one_mask_of_any_shape_serves_all_frames(pack, shape):
+    size = ours("trainers.policies.base").VideoSize(48, 80, 9)
+    mask = ours("nodes.sampling").to_control_mask(torch.zeros(shape), size)
     assert mask.shape == (9, 48, 80) and not mask.any()
 
 
-def test_a_new_seed_does_not_ask_the_text_encoder_again(draw, node, load):
-    draw(node)
+def test_a_new_seed_does_not_run_the_text_encoder_again(generate, node, load):
+    generate(node)
     asked = []
     hook = load(node).policy.text.encoder.register_forward_hook(lambda *_: asked.append(1))
-    draw(node, seed=8)
+    generate(node, seed=8)
     hook.remove()
     assert not asked
 
 
-def test_every_step_is_counted_and_shown(draw, node, pack, monkeypatch):
+def test_every_step_is_counted_and_shown(generate, node, pack, monkeypatch):
     import comfy.cli_args
     import comfy.utils
 
     seen = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda v, t, p, node_id=None: seen.append((v, t, p)))
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
-    draw(node)
+    generate(node)
     assert [(value, total) for value, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
     assert [picture.size for _, _, (_, picture, _) in seen] == [(320, 192)] * 3
 
 
-def test_wans_own_latents_are_shown_as_comfyui_shows_them(draw, load, pack, monkeypatch):
+def test_wans_own_latents_are_shown_as_comfyui_shows_them(generate, load, pack, monkeypatch):
     import comfy.cli_args
     import comfy.utils
     from comfy.latent_formats import Wan21
@@ -228,22 +306,22 @@ def test_wans_own_latents_are_shown_as_comfyui_shows_them(draw, load, pack, monk
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda v, t, p, node_id=None: seen.append(p))
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
     monkeypatch.setattr(load(VACE).policy.vae, "mean", Wan21().latents_mean)
-    draw(VACE)
+    generate(VACE)
     assert [picture.size for _, picture, _ in seen] == [(10, 6)] * 3
 
 
-def test_no_preview_is_made_when_the_user_wants_none(draw, node, pack, monkeypatch):
+def test_no_preview_is_made_when_the_user_wants_none(generate, node, pack, monkeypatch):
     import comfy.cli_args
     import comfy.utils
 
     seen = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda v, t, p, node_id=None: seen.append(p))
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.NoPreviews)
-    draw(node)
+    generate(node)
     assert set(seen) == {None}
 
 
-def test_cancel_ends_sampling_after_the_step_in_flight(draw, node, pack, monkeypatch):
+def test_cancel_ends_sampling_after_the_step_in_progress(generate, node, pack, monkeypatch):
     import comfy.model_management as management
     import comfy.utils
 
@@ -255,23 +333,28 @@ def test_cancel_ends_sampling_after_the_step_in_flight(draw, node, pack, monkeyp
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancel)
     with pytest.raises(management.InterruptProcessingException):
-        draw(node, steps=50)
+        generate(node, steps=50)
     assert shown == [1]
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
-    draw(node)
+    generate(node)
 
 
-def test_out_of_memory_says_what_to_lower(draw, node, load, monkeypatch):
+def test_out_of_memory_names_what_to_lower(generate, node, load, monkeypatch, pack):
     import comfy.model_management as management
 
     def fail(*_, **__):
         raise management.OOM_EXCEPTION("CUDA out of memory. Tried to allocate 2 GiB.")
 
     monkeypatch.setattr(load(node).policy.transformer, "forward", fail)
-    with pytest.raises(ours("trainers.errors").UserError, match=r"out of memory at 80x48, 9 frames .*lower `frames`"):
-        draw(node)
+    with pytest.raises(pack.UserError, match=r"out of memory at 80x48, 9 frames .*lower `frames`"):
+        generate(node)
 
 
-def test_a_video_whose_frames_alone_do_not_fit_is_refused_before_it_is_made(draw, node):
-    with pytest.raises(ValueError, match="GB of memory for its frames.*lower `frames`"):
-        draw(node, width=4096, height=4096, frames=1025)
+def test_a_video_whose_frames_do_not_fit_into_memory_is_refused(pack, monkeypatch):
+    base, sampling = ours("trainers.policies.base"), ours("nodes.sampling")
+    monkeypatch.setattr(sampling.psutil, "virtual_memory", lambda: SimpleNamespace(available=16e9))
+    settings = sampling.Sampling(base.VideoSize(2048, 2048, 1025), 3, 3.0, base.Guidance(), 0, "euler")
+    with pytest.raises(
+        pack.UserError, match="about 155 GB of memory for its frames, and 16 GB are free; lower `frames`"
+    ):
+        sampling.generate(load_nothing(pack, VACE), settings, None)

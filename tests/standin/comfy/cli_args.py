@@ -1,4 +1,4 @@
-"""What ComfyUI was started with."""
+"""The options that ComfyUI was started with."""
 
 from __future__ import annotations
 
@@ -19,4 +19,5 @@ args = SimpleNamespace(
     preview_method=LatentPreviewMethod.NoPreviews,
     preview_size=512,
     disable_metadata=False,
+    enable_cors_header=None,
 )

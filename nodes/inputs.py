@@ -1,0 +1,32 @@
+"""Values that come in through a widget or a link: texts and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..trainers.errors import UserError
+
+EMPTY_PROMPT = "the prompt is empty; describe the video"
+
+
+def clean(text: str) -> str:
+    """The text without lone surrogates: halves of an emoji, left by nodes that cut a text, which no tokenizer reads."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
+
+
+def prompt_problem(prompt: str | None) -> str | None:
+    """What is wrong with a prompt; None for a good one, and for one that a link will bring."""
+    return EMPTY_PROMPT if prompt is not None and not clean(prompt).strip() else None
+
+
+def clean_prompt(prompt: str) -> str:
+    """The prompt, `clean`. Raises UserError for an empty one."""
+    if problem := prompt_problem(prompt):
+        raise UserError(problem)
+    return clean(prompt)
+
+
+def require_choice(name: str, value: str, options: Sequence[str]) -> None:
+    """Raises UserError when `value` is not an option of the input `name`: ComfyUI does not check what a link brings."""
+    if value not in options:
+        raise UserError(f"{name} `{value}` is not offered here; choose {' or '.join(options)}")

@@ -1,0 +1,154 @@
+"""From the widgets of Train to the settings of a run."""
+
+from __future__ import annotations
+
+import comfy.model_management as management
+import torch
+
+from ..trainers.config import BUILT_IN, preset_for
+from ..trainers.errors import UserError
+from ..trainers.prompts import PromptSet
+from ..trainers.runs.registry import is_alive
+from ..trainers.runs.starting import freeze_prompts
+from . import folders
+from .inputs import require_choice
+from .sampling import size_problem
+from .types import LazyPolicy, LazyReward
+
+AUTO, CPU, ALL_GPUS = "auto", "CPU", "all GPUs"
+NO_LORA = "none"
+MOST_HELD_OUT = 32  # rows
+
+
+def device_choices() -> list[str]:
+    """`auto`, the GPUs that PyTorch sees, all of them, the CPU."""
+    count = torch.cuda.device_count()
+    return [AUTO, *(f"GPU {i}" for i in range(count)), *([ALL_GPUS] if count > 1 else []), CPU]
+
+
+def chosen_gpus(choice: str) -> list[int]:
+    """The CUDA devices of a choice; empty for the CPU. Raises UserError for a device that is not there."""
+    require_choice("devices", choice, device_choices())
+    count = torch.cuda.device_count()
+    if choice == CPU or not count:
+        return []
+    if choice == ALL_GPUS:
+        return list(range(count))
+    if choice != AUTO:
+        return [int(choice.removeprefix("GPU "))]
+    own = management.get_torch_device()
+    return [i for i in range(count) if own.type != "cuda" or i != own.index] or [0]
+
+
+def preset_of(choice: str, policy: LazyPolicy) -> str:
+    """The preset for this policy. Raises UserError for TinyWorld's with another model: its videos are far too small."""
+    built_in = policy.config.source in BUILT_IN
+    if choice == "tiny" and not built_in:
+        raise UserError("preset `tiny` is TinyWorld's (videos of 80x48); choose `fast` or `paper` for this model")
+    return preset_for(choice if choice != AUTO else "tiny" if built_in else "fast", policy.kind)
+
+
+def start_lora_file(choice: str) -> str | None:
+    """The file of the LoRA to start from; None for none.
+
+    Raises UserError for the LoRA of a run that still trains: queued again it would be another file and start another
+    run.
+    """
+    if choice == NO_LORA:
+        return None
+    run = folders.followed(choice)
+    if run is not None and is_alive(run):
+        raise UserError(
+            f"start_lora `{choice}` still changes; wait for the run's end, stop it, or choose one of its files "
+            "(identity_grpo/…)"
+        )
+    return str(folders.find_lora(choice).path)
+
+
+def model_settings(policy: LazyPolicy, reward: LazyReward, gpus: list[int]) -> dict:
+    """The configuration's sections of both models. A CPU computes in float32 whatever ComfyUI's own device prefers."""
+
+    def dtype(wanted: str) -> str:
+        return wanted if gpus else "float32"
+
+    taken = {name: getattr(reward.config, name) for name in ("source", "base_model", "fps")}
+    return {
+        "policy": {**policy.config.model_dump(), "dtype": dtype(policy.config.dtype)},
+        "reward": {**taken, "dtype": dtype(reward.config.dtype)},
+    }
+
+
+def video_settings(width: int, height: int, frames: int) -> dict[str, int]:
+    """The configuration's video section; 0 leaves a number to the preset. Raises UserError for an impossible size."""
+    if bool(width) != bool(height):
+        raise UserError("give both width and height, or leave both at 0 for the preset's size")
+    if problem := size_problem(width or None, height or None, frames or None):
+        raise UserError(problem)
+    return {"width": width, "height": height, "frames": frames}
+
+
+def held_out_rows(count: int) -> int:
+    """How many of `count` rows are held out for evaluation where no evaluation_set is connected."""
+    return max(1, min(MOST_HELD_OUT, count // 10))
+
+
+def check_prompt_sets(train: PromptSet, evaluation: PromptSet | None, groups_per_update: int) -> None:
+    """Raises UserError when the sets cannot be trained and measured on: swapped, too few rows, or rows in both."""
+    for name, given, wrong, right in (
+        ("prompt_set", train, "held-out", "training"),
+        ("evaluation_set", evaluation, "train-", "held out"),
+    ):
+        if given is not None and given.source == "tinyworld" and given[0].id.startswith(f"tiny-{wrong}"):
+            raise UserError(f"`{name}` is TinyWorld's other set; choose `TinyWorld: {right} (built in)`")
+    if train.source == "tinyworld":
+        return
+    rows = len(train) if evaluation is not None else len(train) - held_out_rows(len(train))
+    if rows < groups_per_update:
+        raise UserError(_too_few(len(train), rows, groups_per_update))
+    _check_overlap(train, evaluation, rows)
+
+
+def prompt_settings(train: PromptSet, evaluation: PromptSet | None) -> dict:
+    """The configuration's names of both sets, which are kept in files of their own."""
+    root = folders.runs_root() / "prompt_sets"
+    names = {"prompts": freeze_prompts(train, root)}
+    if evaluation is not None:
+        return names | {"evaluation_prompts": freeze_prompts(evaluation, root)}
+    return names if train.source == "tinyworld" else names | {"held_out": held_out_rows(len(train))}
+
+
+def not_left_to_preset(changes: dict) -> dict:
+    """Without the settings that are empty or 0, which leaves them to the preset; a seed of 0 is a seed."""
+    kept = {}
+    for name, value in changes.items():
+        value = not_left_to_preset(value) if isinstance(value, dict) else value
+        if value or name == "seed":
+            kept[name] = value
+    return kept
+
+
+def _too_few(count: int, rows: int, needed: int) -> str:
+    """The message for a prompt set of `count` rows, of which `rows` are left to train on."""
+    has, remedies = f"`prompt_set` has {count} row{'s' * (count != 1)}", [f"Give it {needed} rows"]
+    if held_out := count - rows:
+        enough = next(n for n in range(needed, 2 * needed + MOST_HELD_OUT) if n - held_out_rows(n) >= needed)
+        has += f", {held_out} of them held out for evaluation"
+        remedies = [f"Give it {enough} rows", "connect an `evaluation_set`"]
+    if rows:
+        remedies.append(f"set `groups_per_update` to {rows} (below 16 the method hardly improves)")
+    remedy = ", ".join(remedies[:-1]) + f" or {remedies[-1]}" if len(remedies) > 1 else remedies[0]
+    return f"{has}, but an update needs {needed} rows to train on. {remedy}"
+
+
+def _check_overlap(train: PromptSet, evaluation: PromptSet | None, rows: int) -> None:
+    """Raises UserError when an item is both trained and measured on."""
+    trained = {item.content(): item.id for item in train.items[:rows]}
+    for item in evaluation if evaluation is not None else train.items[rows:]:
+        same = trained.get(item.content())
+        if same is not None:
+            where = (
+                "`evaluation_set` is also in `prompt_set`" if evaluation is not None else "`prompt_set` is there twice"
+            )
+            raise UserError(
+                f"row `{item.id}` of {where} (`{same}`), so it would be trained and measured on; remove one of the two"
+            )

@@ -1,0 +1,34 @@
+// Shows the text that a node returned when it was executed: the loaded model, the LoRA it holds, the score.
+import { app } from "../../scripts/app.js";
+import { findNode } from "./find_node.js";
+
+const NAME = "identity_grpo_text";
+const WITH_PANEL = ["IdentityGRPOTrain", "IdentityGRPORun"]; // runs.js shows the text of these
+
+function show(node, output) {
+  if (!node?.comfyClass?.startsWith("IdentityGRPO") || WITH_PANEL.includes(node.comfyClass) || !output?.text) return;
+  let widget = node.widgets?.find((w) => w.name === NAME);
+  if (!widget) {
+    const line = document.createElement("div");
+    line.style.cssText = "white-space:pre-wrap;overflow:auto;user-select:text;font:12px sans-serif;color:var(--input-text,#ddd)";
+    widget = node.addDOMWidget(NAME, NAME, line, { serialize: false, hideOnZoom: false, getMinHeight: () => 40 });
+    widget.serialize = false;
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+  }
+  widget.element.textContent = output.text.join("\n");
+}
+
+app.registerExtension({
+  name: "identitygrpo.nodeText",
+  nodeCreated(node) {
+    const executed = node.onExecuted;
+    node.onExecuted = function (output) {
+      executed?.apply(this, arguments);
+      show(this, output);
+    };
+  },
+  // The editor has opened a workflow again and still has its results.
+  onNodeOutputsUpdated(outputs) {
+    for (const [id, output] of Object.entries(outputs)) show(findNode(id), output);
+  },
+});
