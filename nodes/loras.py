@@ -81,8 +81,8 @@ def shown(file: folders.LoraFile, lora: LoRA, before: str = "", after: str = "")
 
     A file without run and iteration is named by the choice. Iteration 0 is logged as a warning: nothing is trained yet.
     """
-    run, iteration = lora.metadata.get("run"), lora.metadata.get("iteration", "")
-    if not (run and iteration.isdecimal()):
+    run, iteration = lora.metadata.get("run", "")[:100], lora.metadata.get("iteration", "")
+    if not (run and len(iteration) < 10 and iteration.isdecimal()):
         return {"text": (f"{before}{file.label}{after}",)}
     name = f"run {run}, iteration {iteration}"
     if int(iteration) == 0:

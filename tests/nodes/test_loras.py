@@ -134,6 +134,12 @@ def test_a_file_without_a_run_is_shown_by_its_name(node_output, policy, write):
     )
 
 
+@pytest.mark.parametrize("iteration", ["", "eight", "-1", "9" * 5000])
+def test_an_iteration_that_is_no_number_is_not_shown(node_output, policy, write, iteration):
+    write("odd.safetensors", run="run-x", iteration=iteration)
+    assert text(node_output(LOAD, policy=policy, lora="odd.safetensors")) == "odd.safetensors, at strength 1"
+
+
 @pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])
 @pytest.mark.parametrize(
     ("name", "content", "words"),

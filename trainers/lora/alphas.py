@@ -48,8 +48,9 @@ def read_config(text: str, source: str) -> AlphaSettings:
     """The settings in the text of an adapter_config.json. Raises UserError when they are damaged, or not a LoRA's."""
     try:
         values = _parse_json(text)
-        if values.get("peft_type") not in (None, "LORA"):
-            raise UserError(f"{source} describes a {values['peft_type']}, which is not supported; train a plain LoRA")
+        kind = values.get("peft_type")
+        if kind not in (None, "LORA"):
+            raise UserError(f"{source} describes a {str(kind)[:40]}, which is not supported; train a plain LoRA")
         return _settings(values, source)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _unreadable(source, error) from error

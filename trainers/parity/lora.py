@@ -1,4 +1,4 @@
-"""Recompute a golden case of one adapter applied in several ways."""
+"""Recompute a golden case: one LoRA applied in several ways."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def verify_case(path: Path) -> list[Check]:
 
 
 def _files(path: Path, lora: LoRA) -> list[Check]:
-    """What we write from the PEFT adapter, against the case's native file and against itself read back."""
+    """Checks of the files written from the PEFT adapter: the case's native file, and PEFT's folder read back."""
     with tempfile.TemporaryDirectory() as folder:
         write_native(LoRA(lora.modules, lora.alpha), Path(folder) / "native.safetensors")
         write_peft(lora, Path(folder) / "peft")
@@ -78,7 +78,7 @@ def _equal(name: str, found: LoRA, expected: LoRA) -> Check:
 
 
 def _transformer(path: Path, lora: LoRA, given: dict[str, Tensor]) -> nn.Module:
-    """The transformer beside this case that the adapter fits; of several the one that gives the base velocity."""
+    """The transformer beside this case that fits the adapter; of several the one that gives the base velocity."""
     fitting = []
     for case in sorted(p for p in path.resolve().parent.iterdir() if p.is_dir() and case_kind(p) == "vace"):
         model = load_transformer(weight_file(case))
