@@ -14,7 +14,8 @@ from .launcher import cores, start, stop
 from .registry import refresh
 from .starting import find_same
 
-POLL_SECONDS = 2.0
+POLL_SECONDS = 1.0
+REPORT_SECONDS = 20.0
 
 
 class RunBatch:
@@ -37,18 +38,20 @@ class RunBatch:
         started, reported = time.monotonic(), 0.0
         try:
             while waiting or active:
+                ended = [name for name, child in active.items() if child.poll() is not None]
+                for name in ended:
+                    del active[name]
+                    self._require_finished(self.runs[name])
                 while waiting and len(active) < self.jobs:
                     name = waiting.pop(0)
                     child = self._start(name)
                     if child is None:
-                        yield name, self.runs[name]
+                        ended.append(name)
                     else:
                         active[name] = child
-                for name in [name for name, child in active.items() if child.poll() is not None]:
-                    del active[name]
-                    self._require_finished(self.runs[name])
-                    yield name, self.runs[name]
-                if active and time.monotonic() - reported > 10:
+                # The caller may take its time with them: the next runs are going already.
+                yield from ((name, self.runs[name]) for name in ended)
+                if active and time.monotonic() - reported > REPORT_SECONDS:
                     reported = time.monotonic()
                     states = (f"{name} {self.runs[name].status().iteration}" for name in active)
                     report(f"{reported - started:5.0f} s, {len(waiting)} waiting, iteration of {', '.join(states)}")

@@ -92,10 +92,13 @@ def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
 
 def tinyworld_judge(videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
     """The oracle's identity, text alignment and picture quality of videos of TinyWorld's items."""
+    from accelerate import PartialState
+
     from ..tinyworld.oracle import measure
     from ..tinyworld.prompts import scenes_of
 
-    found = measure(videos, scenes_of(items))
+    # On the GPU where there is one: videos come to the CPU when they are decoded.
+    found = measure(videos.to(PartialState().device), scenes_of(items))
     return {name: getattr(found, name).tolist() for name in ("identity", "alignment", "quality")}
 
 
