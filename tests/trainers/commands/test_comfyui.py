@@ -1,8 +1,9 @@
-"""Finding ComfyUI and putting the pack in, on folders that look like ComfyUI."""
+"""Finding ComfyUI and putting the pack in, on folders that look like ComfyUI's."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import sys
@@ -29,7 +30,7 @@ def machine(monkeypatch, tmp_path) -> Path:
 
 
 def make(folder: Path, requirements: str = "numpy>=1\npillow\n") -> Path:
-    """A ComfyUI as far as its looks go."""
+    """A folder that looks like ComfyUI's."""
     (folder / "custom_nodes").mkdir(parents=True)
     (folder / "comfyui_version.py").touch()
     (folder / "requirements.txt").write_text(requirements)
@@ -58,7 +59,7 @@ def test_a_named_one_comes_before_the_one_around_the_pack_and_the_default_place(
     assert comfyui.find_comfyui() == named
 
 
-def test_a_wrong_name_is_told_and_nothing_else_is_taken(machine, monkeypatch):
+def test_a_wrong_name_is_refused_though_there_is_another_comfyui(machine, monkeypatch):
     make(comfyui.default_place())
     monkeypatch.setenv("COMFYUI_PATH", str(machine))
     with pytest.raises(UserError, match="COMFYUI_PATH"):
@@ -102,14 +103,14 @@ def test_nothing_of_the_users_is_overwritten(machine):
         comfyui.put_in(folder)
 
 
-def test_a_machine_that_can_have_none_is_told_so(machine, capfd):
+def test_an_installation_that_fails_is_reported_with_what_works_without_it(machine, capfd):
     program(machine / "pack" / ".venv" / "bin" / "python", "echo no route to the package index >&2; exit 1")
     assert main(["comfyui"]) == 1
-    told = capfd.readouterr().err
-    assert "no route" in told and "cannot have a ComfyUI" in told and "make demo" in told
+    text = capfd.readouterr().err
+    assert "no route" in text and "could not be installed" in text and "make demo" in text
 
 
-def test_a_python_that_makes_no_environments_is_told(machine, capfd):
+def test_the_reason_why_no_environment_can_be_made_is_shown(machine, capfd):
     (machine / "pack" / ".venv").touch()
     assert main(["comfyui"]) == 1
     assert "Unable to create directory" in capfd.readouterr().err
@@ -124,30 +125,45 @@ def test_comfy_cli_installs_a_release_outside_of_the_environment_that_runs_it(ma
     assert f" --skip-prompt --workspace {comfyui.default_place()} install --version latest --" in capfd.readouterr().out
 
 
-def test_an_installation_that_did_not_finish_goes_on_and_anothers_is_left_alone(machine, capfd):
+def test_an_unfinished_installation_is_completed_and_another_s_is_left_alone(machine, capfd):
     scripts = machine / "pack" / ".venv" / "bin"
     program(scripts / "python", "exit 0")
     program(scripts / "comfy", 'echo "$@"; exit 1')
     folder = make(comfyui.default_place(), "no-such-distribution\n")
     assert main(["comfyui"]) == 2
-    told = capfd.readouterr()
-    assert "PYTHON=" in told.err and not told.out
+    shown = capfd.readouterr()
+    assert "PYTHON=" in shown.err and not shown.out
     program(folder / ".venv" / "bin" / "python", "exit 1")
     assert main(["comfyui"]) == 1
     assert f"--workspace {folder} install --restore --" in capfd.readouterr().out
 
 
-def test_a_taken_port_is_told(machine, monkeypatch):
+def test_a_taken_port_is_refused(machine, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(make(machine / "ComfyUI")))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="is taken"):
         comfyui.main(Namespace(port=taken.getsockname()[1]))
 
 
-def test_a_server_that_ends_ends_the_command(machine, capfd):
+def test_a_server_that_ends_ends_the_command(machine, capfd, monkeypatch):
+    monkeypatch.setattr(comfyui, "HAS_GPU", "")
     folder = make(machine / "ComfyUI")
     (folder / "main.py").write_text("raise SystemExit(3)")
     assert comfyui.start(folder, Path(sys.executable), "identity-grpo", 1) == 3
     assert "ended before it answered" in capfd.readouterr().err
+
+
+def test_a_server_that_the_interrupt_did_not_reach_is_ended(machine, monkeypatch):
+    """SIGTERM goes to this process alone, Ctrl-C of a terminal to both."""
+    folder = make(machine / "ComfyUI")
+    (folder / "main.py").write_text("import time; time.sleep(60)")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comfyui, "ENDING_SECONDS", 0.2)
+    monkeypatch.setattr(comfyui, "_wait", interrupted)
+    monkeypatch.setattr(comfyui, "HAS_GPU", "")
+    assert comfyui.start(folder, Path(sys.executable), "identity-grpo", 1) == -signal.SIGTERM
 
 
 def test_the_address_opens_the_first_workflow_with_a_plain_name(machine):
