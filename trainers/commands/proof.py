@@ -8,7 +8,7 @@ the lower end of a 95% interval of the relative gain of the oracle's identity, o
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..files import write_atomic
 from ..grpo.cost import seconds_per_video
 from ..grpo.intervals import Interval, difference, relative_gain
 from ..runs.batch import RunBatch
+from .numbers import number_between
 from .options import add_runs_folder, add_set, add_tinyworld_policy, parse_settings
 from .tables import markdown_table
 
@@ -34,6 +35,7 @@ PROOF = {
 }
 LEAST_GAIN = 0.22
 """Claimed of the lower end of the gain's interval after 40 iterations."""
+MOST_NUMBERS = 1000
 
 
 @dataclass(frozen=True)
@@ -82,28 +84,33 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=numbers("11,12"),
         help="noises that everything is measured under (default: 11,12)",
     )
-    parser.add_argument("--items", type=int, default=512, help="held-out items (default: 512)")
+    parser.add_argument("--items", type=number_between(1, 10_000), default=512, help="held-out items (default: 512)")
     parser.add_argument(
         "--at", type=numbers, help="iterations after which the LoRA is measured, multiples of 10 (default: the last)"
     )
     parser.add_argument(
         "--recipes", type=Path, help="YAML file: name of a recipe -> settings; default: the `tiny` preset alone"
     )
-    parser.add_argument("--jobs", type=int, default=3, help="runs at a time on the device (default: 3)")
+    parser.add_argument(
+        "--jobs", type=number_between(1, 64), default=3, help="runs at a time on the device (default: 3)"
+    )
     add_tinyworld_policy(parser)
     add_set(parser)
     add_runs_folder(parser, "runs/proof")
 
 
 def numbers(text: str) -> list[int]:
-    """`0-4` or `3,8` or `none` as a list."""
-    if text == "none":
-        return []
-    found = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
+    """For `type=` of an argument: `0-4` or `3,8` as a list without repeats, `none` as an empty one."""
+    found: dict[int, None] = {}
+    for part in text.split(",") if text != "none" else ():
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ArgumentTypeError(f"`{text}` is not a list of numbers such as 0-4 or 3,8")
+        chosen = range(int(first), int(last or first) + 1)
+        if not 0 < len(chosen) <= MOST_NUMBERS:
+            raise ArgumentTypeError(f"`{part}` has {len(chosen)} numbers; give 1 to {MOST_NUMBERS}")
+        found |= dict.fromkeys(chosen)
+    return list(found)
 
 
 def main(options: Namespace) -> int:
@@ -122,6 +129,7 @@ def main(options: Namespace) -> int:
         for recipe in recipes
     ]
     configs = {job: proof_config(job, merge(recipes[job.recipe], changes), options.policy) for job in jobs}
+    check_options(options, list(configs.values()))
     root.mkdir(parents=True, exist_ok=True)
     first = configs[jobs[0]]
     evaluation = first.evaluation.model_copy(update={"items": options.items})
@@ -129,6 +137,8 @@ def main(options: Namespace) -> int:
         update={"evaluation": evaluation, "rollout": first.rollout.model_copy(update={"micro_batch": 64})}
     )
     inputs = run_inputs(wide)
+    if inputs.judge is None:
+        raise UserError("proof measures by TinyWorld's oracle: leave prompts and the size of the videos as they are")
     meter = WideMeasure(wide, inputs.held_out.items, options.evaluation_seeds, inputs.judge, PartialState().device)
     before = meter.measure(None, root / f"base-{options.policy}.json")
     found: dict[tuple[Job, int], dict[str, np.ndarray]] = {}
@@ -152,6 +162,21 @@ def main(options: Namespace) -> int:
     write_atomic(root / "proof.md", text)
     print(text)
     return 0 if all(holds for _, holds in claims) else 1
+
+
+def check_options(options: Namespace, configs: list[TrainConfig]) -> None:
+    """Raises UserError, before anything is trained, for what could not be measured afterwards."""
+    if not options.seeds or not options.evaluation_seeds:
+        raise UserError("--seeds and --evaluation-seeds need at least one number each")
+    for config in configs:
+        for iteration in options.at or ():
+            if iteration != config.iterations and (
+                not 0 < iteration < config.iterations or iteration % config.checkpoint.every
+            ):
+                raise UserError(
+                    f"--at {iteration}: a run of {config.iterations} iterations saves a LoRA every "
+                    f"{config.checkpoint.every} and after the last; choose one of those"
+                )
 
 
 def read_recipes(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -58,6 +58,8 @@ class RunBatch:
                 time.sleep(POLL_SECONDS if active else 0)
         finally:
             for name in active:
+                self.runs[name].request("stop")
+            for name in active:
                 stop(self.runs[name])
 
     def _start(self, name: str) -> subprocess.Popen | None:
