@@ -1,14 +1,16 @@
-"""What every node tells the user before it is used."""
+"""What every node shows of itself: names, tooltips, defaults, help pages."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 DOCS = Path(__file__).parents[2] / "web" / "docs"
-# Workflows depend on these: an id stays for ever.
+# Workflows depend on these: an id never changes.
 IDS = [
     f"IdentityGRPO{name}"
     for name in (
@@ -45,12 +47,24 @@ def test_these_are_all_nodes(pack):
     assert sorted(pack.nodes) == sorted(IDS)
 
 
-def test_it_is_found_by_name_place_and_other_words(found):
+def test_it_is_found_by_name_category_and_aliases(found):
     assert found.display_name and found.search_aliases
     assert re.fullmatch(r"Identity-GRPO/[A-Za-z][A-Za-z ]+", found.category)
 
 
-def test_it_says_what_it_does(found):
+def test_its_name_has_no_brackets(found):
+    assert re.fullmatch(r"[A-Za-z ]+", found.display_name)
+
+
+def test_its_check_names_one_widget_at_most(pack, found):
+    """Core repeats the answer of `validate_inputs` for each widget that it names: one mistake would be several."""
+    node = pack.nodes[found.node_id]
+    named = inspect.signature(node.validate_inputs).parameters
+    widgets = [i.id for i in found.inputs if i.id in named and i.get_io_type() in WIDGETS]
+    assert len(widgets) <= 1, widgets
+
+
+def test_its_description_is_a_sentence(found):
     assert len(found.description) > 20 and found.description.endswith(".")
 
 
@@ -64,7 +78,7 @@ def test_outputs_have_names(found):
     assert all(o.display_name for o in found.outputs)
 
 
-def test_every_widget_starts_with_something_that_can_be_queued(found):
+def test_every_widget_starts_with_a_value_that_can_be_queued(found):
     """A number without a default starts at 0, which its limits may not allow."""
     for given in found.inputs:
         options = given.as_dict()
@@ -75,9 +89,9 @@ def test_every_widget_starts_with_something_that_can_be_queued(found):
             assert options.get("default", options["options"][0]) in options["options"], given.id
 
 
-def test_a_number_that_comfyui_draws_may_be_any_that_it_draws(found):
-    drawn = [i for i in found.inputs if i.as_dict().get("control_after_generate")]
-    assert [i.id for i in drawn if i.max != 2**64 - 1] == []
+def test_a_number_that_comfyui_randomizes_may_be_any_that_it_gives(found):
+    randomized = [i for i in found.inputs if i.as_dict().get("control_after_generate")]
+    assert [i.id for i in randomized if i.max != 2**64 - 1] == []
 
 
 def test_object_info_is_made(pack, found):
@@ -97,6 +111,17 @@ def test_its_help_page_names_every_input_and_output(found):
 def test_pictures_of_its_help_page_are_there(found):
     page = (DOCS / f"{found.node_id}.md").read_text(encoding="utf-8")
     assert [p for p in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page) if not (DOCS / p).is_file()] == []
+
+
+def test_tooltips_and_the_help_page_agree_on_numbers(found):
+    page = (DOCS / f"{found.node_id}.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for given in (*found.inputs, *found.outputs):
+        row = next((row for row in rows if f"`{given.id}`" in row.split("|")[1]), "")
+        shown, written = (
+            set(re.findall(r"\d+(?:\.\d+)?", text.replace("x", " "))) for text in (given.tooltip or "", row)
+        )
+        assert not written or shown <= written, (given.id, shown - written)
 
 
 def test_help_pages_have_a_node():
