@@ -1,4 +1,4 @@
-"""Sizes of TinyWorld's models: the real classes, small configurations."""
+"""TinyWorld's models: the classes of the real ones with small configurations."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ PHANTOM = {name: value for name, value in VACE.items() if not name.startswith("v
 
 
 def build_vae(mean: list[float] | None = None, std: list[float] | None = None):
+    """Wan's VAE with random weights; `mean` and `std` of each latent channel (default 0 and 1)."""
     from diffusers import AutoencoderKLWan
 
     statistics = {"latents_mean": mean or [0.0] * VAE["z_dim"], "latents_std": std or [1.0] * VAE["z_dim"]}
@@ -49,25 +50,28 @@ def build_vae(mean: list[float] | None = None, std: list[float] | None = None):
 
 
 def build_text_encoder(vocabulary: int):
+    """UMT5's encoder with random weights for a vocabulary of this size."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     return UMT5EncoderModel(UMT5Config(vocab_size=vocabulary, pad_token_id=0, eos_token_id=1, **TEXT))
 
 
 def build_vace():
+    """VACE's transformer with random weights."""
     from diffusers import WanVACETransformer3DModel
 
     return WanVACETransformer3DModel(**VACE)
 
 
 def build_phantom():
+    """Phantom's transformer with random weights."""
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(**PHANTOM)
 
 
 def build_tokenizer(sentences: list[str]):
-    """A word-level tokenizer that knows every word of the sentences; ids: 0 pad, 1 end, 2 unknown."""
+    """A word-level tokenizer whose vocabulary is every word of the sentences; ids: 0 pad, 1 end, 2 unknown."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
-"""TinyWorld's own measure of a video: who is where, and do they act as asked. It knows the renderer and no reward.
+"""TinyWorld's oracle: whether a video shows the scene's people in their places, acting as the prompt says.
 
-Analysis by synthesis: where the scene says that somebody is, every person of the scene is drawn in nine directions of
-looking and slid over the frame; what fits best says who is there, how high and how turned.
+It uses the renderer and no reward. Analysis by synthesis: at each place where the scene has a person, all its people
+are rendered in nine directions of view and slid over the frame. The best fit gives identity, height and direction.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from .render import HEAD, HEAD_LINE, SHADE, Window, draw_people, motion
 from .scenes import CROSS, JUMP, MAX_PEOPLE, STAND, TURN, WAVE, SceneBatch
 
 TURNS = 9
-# A template spans these pixels around the head's centre (for 48 rows), and is slid by these.
+# A template covers this many pixels around the head's centre (for 48 rows), and is slid by so many.
 TOP, BOTTOM, SIDE = 15, 25, 13
 LEFT, UP, DOWN = 3, 9, 2
 MARGIN = 32
-# Another order must fit this much better (in likeness, per person moved) to count as a swap: even mixtures are none.
+# Another order must fit this much better (in likeness, per person moved) to count as a swap: an even mixture is none.
 SWAP_MARGIN = 0.1
-OFF_SKY = 0.15  # of a channel's range [-1, 1]: a pixel that differs more from the sky is somebody
+OFF_SKY = 0.15  # of a channel's range [-1, 1]: a pixel that differs more from the sky belongs to a person
 
 
 @dataclass(frozen=True)
 class OracleResult:
-    """Per video, float32 [B] unless said; frames in which people pass each other closely are left out.
+    """Measures of each video, float32 [B] unless a shape is given. Frames in which people pass closely are left out.
 
-    identity: mean over people and frames of the likeness to the own reference (1: exact, 0: like a stranger), 0 for
-    whoever is swapped or missing; per_person [B, 3]: the same of each; swapped, missing: shares of people
-    and frames; quality: how even the flat backdrop is (1: exactly its colour, 0: as far off as counts as a foreground);
-    count_right: share of the people who are there, 0 if there is somebody else too; action_right: share of
-    the people who are there and act as the scene says; alignment: the mean of the last two.
+    identity: mean over people and frames of the likeness to the own reference (1: exact, 0: like a stranger); swapped
+    and missing people count as 0.
+    per_person [B, 3]: the same of each person.
+    swapped, missing: shares of people and frames.
+    quality: how even the flat backdrop is (1: exactly its colour, 0: as far off as counts as foreground).
+    count_right: share of the people who are present, 0 if there is a person too many.
+    action_right: share of the people who are present and act as the scene says.
+    alignment: mean of count_right and action_right.
     """
 
     identity: Tensor
@@ -54,9 +57,9 @@ class OracleResult:
 
 @torch.no_grad()
 def measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
-    """Measure videos uint8 [B, F, 48, 80, 3] that should show the scenes. Runs on the videos' device.
+    """Measure videos uint8 [B, F, 48, 80, 3] against the scenes that they should show, on the videos' device.
 
-    Raises ValueError for other shapes and for none at all.
+    Raises ValueError for other shapes and for an empty batch.
     """
     if videos.ndim != 5 or tuple(videos.shape[2:]) != (48, 80, 3) or not len(videos) == len(scenes) > 0:
         raise ValueError(f"expected videos [{len(scenes)}, F, 48, 80, 3], one per scene, got {list(videos.shape)}")
@@ -74,7 +77,7 @@ def _measure(videos: Tensor, scenes: SceneBatch) -> OracleResult:
     sky = videos[:, :, :2].flatten(1, 3).median(1).values
     still = scenes.present().unsqueeze(-1)
     gone = _gone(videos, scenes, sky)
-    # Who should cross but stays is looked for where he stayed; that is a wrong action, not a swap.
+    # People who should cross but stay are searched where they stayed: that is a wrong action, not a swap.
     stays = (scenes.action == CROSS) & ~(gone & (scenes.action == CROSS)).any(1, keepdim=True)
     x = motion(scenes, frames, width / height, action=torch.where(stays, STAND, scenes.action)).x
     distance, up, turned = _fit(videos, scenes, x, sky)
@@ -115,7 +118,7 @@ def _grid(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _templates(looks: Tensor, sky: Tensor, offset: float = 0.0) -> Tensor:
-    """Drawings [N, TURNS, h, w, 3] of looks [N, P] on the sky's colours [N, 3], `offset` pixels right and down."""
+    """People [N, TURNS, h, w, 3] of looks [N, P] rendered on sky colours [N, 3], `offset` pixels right and down."""
     none = looks.new_zeros(len(looks) * TURNS)
     turn = torch.linspace(-1, 1, TURNS, device=looks.device).repeat(len(looks))
     window = Window(TOP, BOTTOM - 1, SIDE, SIDE)
@@ -127,8 +130,10 @@ def _templates(looks: Tensor, sky: Tensor, offset: float = 0.0) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _weights(device: torch.device) -> Tensor:
-    """[TURNS, h, w], each summing to 1: hair, face, eyes and clothes count alike, however many pixels they have; where
-    an arm may wave nothing counts."""
+    """Weights [TURNS, h, w], each summing to 1: hair, face, eyes and clothes count equally, whatever their sizes.
+
+    Pixels where an arm may wave have weight 0.
+    """
     rows, columns = _grid(device)
     u, v = columns / HEAD, rows / HEAD
     centre = 0.42 * torch.linspace(-1, 1, TURNS, device=device).view(-1, 1, 1, 1)
@@ -146,8 +151,8 @@ def _weights(device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=1)
 def reference_distances() -> tuple[float, float]:
-    """The two ends of the scale, as weighted squared colour distances of people who look ahead: somebody and the same
-    person a third of a pixel aside (likeness 1), and two different people (likeness 0)."""
+    """Weighted squared colour distances at likeness 1 and at likeness 0, of people who look ahead: between a person and
+    the same person moved by a third of a pixel, and between two different people."""
     looks = appearance(sample_people(256, torch.Generator().manual_seed(0)))
     sky = torch.full((256, 3), 0.75)
     weights = _weights(torch.device("cpu"))[TURNS // 2].unsqueeze(-1)
@@ -160,7 +165,7 @@ def reference_distances() -> tuple[float, float]:
 
 
 def _windows(videos: Tensor, x: Tensor) -> Tensor:
-    """Pixels around each person's place: [B, 3, F, h + UP + DOWN, w + 2 LEFT, 3], x [B, 3, F] in heights."""
+    """Pixels around each person's place [B, 3, F, h + UP + DOWN, w + 2 LEFT, 3]; x [B, 3, F] in units of the height."""
     height = videos.shape[2]
     sides = (MARGIN, MARGIN, MARGIN, MARGIN, 0, 0)
     padded = F.pad(videos.permute(0, 4, 1, 2, 3), sides, mode="replicate").permute(0, 2, 3, 4, 1)
@@ -174,8 +179,8 @@ def _windows(videos: Tensor, x: Tensor) -> Tensor:
 
 
 def _fit(videos: Tensor, scenes: SceneBatch, x: Tensor, sky: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Best fits at each place: distance [B, 3, F, 3] to each person of the scene; of the best of them the rise in
-    pixels [B, 3, F] (upwards) and the direction of looking [B, 3, F] in [-1, 1]."""
+    """Best fits at each place: distance [B, 3, F, 3] to each person of the scene and, of the best of them, the rise in
+    pixels [B, 3, F] (upwards) and the direction of view [B, 3, F] in [-1, 1]."""
     b, _, frames = x.shape
     device = videos.device
     windows = _windows(videos, x).flatten(1, 2)
@@ -235,7 +240,7 @@ def _share(mask: Tensor, x: Tensor, y: Tensor, half_width: float, half_height: f
 
 
 def _present(videos: Tensor, x: Tensor, up: Tensor, sky: Tensor) -> Tensor:
-    """Bool [B, 3, F]: a head and a body are there at all."""
+    """Bool [B, 3, F]: a head and a body are present."""
     mask = _foreground(videos, sky)
     y = HEAD_LINE - up / 48
     head = _share(mask, x, y, 0.6 * HEAD, 0.7 * HEAD) > 0.6
@@ -243,7 +248,7 @@ def _present(videos: Tensor, x: Tensor, up: Tensor, sky: Tensor) -> Tensor:
 
 
 def _clear(x: Tensor, still: Tensor) -> Tensor:
-    """Weight [B, 3, F] of a person's frames: 0 while somebody passes in front or behind."""
+    """Weight [B, 3, F] of a person's frames: 0 while another person passes in front or behind."""
     apart = (x[:, :, None] - x[:, None]).abs() / HEAD
     oneself = torch.eye(MAX_PEOPLE, dtype=torch.bool, device=x.device)[None, :, :, None]
     nobody = ~(still[:, :, None] & still[:, None]) | oneself
@@ -252,7 +257,7 @@ def _clear(x: Tensor, still: Tensor) -> Tensor:
 
 
 def _extra(videos: Tensor, x: Tensor, sky: Tensor, still: Tensor) -> Tensor:
-    """Bool [B]: somebody stands where nobody should."""
+    """Bool [B]: a person stands where the scene has none."""
     height, width = videos.shape[2:4]
     columns = (torch.arange(width, device=videos.device) + 0.5) / height
     near = (((columns - x.unsqueeze(-1)).abs() < 2.0 * HEAD) & still.unsqueeze(-1)).any(1)
@@ -262,8 +267,8 @@ def _extra(videos: Tensor, x: Tensor, sky: Tensor, still: Tensor) -> Tensor:
 
 
 def _gone(videos: Tensor, scenes: SceneBatch, sky: Tensor) -> Tensor:
-    """Bool [B, 3]: half way through the clip this person's first place is empty; of who should cross: emptier than the
-    place where the two would meet."""
+    """Bool [B, 3]: half way through the clip this person's first place is empty; for people who should cross: emptier
+    than the place where the two would meet."""
     frames, height, width = videos.shape[1:4]
     x = motion(scenes, 3, width / height).x
     middle = _foreground(videos[:, frames // 2 : frames // 2 + 1], sky)
@@ -275,11 +280,11 @@ def _gone(videos: Tensor, scenes: SceneBatch, sky: Tensor) -> Tensor:
 def _acts(
     videos: Tensor, scenes: SceneBatch, x: Tensor, up: Tensor, turned: Tensor, clear: Tensor, gone: Tensor, sky: Tensor
 ) -> Tensor:
-    """Bool [B, 3]: everybody does what the scene says, and nothing else that would be seen."""
+    """Bool [B, 3]: the person does what the scene says, and no other action."""
     seen = clear > 0.5
     rise = up.masked_fill(~seen, -99).amax(2) - up.masked_fill(~seen, 99).amin(2)
     swing = turned.masked_fill(~seen, -9).amax(2) - turned.masked_fill(~seen, 9).amin(2)
-    # Between shoulder and hand, beside where hair ends.
+    # Between shoulder and hand, below the hair.
     y = HEAD_LINE - up / 48 + 0.95 * HEAD
     hand = _share(_foreground(videos, sky), x + 1.42 * HEAD, y, 0.17 * HEAD, 0.25 * HEAD)
     raised = (hand * seen).sum(2) / seen.sum(2).clamp(min=1) > 0.55

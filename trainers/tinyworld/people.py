@@ -1,4 +1,4 @@
-"""People of TinyWorld: what they can differ in, and how that looks."""
+"""People of TinyWorld: their attributes, and the rendering parameters that follow from these."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FACES = [(1.0, 0.95, 0.0), (0.82, 1.1, 0.0), (0.92, 1.0, 1.0)]
 
 @lru_cache(maxsize=64)
 def constant(values: tuple, device: torch.device) -> Tensor:
-    """Float32 tensor of (nested) numbers. Kept, since copying it to a GPU would wait for all that runs there."""
+    """Float32 tensor of (nested) numbers. Cached, since copying it to a GPU would wait for all running kernels."""
     return torch.tensor(values, device=device, dtype=torch.float32)
 
 
@@ -66,16 +66,16 @@ def colours(table: list[tuple[int, int, int]], index: Tensor) -> Tensor:
 
 
 def sample_people(count: int, generator: torch.Generator) -> Tensor:
-    """Random people, int64 [count, 9], on the generator's device; each attribute is drawn on its own."""
+    """Random people, int64 [count, 9], on the generator's device; attributes are independent and uniform."""
     device = generator.device
     columns = [torch.randint(n, (count,), generator=generator, device=device) for n in ATTRIBUTES.values()]
     return torch.stack(columns, -1)
 
 
 def appearance(people: Tensor) -> Tensor:
-    """Drawing parameters float32 [..., 27] of people int64 [..., 9]: colours in [-1, 1], shapes, parts worn.
+    """Rendering parameters float32 [..., 27] of people int64 [..., 9]: colours in [-1, 1], shapes, parts worn.
 
-    Continuous, so that a mixture of two people is the mixture of their vectors.
+    They are continuous: a mixture of two people is the mixture of their vectors.
     """
     skin, face, style, hair, eyes, glasses, beard, clothes, pattern = people.unbind(-1)
     return torch.cat(
@@ -95,7 +95,7 @@ def appearance(people: Tensor) -> Tensor:
 
 
 def describe(person: Tensor) -> str:
-    """A few words about one person [9]: hair and clothes only, the face is in the portrait."""
+    """The text for one person [9]: hair and clothes only, the face is in the portrait."""
     style, hair, clothes = (int(person[list(ATTRIBUTES).index(n)]) for n in ("style", "hair", "clothes"))
     head = "no hair" if STYLES[style] == "bald" else f"{STYLES[style]} {HAIR_NAMES[hair]} hair"
     return f"a person with {head} and a {CLOTHES_NAMES[clothes]} shirt"

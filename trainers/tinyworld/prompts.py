@@ -1,4 +1,4 @@
-"""TinyWorld's own prompt sets, drawn instead of read."""
+"""TinyWorld's prompt sets: scenes and rendered portraits instead of rows of a CSV."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from .people import appearance
 from .render import render_portraits, to_frames
 from .scenes import SceneBatch, prompt, sample_scenes
 
-# Each split has half of the generator's 2**32 seeds, so that no scene of one is in the other.
+# Each split has half of the generator's 2**32 seeds: they share no scene.
 HALF = 1 << 31
 SPLITS = {"train": 0, "held_out": HALF}
 
 
 def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
-    """`count` items of the split `train` or `held_out`: portraits uint8 [84, 84, 3] as references, the scene
-    in `extra`. Item k is the same however many are asked for.
+    """`count` items of the split `train` or `held_out`: portraits uint8 [84, 84, 3], and the scene in `extra`.
+
+    Item k does not depend on `count`.
     """
     first = 1_000_000 + 100_003 * seed
     seeds = [SPLITS[split] + (first + index) % HALF for index in range(count)]
     scenes = [sample_scenes(1, torch.Generator().manual_seed(s)) for s in seeds]
     people = [scene.people[0, : int(scene.count[0])] for scene in scenes]
-    drawn = to_frames(render_portraits(appearance(torch.cat(people)), PORTRAIT).unsqueeze(2))[:, 0]
-    portraits = drawn.split([len(p) for p in people])
+    rendered = to_frames(render_portraits(appearance(torch.cat(people)), PORTRAIT).unsqueeze(2))[:, 0]
+    portraits = rendered.split([len(p) for p in people])
     return [
         PromptItem(
             f"tiny-{split.replace('_', '-')}-{index:04d}",
@@ -39,5 +40,5 @@ def tiny_prompt_set(split: str, count: int, seed: int = 0) -> list[PromptItem]:
 
 
 def scenes_of(items: Sequence[PromptItem]) -> SceneBatch:
-    """The scenes that the items ask for, as one batch."""
+    """The scenes of the items, as one batch."""
     return SceneBatch.cat([SceneBatch.from_dict(item.extra["scene"]) for item in items])

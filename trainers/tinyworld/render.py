@@ -1,4 +1,4 @@
-"""Drawing TinyWorld: soft-edged shapes from distance functions, for many scenes at once and at any size."""
+"""TinyWorld's renderer: soft-edged shapes from distance functions, for batches of scenes and at any size."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ Shape = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Motion:
-    """Where people are: each float32 [B, 3, F]. x, y: head centre in units of the picture's height (x from the left);
-    turn in [-1, 1] (looking left to right); hand: 0 down to 1 raised, with `swing` in [-1, 1]; visible: 0 or 1."""
+    """Tracks of people, each float32 [B, 3, F].
+
+    x, y: head centre in units of the picture's height, x from the left; turn: direction of view from -1 (left) to 1
+    (right); hand: 0 (down) to 1 (raised), with `swing` in [-1, 1]; visible: 0 or 1.
+    """
 
     x: Tensor
     y: Tensor
@@ -42,7 +45,7 @@ class Motion:
 
 
 def motion(scenes: SceneBatch, frames: int = 9, aspect: float = 80 / 48, action: Tensor | None = None) -> Motion:
-    """Tracks of everybody over the clip; `action` [B, 3] replaces the scenes' own. `aspect`: width over height."""
+    """Tracks of all people over the clip; `action` [B, 3] replaces the scenes' own. `aspect`: width over height."""
     device = scenes.count.device
     action = scenes.action if action is None else action
     time = torch.linspace(0, 1, frames, device=device).view(1, 1, frames)

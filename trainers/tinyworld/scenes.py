@@ -1,4 +1,4 @@
-"""Scenes of TinyWorld: who stands where and does what."""
+"""Scenes of TinyWorld: people with their places and actions, and a background."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class SceneBatch:
 
 
 def sample_scenes(count: int, generator: torch.Generator, counts: Sequence[int] = (2, 3)) -> SceneBatch:
-    """Random scenes on the generator's device. In a quarter of them two neighbours exchange places."""
+    """Random scenes on the generator's device, with a number of people from `counts`.
+
+    In a quarter of them two neighbours exchange places.
+    """
     device = generator.device
 
     def uniform(*shape: int) -> Tensor:
@@ -95,8 +98,8 @@ def prompt(scene: SceneBatch) -> str:
     """The text of one scene (a batch of one), people in the order of their references."""
     count = int(scene.count[0])
     places = ["on the left", "on the right"] if count == 2 else ["on the left", "in the middle", "on the right"]
-    told = [
+    parts = [
         f"{describe(scene.people[0, k])} {places[int(scene.slot[0, k])]} {ACTIONS[int(scene.action[0, k])]}"
         for k in range(count)
     ]
-    return ", ".join(told) + "."
+    return ", ".join(parts) + "."

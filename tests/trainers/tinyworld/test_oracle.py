@@ -1,4 +1,4 @@
-"""The oracle against videos whose failings are known, because they were drawn so."""
+"""The oracle on videos whose failings are known, because they were rendered so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainers.tinyworld.scenes import CROSS, JUMP, STAND, TURN, WAVE, SceneBatch
 SCENES = 24
 
 
-def draw(count: int = SCENES, counts: tuple[int, ...] = (2, 3), seed: int = 5) -> SceneBatch:
+def scenes_of(count: int = SCENES, counts: tuple[int, ...] = (2, 3), seed: int = 5) -> SceneBatch:
     return sample_scenes(count, torch.Generator().manual_seed(seed), counts)
 
 
@@ -45,7 +45,7 @@ def softened(clips: Tensor, sigma: float, noise: float) -> Tensor:
 
 @pytest.fixture(scope="module")
 def scenes() -> SceneBatch:
-    return draw()
+    return scenes_of()
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +89,14 @@ def test_the_same_numbers_alone_and_in_a_batch(scenes, clean):
 
 
 def test_a_full_swap_counts_for_nothing():
-    found = failing(draw(counts=(2,)), "swap")
+    found = failing(scenes_of(counts=(2,)), "swap")
     assert found.identity.mean() < 0.05
     assert found.swapped.mean() > 0.95
     assert found.missing.mean() < 0.02
 
 
 def test_a_swap_half_way_counts_for_half():
-    found = failing(draw(counts=(2,)), "swap", 0.5)
+    found = failing(scenes_of(counts=(2,)), "swap", 0.5)
     assert found.identity.mean().item() == pytest.approx(0.45, abs=0.12)
     assert found.swapped.mean().item() == pytest.approx(5 / 9, abs=0.12)
 
@@ -108,7 +108,7 @@ def test_an_even_blend_is_in_the_middle_and_not_a_swap(scenes):
 
 
 def test_a_drift_is_in_between(scenes, clean):
-    found = failing(draw(counts=(2,)), "drift")
+    found = failing(scenes_of(counts=(2,)), "drift")
     assert 0.5 < found.identity.mean() < 0.85
 
 
@@ -121,7 +121,7 @@ def test_strangers_are_near_zero(scenes):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_missing_person_costs_his_share(count):
-    found = failing(draw(counts=(count,)), "missing")
+    found = failing(scenes_of(counts=(count,)), "missing")
     assert found.identity.mean().item() == pytest.approx((count - 1) / count, abs=0.1)
     assert found.missing.mean().item() == pytest.approx(1 / count, abs=0.05)
     assert found.count_right.mean().item() == pytest.approx((count - 1) / count, abs=0.05)
@@ -134,7 +134,7 @@ def test_an_empty_video_has_nobody(scenes):
 
 
 def test_one_person_too_many_spoils_the_count():
-    two = replace(draw(8, counts=(2,)), action=torch.full((8, 3), STAND))
+    two = replace(scenes_of(8, counts=(2,)), action=torch.full((8, 3), STAND))
     crowd = replace(two, count=torch.full((8,), 3))
     moves = motion(crowd)
     x = moves.x.clone()
@@ -161,7 +161,7 @@ def test_pasted_portraits_keep_faces_and_fail_to_act(scenes):
 
 @pytest.mark.parametrize("shown", [STAND, WAVE, JUMP, TURN])
 def test_only_the_action_asked_for_is_right(shown):
-    scenes = draw(8, counts=(2,))
+    scenes = scenes_of(8, counts=(2,))
     actions = torch.full((8, 3), shown)
     clips = render(replace(scenes, action=actions))
     for asked in (STAND, WAVE, JUMP, TURN):
@@ -171,7 +171,7 @@ def test_only_the_action_asked_for_is_right(shown):
 
 
 def test_who_should_cross_but_stays_acts_wrongly_but_keeps_his_face():
-    scenes = draw(64)
+    scenes = scenes_of(64)
     crossing = scenes[((scenes.action == CROSS) & scenes.present()).any(1)][:8]
     found = seen(crossing, render(replace(crossing, action=torch.full_like(crossing.action, STAND))))
     assert found.identity.mean() > 0.9 and found.swapped.mean() < 0.05
@@ -179,7 +179,7 @@ def test_who_should_cross_but_stays_acts_wrongly_but_keeps_his_face():
 
 
 def test_a_swap_in_a_crossing_is_still_a_swap():
-    scenes = draw(64, counts=(2,))
+    scenes = scenes_of(64, counts=(2,))
     crossing = scenes[(scenes.action == CROSS)[:, 0]][:8]
     found = failing(crossing, "swap")
     assert found.identity.mean() < 0.1 and found.swapped.mean() > 0.9

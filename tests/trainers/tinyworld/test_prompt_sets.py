@@ -18,13 +18,13 @@ def test_items_hold_portraits_in_the_order_of_the_prompt():
         assert item.prompt == prompt(scene)
         assert len(item.references) == int(scene.count)
         for reference, person in zip(item.references, scene.people[0], strict=False):
-            drawn = to_frames(render_portraits(appearance(person[None]), PORTRAIT).unsqueeze(2))[0, 0].numpy()
+            rendered = to_frames(render_portraits(appearance(person[None]), PORTRAIT).unsqueeze(2))[0, 0].numpy()
             assert reference.dtype == np.uint8
-            # The batch may move a value that lies on the edge of rounding.
-            assert np.abs(reference.astype(int) - drawn).max() <= 1
+            # In a batch a value on the edge of rounding may differ.
+            assert np.abs(reference.astype(int) - rendered).max() <= 1
 
 
-def test_an_item_does_not_depend_on_how_many_are_asked_for():
+def test_an_item_does_not_depend_on_the_number_of_items():
     few, many = tiny_prompt_set("held_out", 3), tiny_prompt_set("held_out", 9)
     assert [i.id for i in few] == ["tiny-held-out-0000", "tiny-held-out-0001", "tiny-held-out-0002"]
     for a, b in zip(few, many, strict=False):

@@ -28,10 +28,10 @@ def test_clips_have_the_stated_shape_and_range():
 
 
 def test_the_same_scenes_give_the_same_pixels_in_any_batch():
-    drawn = scenes(5)
-    together = render(drawn)
-    assert torch.equal(together, render(drawn))
-    assert torch.allclose(together[3:4], render(drawn[3:4]), atol=1e-6)
+    five = scenes(5)
+    together = render(five)
+    assert torch.equal(together, render(five))
+    assert torch.allclose(together[3:4], render(five[3:4]), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)

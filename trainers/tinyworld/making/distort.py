@@ -1,4 +1,4 @@
-"""Ways in which a video fails to keep its people, at a chosen severity."""
+"""Scenes whose people are distorted in one of several ways, at a given severity."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ KINDS = ("swap", "blend", "drift", "lost attribute", "missing", "copy-paste")
 
 
 def looks(scenes: SceneBatch, frames: int = FRAMES) -> Tensor:
-    """What everybody should look like in every frame: float32 [B, 3, F, P]."""
+    """The right appearance of all people in every frame: float32 [B, 3, F, P]."""
     return appearance(scenes.people).unsqueeze(2).expand(-1, -1, frames, -1)
 
 
 def distort(
     scenes: SceneBatch, kind: Tensor, severity: Tensor, generator: torch.Generator, frames: int = FRAMES
 ) -> tuple[Tensor, Motion]:
-    """Appearance [B, 3, F, P] and motion of scenes that fail in one way each.
+    """Appearance [B, 3, F, P] and motion of scenes that are distorted in one way each.
 
     kind: int64 [B], index into KINDS, or -1 for none; severity: float32 [B] in (0, 1]. All on the scenes' device.
 
-    swap: two people wear each other's looks from some frame on (severity 1: from the first). blend: everybody mixes
-    with the next person by up to one half. drift: one person turns into a stranger by the end. lost attribute: some
-    (severity 1: most) attributes of one person become a stranger's. missing: one person is gone from some frame on.
-    copy-paste: the portrait's pose, frozen, instead of the action.
+    swap: two people have each other's appearance from some frame on (severity 1: from the first).
+    blend: each person is mixed with the next by up to one half.
+    drift: one person becomes a stranger by the end.
+    lost attribute: some (severity 1: most) attributes of one person become a stranger's.
+    missing: one person is invisible from some frame on.
+    copy-paste: the portrait's pose, without motion, instead of the action.
     """
     device = scenes.count.device
     b = len(scenes)
@@ -86,15 +88,15 @@ def distort(
 
 
 def random_kinds(count: int, shares: dict[str, float], generator: torch.Generator) -> Tensor:
-    """Kinds int64 [count] drawn with the given shares; what remains to 1 is -1, no distortion.
+    """Kinds int64 [count], sampled with the given shares; the remaining share is -1, no distortion.
 
-    Raises ValueError for a name that is not in KINDS and for shares over 1.
+    Raises ValueError for a name that is not in KINDS and for a sum of shares over 1.
     """
     if unknown := set(shares) - set(KINDS):
         raise ValueError(f"unknown distortions {sorted(unknown)}; there are {', '.join(KINDS)}")
     if sum(shares.values()) > 1 + 1e-6:
         raise ValueError(f"shares {shares} add up to more than 1")
     bounds = torch.tensor([shares.get(k, 0.0) for k in KINDS], device=generator.device).cumsum(0)
-    draw = torch.rand(count, generator=generator, device=generator.device)
-    kind = torch.bucketize(draw, bounds, right=True)
+    uniform = torch.rand(count, generator=generator, device=generator.device)
+    kind = torch.bucketize(uniform, bounds, right=True)
     return torch.where(kind < len(KINDS), kind, -1)

@@ -1,6 +1,6 @@
-"""Preference pairs of TinyWorld, drawn as they are needed: the same people acting the same scene, kept better or worse.
+"""Preference pairs of TinyWorld, rendered as they are needed: two clips of the same people in the same scene.
 
-Which of two clips is better is known from the renderer's own parameters (`damage`), never from pixels or a model.
+Which clip keeps the people better is known from the renderer's parameters (`damage`), not from pixels or a model.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from ..scenes import MAX_PEOPLE, STAND, SceneBatch, sample_scenes
 from .distort import KINDS, distort, looks, random_kinds
 
 WAYS = (*KINDS, "strangers")
-"""How a clip may fail: as `distort` knows it, or by some of its people being replaced from the start."""
+"""How a clip may fail: the kinds of `distort`, or some of its people replaced by strangers from the start."""
 SHARES = {"swap": 0.15, "blend": 0.15, "drift": 0.15, "lost attribute": 0.28, "missing": 0.08, "copy-paste": 0.05}
 """Shares of the ways among failing clips; the rest are strangers."""
 TIE_BAND = 0.1
-"""Clips whose damage differs by less are a tie; 1 is everybody replaced by strangers, or gone."""
+"""Clips whose damage differs by less are a tie; damage 1: all people replaced by strangers, or missing."""
 STIFF = 0.25
-"""Damage of a pasted portrait for everybody who should have moved."""
+"""Damage of a pasted portrait, times the share of people who should have moved."""
 SEEN = frame_indices(FRAMES)
-"""The frames that the reward looks at; nothing else is drawn, and the rate is lowered to match."""
+"""The frames that the reward reads; only these are rendered, and the frame rate is lowered to match."""
 
 
 def damage(scenes: SceneBatch, altered: Tensor, moves: Motion, pasted: Tensor) -> Tensor:
-    """How badly clips keep their people, float32 [B] in [0, 1], in the frames that the reward looks at.
+    """How badly clips keep their people, float32 [B] in [0, 1], in the frames that the reward reads.
 
-    altered [B, 3, F, P] and `moves` of those frames; pasted bool [B] marks clips that fail by copy-paste. Every attribute
-    counts alike, in units of its typical difference between strangers. Places are free but fixed: people who
-    change looks half-way are damaged, people who stood elsewhere all along are not, since the reward sees no prompt.
+    altered [B, 3, F, P] and `moves` of those frames; pasted bool [B] marks clips that fail by copy-paste. Every
+    attribute counts equally, in units of its typical difference between strangers. People may stand in other places
+    than the scene says, since the reward reads no prompt, but each keeps one place: a change of appearance is damage.
     """
     clean = looks(scenes, 1)
     difference = torch.stack(
@@ -69,14 +69,14 @@ def _typical(name: str) -> float:
 
 
 class PairStream:
-    """An endless stream of batches of pairs, a pure function of the seed, drawn on `device`.
+    """An endless stream of batches of pairs, rendered on `device`; it depends on the seed alone.
 
-    Half of the clips A and a fifth of the clips B are clean; of two failing clips half fail in the same way, so that light
-    is compared with heavy. The clips differ in jitter, background and depth order too, and are filmed more or less softly
-    and noisily whatever their label, so that none of it is worth looking at.
+    Half of the clips A and a fifth of the clips B are clean. Of pairs of failing clips, half fail in the same way, so
+    that severities are compared. The clips also differ in jitter, background, depth order, softness, noise and
+    exposure, independently of the label, so that none of these predicts it.
 
-    `easy` in [0, 1], which may change between batches, is the share of pairs that are clean against nobody right: where a
-    network that cannot compare people yet finds its first signal.
+    `easy` in [0, 1], which may change between batches: the share of pairs of a clean clip and one whose people are all
+    strangers. A network that cannot compare people yet learns from these first.
     """
 
     def __init__(self, batch_size: int, seed: int, device: torch.device | str = "cpu", easy: float = 0.0):
@@ -85,10 +85,11 @@ class PairStream:
 
     def __iter__(self) -> Iterator[list[Pair]]:
         while True:
-            yield self.draw()
+            yield self.sample()
 
     @torch.no_grad()
-    def draw(self) -> list[Pair]:
+    def sample(self) -> list[Pair]:
+        """The next `batch_size` pairs."""
         n, generator = self.batch_size, self.generator
         scenes = sample_scenes(n, generator)
         kind_a = torch.where(self._uniform(n) < 0.5, -1, self._kinds(n))
@@ -122,7 +123,7 @@ class PairStream:
         return torch.where(kinds < 0, WAYS.index("strangers"), kinds)
 
     def _again(self, scenes: SceneBatch) -> SceneBatch:
-        """The same people and actions, filmed another time."""
+        """The same people and actions with another jitter, depth order and background."""
         other = sample_scenes(len(scenes), self.generator)
         return replace(scenes, jitter=other.jitter, depth=other.depth, background=other.background)
 
@@ -156,13 +157,13 @@ class PairStream:
 
     def _portraits(self, scenes: SceneBatch) -> Tensor:
         """Portraits uint8 [B, 3, S, S, 3]."""
-        drawn = render_portraits(appearance(scenes.people.flatten(0, 1)), PORTRAIT)
-        return to_frames(drawn.unsqueeze(2))[:, 0].unflatten(0, (len(scenes), MAX_PEOPLE))
+        portraits = render_portraits(appearance(scenes.people.flatten(0, 1)), PORTRAIT)
+        return to_frames(portraits.unsqueeze(2))[:, 0].unflatten(0, (len(scenes), MAX_PEOPLE))
 
 
 def held_out_pairs(count: int, seed: int = 1_000_003, device: torch.device | str = "cpu") -> list[Pair]:
-    """Pairs that no training stream of another seed draws."""
-    return PairStream(count, seed, device).draw()
+    """Pairs for evaluation; training streams of other seeds have none of them."""
+    return PairStream(count, seed, device).sample()
 
 
 def _name(kind_a: int, kind_b: int) -> str:

@@ -46,8 +46,8 @@ def build_reward_base(
 ) -> Path:
     """Write a complete tiny Qwen2.5-VL (`config.json`, `model.safetensors`, `tokenizer.json`) with random weights.
 
-    The tokenizer is a byte-level BPE trained on the reward's own text alone and free to join across words, so that the long
-    instruction costs few tokens. Full attention is in the vision tower's last block.
+    The tokenizer is a byte-level BPE that is trained on the reward's instruction alone and may merge across words, so
+    that the long instruction takes few tokens. Full attention is in the vision tower's last block.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

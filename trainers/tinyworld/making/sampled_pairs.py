@@ -1,7 +1,7 @@
-"""Preference pairs that a policy drew itself: what a reward meets when it trains that policy.
+"""Preference pairs of videos that a policy sampled: what a reward scores when that policy is trained.
 
-The annotator is TinyWorld's oracle, as people are for the real reward: it says which of two videos of the same item keeps its
-people better, or that they are alike.
+TinyWorld's oracle labels them, as human annotators do for the real reward: which of two videos of the same item keeps
+its people better, or a tie.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ ALIKE = 0.05
 
 
 def sampled_pairs(policy: Path | str, items: int, seed: int, device: torch.device | str, each: int = 3) -> list[Pair]:
-    """All pairs of `each` videos of every item, sampled as the `tiny` preset evaluates and judged by the oracle."""
+    """All pairs of `each` videos per item, sampled as the preset `tiny` evaluates and labelled by the oracle."""
     config = make_config("tiny")
     model = load_policy(str(policy), torch.float32, torch.device(device))
-    drawn = tiny_prompt_set("train", items, seed)
+    prompts = tiny_prompt_set("train", items, seed)
     size = VideoSize(HEIGHT, WIDTH, FRAMES)
-    conditions = [model.encode(item, size) for item in drawn for _ in range(each)]
+    conditions = [model.encode(item, size) for item in prompts for _ in range(each)]
     seeds = [seed * 1_000_003 + i for i in range(len(conditions))]
     videos = sample_videos(
         model, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds, 256
     )
     videos = videos.to(device)
-    repeated = [item for item in drawn for _ in range(each)]
+    repeated = [item for item in prompts for _ in range(each)]
     identity = measure(videos, scenes_of(repeated)).identity.tolist()
     pairs = []
     for first in range(0, len(videos), each):

@@ -1,9 +1,9 @@
-"""How TinyWorld's committed identity reward was made; run it again with `python -m trainers.tinyworld.train_reward FOLDER`.
+"""Make TinyWorld's identity reward again: `python -m trainers.tinyworld.making.train_reward FOLDER`.
 
-1. A small Qwen2.5-VL with random weights learns to compare portraits with clips, all of it: what the pre-training of the
-   real one stands for. It is written to FOLDER/base_model.
-2. The reward is trained on that base by the released recipe (LoRA on the language model, the rest in full) and written to
-   FOLDER/identity_reward in the released layout, beside what both stages cost and how well it agrees with held-out pairs.
+1. All weights of a small, randomly initialised Qwen2.5-VL are trained to compare portraits with clips. This takes the
+   place of the real model's pre-training. It is written to FOLDER/base_model.
+2. The reward is trained on that base by the released recipe (LoRA on the language model, the rest in full) and written
+   to FOLDER/identity_reward in the released layout, with the cost of both stages and the accuracy on held-out pairs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from ...config import TINYWORLD_WEIGHTS
+from ...files import write_atomic
 from ...preference.pairs import accuracy
 from ...preference.train import RewardTraining, train_base, train_reward
 from ...rewards.identity import IdentityReward
@@ -28,9 +30,9 @@ from .reward_base import build_reward_base
 from .sampled_pairs import Mixed, sampled_pairs
 
 BASE_SHARE = 0.7
-"""Share of the time and steps that the base gets."""
+"""Share of time and steps for the base."""
 EASY = 0.35
-"""Share of the base's own time and steps over which its pairs go from easy to those of the reward."""
+"""Share of the base's time and steps over which its pairs change from easy ones to those of the reward."""
 
 
 def main(
@@ -46,13 +48,13 @@ def main(
 ) -> dict[str, Any]:
     """Make base and reward in `out_dir` within `minutes` and `steps` of training, whichever ends first.
 
-    `batch` is in pairs. Half of the reward's pairs are `sampled` items' videos by `policy`, a folder (default: TinyWorld's
-    own); 0 leaves them out. Returns (and writes to `identity_reward/made.json`) steps, seconds and the accuracy on
-    `held_out` pairs that training never drew, of the files as they are read back.
+    `batch` is in pairs. Half of the reward's pairs are of videos of `sampled` items by `policy`, a folder (default:
+    TinyWorld's own); with 0 all are rendered. Returns, and writes to `identity_reward/made.json`, steps, seconds and
+    the accuracy of the written files on `held_out` pairs.
     """
     out_dir, started = Path(out_dir), time.time()
     half = torch.device(device).type == "cuda"
-    watched = held_out_pairs(max(1, min(256, held_out)), seed + 2_000_003, device)
+    validation = held_out_pairs(max(1, min(256, held_out)), seed + 2_000_003, device)
     result: dict[str, Any] = {"seed": seed, "batch": batch}
 
     def settings(share: float, **changes: Any) -> RewardTraining:
@@ -73,17 +75,17 @@ def main(
         PairStream(batch, seed, device, easy=1.0),
         settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.5),
     )
-    tell = _teller("base")
+    report = _printer("base")
 
-    def harden(event: dict[str, Any]) -> None:
+    def reduce_easy(event: dict[str, Any]) -> None:
         if "loss" in event:
             spent = max(event["step"] / base.steps, event["seconds"] / base.seconds)
             stream.easy = max(0.0, 1 - spent / EASY)
-        tell(event)
+        report(event)
 
     with tempfile.TemporaryDirectory() as scratch:
         random_base = build_reward_base(scratch, seed=seed)
-        made = train_base(random_base, stream, out_dir / "base_model", base, device, watched, harden)
+        made = train_base(random_base, stream, out_dir / "base_model", base, device, validation, reduce_easy)
     result["base"] = asdict(made)
     pairs: PairStream | Mixed = PairStream(batch, seed + 1, device)
     if sampled:
@@ -94,27 +96,28 @@ def main(
         out_dir / "identity_reward",
         settings(1 - BASE_SHARE, learning_rate=3e-4, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
         device,
-        watched,
-        _teller("reward"),
+        validation,
+        _printer("reward"),
     )
     result["reward"] = asdict(made)
     reward = IdentityReward.load(out_dir / "identity_reward", device=device)
     result["held_out"] = asdict(accuracy(reward, held_out_pairs(held_out, device=device)))
     if sampled:
-        judged = sampled_pairs(policy or TINYWORLD_WEIGHTS / "vace", max(1, sampled // 4), 2, device)
-        result["held_out_sampled"] = asdict(accuracy(reward, judged))
+        unseen = sampled_pairs(policy or TINYWORLD_WEIGHTS / "vace", max(1, sampled // 4), 2, device)
+        result["held_out_sampled"] = asdict(accuracy(reward, unseen))
     result["total_seconds"] = round(time.time() - started)
     result["device"] = torch.cuda.get_device_name() if half else platform.processor() or "cpu"
     text = json.dumps(result, indent=1)
-    (out_dir / "identity_reward" / "made.json").write_text(text + "\n", encoding="utf-8")
+    write_atomic(out_dir / "identity_reward" / "made.json", text + "\n")
     print(text)
     return result
 
 
-def _teller(name: str):
+def _printer(name: str) -> Callable[[dict[str, Any]], None]:
+    """A function that prints the events of a training under this name."""
     losses: list[float] = []
 
-    def tell(event: dict[str, Any]) -> None:
+    def report(event: dict[str, Any]) -> None:
         if "accuracy" in event:
             found = event["accuracy"]
             print(
@@ -129,7 +132,7 @@ def _teller(name: str):
                 losses.clear()
                 print(f"{name} step {event['step']} loss {mean:.4f} {event['seconds']:.0f}s", flush=True)
 
-    return tell
+    return report
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pairs drawn from the renderer."""
+"""Pairs of rendered clips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainers.tinyworld.scenes import SceneBatch, sample_scenes
 
 @pytest.fixture(scope="module")
 def pairs() -> list[Pair]:
-    return PairStream(48, seed=3).draw()
+    return PairStream(48, seed=3).sample()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_every_failure_is_damage(scenes: SceneBatch, kind: str) -> None:
 
 
 def test_people_who_stand_elsewhere_all_along_are_not_damaged(scenes: SceneBatch) -> None:
-    """The reward sees no prompt: nothing tells it who should stand where."""
+    """The reward reads no prompt, and cannot know who should stand where."""
     assert _damage(scenes, KINDS.index("swap"), 1.0).max() < 1e-6
     assert _damage(scenes, KINDS.index("swap"), 0.5).mean() > 0.1
 
@@ -63,18 +63,18 @@ def test_strangers_are_more_damage_than_any_of_the_people_mixed(scenes: SceneBat
 
 
 def test_the_stream_is_a_function_of_its_seed(pairs: list[Pair]) -> None:
-    again, other = PairStream(48, seed=3).draw(), PairStream(48, seed=4).draw()
+    again, other = PairStream(48, seed=3).sample(), PairStream(48, seed=4).sample()
     assert all(torch.equal(a.video_a, b.video_a) and a.label == b.label for a, b in zip(pairs, again, strict=True))
     assert not any(torch.equal(a.references[0], b.references[0]) for a, b in zip(pairs, other, strict=True))
 
 
-def test_it_goes_on_with_new_pairs() -> None:
+def test_the_next_batch_has_new_pairs() -> None:
     stream = iter(PairStream(2, seed=3))
     assert not torch.equal(next(stream)[0].video_a, next(stream)[0].video_a)
 
 
 def test_neither_side_wins_by_its_place(pairs: list[Pair]) -> None:
-    labels = [p.label for batch in (pairs, PairStream(150, seed=5).draw()) for p in batch]
+    labels = [p.label for batch in (pairs, PairStream(150, seed=5).sample()) for p in batch]
     assert abs(labels.count(1) - labels.count(-1)) < 0.2 * len(labels)
     assert 0.1 * len(labels) < labels.count(0) < 0.45 * len(labels)
 
@@ -91,16 +91,16 @@ def test_every_person_has_one_portrait(pairs: list[Pair]) -> None:
 
 
 def test_a_clip_of_seen_frames_stands_for_the_whole_one(pairs: list[Pair]) -> None:
-    """Drawing four frames at a lower rate gives the reward the same frames at the same times as the nine."""
+    """Four frames at a lower rate give the reward the same frames at the same times as the nine."""
     assert len(pairs[0].video_a) == len(SEEN) and frame_indices(FRAMES) == SEEN
     assert seconds_per_step(len(SEEN), pairs[0].fps) == pytest.approx(seconds_per_step(FRAMES, FPS), rel=1e-12)
 
 
 def test_easy_pairs_are_clean_against_strangers() -> None:
     stream = PairStream(24, seed=1, easy=1.0)
-    assert all(p.kind == "clean / strangers" and p.label != 0 for p in stream.draw())
+    assert all(p.kind == "clean / strangers" and p.label != 0 for p in stream.sample())
     stream.easy = 0.0
-    assert sum(p.kind == "clean / strangers" for p in stream.draw()) < 12
+    assert sum(p.kind == "clean / strangers" for p in stream.sample()) < 12
 
 
 def test_held_out_pairs_are_not_those_of_training(pairs: list[Pair]) -> None:

@@ -1,4 +1,4 @@
-"""Pre-training of the miniatures: that it learns, and that Phantom learns in the layout in which it samples."""
+"""Pre-training of TinyWorld's policies: it learns, and Phantom is trained in the layout in which it samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 from trainers.policies.base import ConditionBatch, Guidance, VideoSize
 from trainers.policies.phantom import PhantomPolicy
 from trainers.prompts import PromptItem
-from trainers.tinyworld.making.pretrain import LatentScenes, flow_loss, phantom_error, train_policy
+from trainers.tinyworld.making.latent_scenes import LatentScenes
+from trainers.tinyworld.making.train_policy import flow_loss, phantom_error, train_policy
 from trainers.tinyworld.models import FRAMES, HEIGHT, PORTRAIT, TEXT_LENGTH, WIDTH, build_tokenizer, build_vae
 from trainers.tinyworld.people import appearance
 from trainers.tinyworld.render import render_portraits, to_frames
@@ -31,8 +32,8 @@ SMALL = {
 }
 
 
-def drawn_scenes(count: int):
-    """The scenes that `LatentScenes` of this seed draws."""
+def sampled_scenes(count: int):
+    """The scenes that `LatentScenes` of this seed samples."""
     return sample_scenes(SCENES, torch.Generator().manual_seed(SEED), counts=(count,))
 
 
@@ -42,7 +43,7 @@ def shared():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = build_vae().eval().requires_grad_(False)
-    scenes = drawn_scenes(2)
+    scenes = sampled_scenes(2)
     return vae, build_tokenizer([prompt(scenes[i : i + 1]) for i in range(SCENES)])
 
 
@@ -131,14 +132,14 @@ def test_the_loss_of_one_fixed_batch_falls(kind, models, data):
         torch.manual_seed(0)
         with torch.no_grad():
             losses.append(flow_loss(kind, transformer, text, data, False, SCENES).item())
-        torch.manual_seed(0)  # the next step draws this very batch
+        torch.manual_seed(0)  # the next step samples this very batch
 
     measure(0)
     train_policy(kind, transformer, text, [data], False, 12, float("inf"), 3e-3, SCENES, "test", tick=measure)
     assert len(losses) == 13 and losses[-1] < 0.8 * losses[0]
 
 
-def test_what_remains_is_the_average_of_the_steps(models, data):
+def test_the_trained_weights_are_the_average_over_the_steps(models, data):
     transformer, text = models("phantom")
     weight = transformer.patch_embedding.weight
     before, after = weight.detach().clone(), []
@@ -162,7 +163,7 @@ def test_what_remains_is_the_average_of_the_steps(models, data):
     assert (weight - before).abs().max() > 1e-5
 
 
-def test_what_phantom_answers_for_references_is_not_in_the_loss(models, batch):
+def test_phantom_s_output_for_references_is_not_in_the_loss(models, batch):
     transformer, _ = models("phantom")
     frames, plain = batch[0].shape[2], seeded_error(transformer, batch)
     for place, counts in ((slice(frames, None), False), (slice(frames), True)):
@@ -178,7 +179,7 @@ def test_what_phantom_answers_for_references_is_not_in_the_loss(models, batch):
 
 
 def test_phantom_s_references_reach_the_clip(models, batch):
-    """Else the test above would hold for a loss that ignores them altogether."""
+    """Otherwise the test above would hold for a loss that ignores them."""
     transformer, _ = models("phantom")
     clip, references, *rest = batch
     assert not torch.equal(
@@ -209,7 +210,7 @@ def test_phantom_is_trained_on_the_layout_in_which_it_samples(policy, batch):
 
 def test_phantom_is_trained_on_references_that_it_encodes_alike_in_their_order(policy, data):
     """Nearly: half precision and two filters lie between them."""
-    people = drawn_scenes(2).people[:, :2]
+    people = sampled_scenes(2).people[:, :2]
     for scene in range(SCENES):
         faces = to_frames(render_portraits(appearance(people[scene]), PORTRAIT).unsqueeze(2))[:, 0]
         control = policy.encode(PromptItem("x", "x", tuple(faces.numpy())), VideoSize(HEIGHT, WIDTH, FRAMES)).control

@@ -37,7 +37,7 @@ def test_it_is_of_the_real_class(base: Path) -> None:
 
 
 def test_every_weight_is_in_the_file(base: Path) -> None:
-    """A weight that is missing would be drawn anew at every load."""
+    """A weight that is missing would be random at every load."""
     torch.manual_seed(1)
     one, _ = open_base(base, torch.float32)
     torch.manual_seed(2)
@@ -50,7 +50,7 @@ def test_every_weight_is_in_the_file(base: Path) -> None:
     assert torch.equal(one.language_model.embed_tokens.weight[:rows], other.language_model.embed_tokens.weight[:rows])
 
 
-def test_the_instruction_costs_few_tokens_and_reads_back(base: Path) -> None:
+def test_the_instruction_has_few_tokens_and_decodes_to_itself(base: Path) -> None:
     _, sequencer = open_base(base, torch.float32)
     ids = sequencer.tokenizer.encode(HEAD + TAIL, add_special_tokens=False).ids
     assert len(ids) < 40
