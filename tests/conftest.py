@@ -20,8 +20,12 @@ TOGETHER = {
     "tests/e2e/": "comfyui",
     "tests/nodes/test_workflow.py": "workflow",
     "tests/nodes/test_runs.py": "workflow",
+    "tests/test_readme.py": "readme",
+    "tests/test_packaging.py": "packaging",
 }
-"""Tests by the beginning of their id that one worker runs, because they share a server or a run; the first that fits holds."""
+"""Groups of tests that one worker runs, because they share a server, a run or a wheel. Keys are how ids begin; the first
+match counts.
+"""
 
 SKIPPED = pytest.StashKey[Counter]()
 
@@ -48,7 +52,7 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
 
 
 def pytest_unconfigure(config) -> None:
-    """What was skipped, and why, is the last thing to be read."""
+    """Print last what was skipped, and why."""
     if SKIPPED in config.stash:
         lines = [f"  {count} x {reason}" for reason, count in config.stash[SKIPPED].items()]
         print("\n".join(["\nSkipped, and why:", *lines] if lines else ["\nNothing was skipped."]))
@@ -56,7 +60,7 @@ def pytest_unconfigure(config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_temporary_folder(tmp_path_factory):
-    """Runs hold their device by a lock in the temporary folder: a run of the user's must not stand in the tests' way."""
+    """Runs lock their device in the temporary folder: a run of the user's must not block the tests."""
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
     tempfile.tempdir = None
@@ -108,10 +112,10 @@ def small_models(tmp_path_factory) -> dict:
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"face{index}.png")
         rows.append(f"face{index}.png;face{(index + 1) % 8}.png,two people wave")
     (folder / "prompts.csv").write_text("\n".join(rows), encoding="utf-8")
-    kit = REPOSITORY / "tests" / "golden" / "identity_reward"
+    case = REPOSITORY / "tests" / "golden" / "identity_reward"
     return {
         "policy": {"source": str(folder / "policy")},
-        "reward": {"source": str(kit / "identity_reward"), "base_model": str(kit / "base_model")},
+        "reward": {"source": str(case / "identity_reward"), "base_model": str(case / "base_model")},
         "prompts": str(folder / "prompts.csv"),
         "held_out": 2,
     }

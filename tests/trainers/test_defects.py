@@ -2,7 +2,7 @@
 
 Stops it from running
  1  batches above one are refused
-    policies/test_policies.py::test_a_sample_is_the_same_alone_and_among_mixed_reference_counts
+    policies/test_policies.py::test_a_sample_is_the_same_alone_and_in_a_batch_of_mixed_reference_counts
  2  group sizes must divide ranks and batches
     grpo/test_plan.py::test_shares_cover_everything_once
     grpo/test_trainer.py::test_processes_without_work_keep_step
@@ -32,7 +32,7 @@ Wrong samples and credit
  9  clips overwritten before they are scored
     test_defects.py::test_defect_9_two_clips_of_one_item_keep_their_own_scores
 10  references in reversed order
-    policies/test_vace.py::test_defect_10_references_keep_their_order_where_diffusers_reverses_it
+    policies/test_vace.py::test_references_keep_their_order_where_diffusers_reverses_it
 11  steps looked up by timestep
     grpo/test_sde.py::test_defect_11_steps_with_equal_timesteps_are_told_apart
     division by zero at full noise
