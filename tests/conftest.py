@@ -23,8 +23,9 @@ TOGETHER = {
     "tests/test_readme.py": "readme",
     "tests/test_packaging.py": "packaging",
 }
-"""Groups of tests that one worker runs, because they share a server, a run or a wheel. Keys: how ids begin; the first match
-counts.
+"""Groups of tests that one worker runs, because they share a server, a run or a wheel.
+
+Keys are how ids begin; the first match counts.
 """
 
 SKIPPED = pytest.StashKey[Counter]()
