@@ -54,7 +54,7 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, 
     with open_weights(path, "the text encoder", REMEDY) as weights:
         names = to_transformers(weights.keys)
         _refuse_other_models(names, path)
-        weights.check(names.values(), path, REMEDY)
+        weights.require_readable(names.values(), path, REMEDY)
         config = infer_config({name: weights.shape(key) for name, key in names.items()}, stated, path)
         tokenizer = _tokenizer_in_folder(path) if os.path.isdir(path) else _tokenizer_of_file(weights, path)
         with init_empty_weights(include_buffers=False):
@@ -172,13 +172,13 @@ def _tokenizer_in_folder(folder: Path) -> Any:
 
 
 def _tokenizer_at(folder: Path) -> Any:
-    """Raises UserError for a folder without a tokenizer of transformers' own classes; no code of the folder is run."""
+    """The tokenizer in a folder, of a class of transformers: code in the folder is never run. Raises UserError."""
     from transformers import AutoTokenizer
 
-    for entry in folder.iterdir():
-        if entry.exists() and not entry.is_file() and not entry.is_dir():
-            raise UserError(f"{entry} is not a regular file; give the tokenizer's folder as it was published")
     try:
+        for entry in folder.iterdir():
+            if entry.exists() and not entry.is_file() and not entry.is_dir():
+                raise ValueError(f"{entry.name} is not a regular file")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if type(tokenizer.model_max_length) is not int or tokenizer.model_max_length < 1:
             raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}")

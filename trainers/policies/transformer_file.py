@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
     return model.eval().requires_grad_(False)
 
 
-def _opened(path: Path):
+def _opened(path: Path) -> AbstractContextManager[Weights]:
     if os.path.isdir(path):
         _check_class(path)
     return open_weights(path, "the transformer", REMEDY)
@@ -119,7 +120,7 @@ def _description(weights: Weights, path: Path) -> Description:
     keys = original_names(weights.keys, path)
     shapes = {name: weights.shape(key) for name, key in keys.items()}
     refuse_other_models(shapes, path)
-    weights.check(keys.values(), path, REMEDY)
+    weights.require_readable(keys.values(), path, REMEDY)
     config = infer_config(shapes, _stated_config(weights.metadata, shapes, path), path)
     return Description(_kind(shapes), config, keys, sum(math.prod(shape) for shape in shapes.values()))
 
@@ -192,10 +193,10 @@ def _control_layers(
     """After which layers the control blocks act."""
     count = count_layers(shapes, _CONTROL_BLOCK, path)
     if stated.vace_layers is not None:
-        if len(stated.vace_layers) != count:
+        if len(stated.vace_layers) != count or stated.vace_layers[-1] >= layers:
             raise UserError(
-                f"{path} has {count} control blocks, and its configuration {len(stated.vace_layers)} vace_layers; "
-                "use weights and configuration of the same model"
+                f"{path} has {layers} layers and {count} control blocks, and its configuration has vace_layers "
+                f"{stated.vace_layers}; use weights and configuration of the same model"
             )
         return stated.vace_layers
     if layers % count:
@@ -207,7 +208,7 @@ def _control_layers(
 
 
 def _stated_config(metadata: dict[str, str], shapes: dict[str, tuple[int, ...]], path: Path) -> TransformerConfig:
-    """The configuration in a folder; for a file what its header says, over a config.json of this model beside it."""
+    """A folder's config.json; for a file the values in its header, over a config.json of this model beside it."""
     beside = (path if os.path.isdir(path) else path.parent) / "config.json"
     if os.path.isdir(path):
         return check_config(TransformerConfig, read_json(beside), beside)

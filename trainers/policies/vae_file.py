@@ -31,7 +31,7 @@ def load_vae(path: str | Path) -> nn.Module:
     path = Path(path)
     with open_weights(path, "the VAE", REMEDY) as weights:
         keys = {key.removeprefix("model."): key for key in weights.keys}
-        weights.check(keys.values(), path, REMEDY)
+        weights.require_readable(keys.values(), path, REMEDY)
         original = "encoder.conv1.weight" in keys
         if original:
             _check_original({name: weights.shape(key) for name, key in keys.items()}, path)

@@ -21,6 +21,7 @@ STANDARD_NAMES = ("diffusion_pytorch_model", "model")
 """How diffusers and transformers name the weights in a model's folder."""
 INDEX = ".safetensors.index.json"
 HEADER_LIMIT = 16 * 2**20  # bytes; that of a model of 14B parameters is below 1 MB
+NOTE_LIMIT = 4096  # bytes of the JSON text that ComfyUI stores beside a weight
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,5})-of-(?P<count>\d{1,5})\.safetensors")
 OTHER_FORMATS = {
     b"GGUF": "a GGUF file",
@@ -79,7 +80,7 @@ class Weights:
             raise UserError(f"the scale {scale} is {factor}; the file is damaged, download it again")
         return tensor.float().mul_(factor).to(dtype)
 
-    def check(self, keys: Iterable[str], path: Path, remedy: str) -> None:
+    def require_readable(self, keys: Iterable[str], path: Path, remedy: str) -> None:
         """Raises UserError for what `read` cannot read: empty tensors, and every quantisation but scaled float8.
 
         Scaled float8 has one scale for each matrix, named `scale_weight` or `weight_scale`. Reads no weights.
@@ -119,8 +120,11 @@ class Weights:
             layers = json.loads(self.metadata.get("_quantization_metadata", "{}")).get("layers", {})
             formats |= {modules[name]: str(layer.get("format")) for name, layer in layers.items() if name in modules}
             for module, key in modules.items():
-                if f"{module}.comfy_quant" in self._files:
-                    formats[key] = str(json.loads(bytes(self.raw(f"{module}.comfy_quant").tolist()))["format"])
+                note = f"{module}.comfy_quant"
+                if note in self._files:
+                    if math.prod(self.shape(note)) > NOTE_LIMIT:
+                        raise ValueError(f"{note} is too long")
+                    formats[key] = str(json.loads(bytes(self.raw(note).tolist()))["format"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return dict.fromkeys(modules.values(), unknown)
         return formats

@@ -351,10 +351,16 @@ def test_a_wrong_value_in_config_json_is_named(folder, change_config, changes, s
 
 
 @pytest.mark.parametrize("kind", ["vace"])
+def test_a_control_layer_beyond_the_last_layer_in_a_header_is_refused(transformer, tmp_path):
+    header = {"config": json.dumps({"transformer": {"num_heads": 2, "vace_layers": [0, 3]}})}
+    assert "vace_layers [0, 3]" in refusal(original_file(transformer, tmp_path / "a.safetensors", metadata=header))
+
+
+@pytest.mark.parametrize("kind", ["vace"])
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
-        ([0, 1, 2], "has 2 control blocks, and its configuration 3 vace_layers"),
+        ([0, 1, 2], r"has 3 layers and 2 control blocks, and its configuration has vace_layers [0, 1, 2]"),
         ([1, 2], "must rise from 0"),
         ([2, 0], "must rise from 0"),
         ([0, 3], "must rise from 0 and stay below num_layers"),

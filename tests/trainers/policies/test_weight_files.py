@@ -26,7 +26,7 @@ def save(path, tensors, metadata=None):
 def read(path, dtype=torch.float32):
     """All weights at `path`, after the check for what cannot be read."""
     with open_weights(path, "the model", REMEDY) as weights:
-        weights.check(weights.keys, path, REMEDY)
+        weights.require_readable(weights.keys, path, REMEDY)
         return {key: weights.read(key, dtype) for key in weights.keys}
 
 
