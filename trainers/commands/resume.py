@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from ..errors import UserError, command_line
 from ..runs.registry import find, refresh
 from ..runs.status import ALIVE
-from .attend import attend
+from .attend import attend, refuse_busy_device
 from .options import RUN_HELP, add_processes, add_runs_folder
 
 
@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(options: Namespace) -> int:
-    """As `train`. Raises UserError when the run is running or finished."""
+    """As `train`. Raises UserError, and leaves the run as it is, when it runs, is finished, or its device is busy."""
     run = find(options.runs, options.run)
     status = refresh(run)
     if status.state in ALIVE:
@@ -30,4 +30,5 @@ def main(options: Namespace) -> int:
             f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a "
             f"new run with --start-lora and its export in {run.exports_folder}"
         )
+    refuse_busy_device(options.processes)
     return attend(run, True, options.processes)

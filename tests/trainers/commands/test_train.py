@@ -73,6 +73,16 @@ def test_a_busy_device_leaves_no_run_behind(here, capsys, command):
     assert not (here / "runs").exists()
 
 
+def test_a_busy_device_leaves_a_stopped_run_as_it_was(here, capsys):
+    run = RunFolder.create(here / "runs", make_config("tiny"))
+    run.set_status(state="stopped", iteration=7)
+    before = run.status()
+    with hold_device("cpu", here / "another"):
+        assert main(["resume"]) == 2
+    assert "cpu is in use by run another" in capsys.readouterr().err
+    assert run.status() == before
+
+
 def test_a_folder_that_cannot_be_written_is_a_sentence(here, small, capsys):
     (here / "file").write_text("x")
     assert main(["train", *small, "--runs", str(here / "file")]) == 2
