@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from ..config import TrainConfig
+from ..errors import UserError
 from ..runs.folder import RunFolder
 from .attend import attend, refuse_busy_device
 from .options import add_policy_and_preset, add_processes, add_runs_folder, config_from
@@ -46,4 +47,10 @@ def check_inputs(config: TrainConfig) -> None:
     check_prompts(config)
     require_trackers(config.trackers)
     if config.start_lora:
-        read_lora(config.start_lora)
+        lora = read_lora(config.start_lora)
+        ranks = sorted({lora.rank(name) for name in lora.modules})
+        if ranks != [config.lora.rank]:
+            raise UserError(
+                f"start_lora {config.start_lora} has rank {', '.join(map(str, ranks))}, but lora.rank is "
+                f"{config.lora.rank}; both must be the same"
+            )

@@ -46,6 +46,7 @@ def proposed(text: str) -> list[str]:
         (["--prompts", "broken.csv"], "broken.csv"),
         (["--evaluation-prompts", "none.csv"], "none.csv"),
         (["--start-lora", "none.safetensors"], "none.safetensors"),
+        (["--start-lora", "GOLDEN"], "has rank 4, but lora.rank is 32; both must be the same"),
         (["--held-out", "3"], "TinyWorld brings its own held-out items"),
         (["--set", "rollout.groups_per_update=1024"], "has 512 rows to train on but an update needs 1024 groups"),
         (["--set", "video.height=64"], "video is 80x64, but TinyWorld's videos are 80x48"),
@@ -56,10 +57,11 @@ def proposed(text: str) -> list[str]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_inputs_that_cannot_be_used_leave_no_run_behind(here, capsys, monkeypatch, arguments, sentence):
+def test_inputs_that_cannot_be_used_leave_no_run_behind(here, repository, capsys, monkeypatch, arguments, sentence):
+    golden = str(repository / "tests" / "golden" / "lora" / "peft")
     monkeypatch.setattr("trainers.grpo.ranks.TRACKERS", {"wandb": lambda: False})
     (here / "broken.csv").write_text("ref_paths,prompt\nmissing.png,hello\n")
-    assert main(["train", *arguments]) == 2
+    assert main(["train", *(golden if word == "GOLDEN" else word for word in arguments)]) == 2
     error = capsys.readouterr().err
     assert sentence in error and "Traceback" not in error
     assert not (here / "runs").exists()
