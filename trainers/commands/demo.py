@@ -11,10 +11,10 @@ from ..config import PolicyKind, TrainConfig, make_config, preset_for
 from ..errors import command_line
 from ..runs.folder import RunFolder
 from ..runs.progress import ProgressReport, duration
-from .attend import STOPPED, execute, refuse_busy_device
 from .options import add_runs_folder, add_tinyworld_policy
 from .progress import Bar, Lines, open_display, quiet_libraries
 from .tables import markdown_table
+from .training import STOPPED, execute, refuse_busy_device
 
 NAMES: dict[PolicyKind, str] = {"vace": "VACE", "phantom": "Phantom"}
 

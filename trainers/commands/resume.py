@@ -7,8 +7,8 @@ from argparse import ArgumentParser, Namespace
 from ..errors import UserError, command_line
 from ..runs.registry import find, refresh
 from ..runs.status import ALIVE
-from .attend import attend, refuse_busy_device
 from .options import RUN_HELP, add_processes, add_runs_folder
+from .training import refuse_busy_device, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,4 +31,4 @@ def main(options: Namespace) -> int:
             f"new run with --start-lora and its export in {run.exports_folder}"
         )
     refuse_busy_device(options.processes)
-    return attend(run, True, options.processes)
+    return train_to_end(run, True, options.processes)

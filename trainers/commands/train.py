@@ -7,8 +7,8 @@ from argparse import ArgumentParser, Namespace
 from ..config import TrainConfig
 from ..errors import UserError
 from ..runs.folder import RunFolder
-from .attend import attend, refuse_busy_device
 from .options import add_policy_and_preset, add_processes, add_runs_folder, config_from
+from .training import refuse_busy_device, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def main(options: Namespace) -> int:
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
     refuse_busy_device(options.processes)
-    return attend(RunFolder.create(options.runs, config, options.name), False, options.processes)
+    return train_to_end(RunFolder.create(options.runs, config, options.name), False, options.processes)
 
 
 def check_inputs(config: TrainConfig) -> None:

@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from ..runs.folder import RunFolder
-from .attend import execute
 from .progress import Lines
+from .training import execute
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainers.cli import main
-from trainers.commands import attend
+from trainers.commands import training
 from trainers.config import make_config
 from trainers.runs.devices import hold_device
 from trainers.runs.folder import RunFolder
@@ -166,6 +166,17 @@ def test_a_resume_that_is_interrupted_while_it_loads_keeps_its_iteration(here, m
     assert (run.status().state, run.status().iteration) == ("stopped", 7)
 
 
+def test_ctrl_c_before_the_training_begins_is_a_stop(here, monkeypatch):
+    run = RunFolder.create(here / "runs", make_config("tiny"))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainers.runs.inputs.resolve_prompts", interrupted)
+    assert main(["resume"]) == 130
+    assert run.status().state == "stopped"
+
+
 SEVERAL = """
 import sys, time
 from trainers.runs.folder import RunFolder
@@ -184,8 +195,8 @@ def test_a_run_of_several_processes_is_followed_in_lines(here, repository, capsy
         assert (resuming, processes) == (False, 3)
         return subprocess.Popen([sys.executable, "-c", SEVERAL, run.path], env={"PYTHONPATH": str(repository)})
 
-    monkeypatch.setattr(attend.launcher, "start", start)
-    assert attend.attend(RunFolder.create(here / "runs", make_config("tiny")), False, 3) == 0
+    monkeypatch.setattr(training.launcher, "start", start)
+    assert training.train_to_end(RunFolder.create(here / "runs", make_config("tiny")), False, 3) == 0
     output = capsys.readouterr().out
     assert len(re.findall(r"^\d\d:\d\d:\d\d iteration 1/2, reward 1.5000, 1 min 5 s left$", output, re.MULTILINE)) == 1
     assert "finished after 2 of 2 iterations" in output

@@ -1,4 +1,4 @@
-"""Training a run and staying with it to its end."""
+"""Training a run from the command line: shared by `train`, `resume`, `demo` and `work`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 STOPPED = 130
 
 
-def attend(run: RunFolder, resuming: bool, processes: int) -> int:
-    """Train the run in this process, or follow several, and print how it ended; returns the exit status."""
+def train_to_end(run: RunFolder, resuming: bool, processes: int) -> int:
+    """Train the run in this process or in several, and print how it ended; returns the exit status."""
     print(f"run {run.path}", flush=True)
     show = open_display()
     try:
@@ -53,7 +53,7 @@ def execute(
     from ..grpo.trainer import train
     from ..runs.inputs import run_inputs
 
-    config = run.config()
+    config, ranks = run.config(), None
     with contextlib.ExitStack() as stack:
         try:
             ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
@@ -64,6 +64,11 @@ def execute(
         except UserError as error:
             run.set_status(state="failed", last_error=str(error))
             raise
+        except KeyboardInterrupt:
+            # In a run of several processes it is a SIGTERM because another one has failed.
+            if ranks and ranks.count == 1:
+                run.set_status(state="stopped")
+            raise
         result = train(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
         if ranks.is_main:
             _plot(run)
@@ -71,10 +76,10 @@ def execute(
 
 
 def limit_threads(ranks) -> None:
-    """CPU threads of this process: its share of the cores, unless OMP_NUM_THREADS says otherwise.
+    """Limit the CPU threads of this process to its share of the cores, unless OMP_NUM_THREADS is set.
 
-    A run on a GPU leaves the other GPUs' runs theirs: as many threads as there are cores in each of several processes
-    bring all of them to a halt.
+    On a GPU the share is that of one GPU: processes that take as many threads as there are cores each would bring one
+    another to a halt.
     """
     import os
 
