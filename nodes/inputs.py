@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..trainers.errors import UserError
-
-EMPTY_PROMPT = "the prompt is empty; describe the video"
-
-
-def clean(text: str) -> str:
-    """The text without lone surrogates: halves of an emoji, left by nodes that cut a text, which no tokenizer reads."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
+from ..trainers.prompts import EMPTY_PROMPT
+from ..trainers.prompts import clean_text as clean
 
 
 def prompt_problem(prompt: str | None) -> str | None:
