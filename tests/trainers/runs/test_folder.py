@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from trainers.config import make_config
 from trainers.errors import UserError
@@ -197,17 +199,20 @@ def test_clips_keep_every_pixel_and_a_harmless_name(run):
     assert np.array_equal(read_clip(paths[1])[0], videos[1])
 
 
-@pytest.mark.parametrize("what", ["clips", "metrics"])
-def test_a_full_disk_is_said(run, what):
-    """/dev/full is the system's own full disk."""
+def test_a_full_disk_is_named_when_clips_are_written(run, monkeypatch):
+    def fail(self, file, **_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(UserError, match="the disk is full"):
-        if what == "clips":
-            (run.samples_folder / "000000").mkdir()
-            (run.samples_folder / "000000" / "00-one.webp").symlink_to("/dev/full")
-            run.write_clips(0, [PromptItem("one", "x", ())], np.zeros((1, 5, 16, 24, 3), np.uint8), fps=10)
-        else:
-            (run.path / "metrics.jsonl").symlink_to("/dev/full")
-            run.append_metrics({"iteration": 0})
+        run.write_clips(0, [PromptItem("one", "x", ())], np.zeros((1, 5, 16, 24, 3), np.uint8), fps=10)
+
+
+def test_a_full_disk_is_named_when_metrics_are_written(run):
+    """/dev/full is the system's own full disk."""
+    (run.path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="the disk is full"):
+        run.append_metrics({"iteration": 0})
 
 
 def test_the_log_s_tail_is_its_last_lines(run):
