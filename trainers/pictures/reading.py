@@ -9,14 +9,17 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 from PIL import ExifTags, Image
-from torch import Tensor
 
 from ..errors import UserError
 
-Picture = Image.Image | np.ndarray | Tensor | Path | str
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Picture = Union[Image.Image, np.ndarray, "Tensor", Path, str]  # torch is not imported only to read pictures
 """A file, an opened picture, or pixels uint8 [H, W], [H, W, 3] or [H, W, 4]."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's other plugins stay closed. Its JPEG plugin opens MPO (several JPEGs in one file) as well."""
@@ -204,7 +207,7 @@ def _orientation(picture: Image.Image) -> int | None:
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
-    pixels = array.cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    pixels = np.asarray(array.cpu() if hasattr(array, "cpu") else array)
     shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
     if pixels.dtype != np.uint8 or not shaped or not pixels.size:
         raise UserError(
