@@ -1,4 +1,4 @@
-"""A running ComfyUI, talked to as its editor does: HTTP, and the websocket for what happens meanwhile."""
+"""A client of a running ComfyUI, as its editor is: HTTP for requests, the websocket for events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 @dataclass
 class Result:
-    """What became of a queued graph: `outputs` by node id as history keeps them, `fresh`: nodes not taken from the cache."""
+    """The result of a queued graph. `outputs`: by node id, as in the history; `fresh`: nodes that were executed."""
 
     status: str
     outputs: dict
@@ -33,6 +33,11 @@ class Result:
         return next(
             (data["exception_message"].strip() for name, data in self.messages if name == "execution_error"), ""
         )
+
+    @property
+    def error_type(self) -> str:
+        """As the editor shows it before the message."""
+        return next((data["exception_type"] for name, data in self.messages if name == "execution_error"), "")
 
     @property
     def failed_node(self) -> str | None:
@@ -72,7 +77,7 @@ class Client:
         return self.get("/object_info")
 
     def queue(self, graph: dict) -> str:
-        """The id of the queued prompt. Raises Refused with what ComfyUI has against it, or against a part of it."""
+        """The id of the queued prompt. Raises Refused when ComfyUI refuses it, or a part of it."""
         answer = self.post("/prompt", {"prompt": graph, "client_id": self.id})
         if answer["node_errors"]:
             raise Refused(200, json.dumps(answer))
@@ -82,7 +87,7 @@ class Client:
         return self.result(self.queue(graph), seconds)
 
     def result(self, prompt_id: str, seconds: float = 120) -> Result:
-        """What became of a prompt, as soon as it has ended."""
+        """The result of a prompt, as soon as it has ended."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             found = self.get(f"/history/{prompt_id}").get(prompt_id)
@@ -127,7 +132,7 @@ class Client:
 
 
 class Refused(Exception):
-    """An answer that is no success. `problems`: of a refused graph, the messages by node id."""
+    """An answer other than success. `problems`: of a refused graph, the errors by node id as (input, text)."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"{status}: {text}")
@@ -138,18 +143,20 @@ class Refused(Exception):
             answer = {}
         errors = (answer if isinstance(answer, dict) else {}).get("node_errors") or {}
         self.problems = {
-            node: [f"{e['message']}: {e['details']}" for e in found["errors"]] for node, found in errors.items()
+            node: [(e["extra_info"].get("input_name"), f"{e['message']}: {e['details']}") for e in found["errors"]]
+            for node, found in errors.items()
         }
 
 
 class Events:
-    """The websocket, only listened to: `with client.events() as events: events.wait("progress")`."""
+    """The events of the websocket: `with client.events() as events: events.wait("progress")`."""
 
     def __init__(self, port: int, client_id: str) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         key = base64.b64encode(os.urandom(16)).decode()
         self._socket.sendall(
-            f"GET /ws?clientId={client_id} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET /ws?clientId={client_id} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         self._stream = self._socket.makefile("rb")

@@ -10,9 +10,9 @@ REWARD, TRAIN, RUN, LORA = "20", "24", "25", "10"
 
 
 def to_api(workflow: dict, object_info: dict) -> dict:
-    """A workflow file of the editor -> the graph that the editor would queue.
+    """The graph that the editor would queue for a workflow file.
 
-    Knows notes, reroutes and muted nodes; a bypassed node is an error, ours have none.
+    Handles notes, reroutes and muted nodes; a bypassed node is an error.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
@@ -32,7 +32,7 @@ def to_api(workflow: dict, object_info: dict) -> dict:
 
 
 def origin(nodes: dict, links: dict, link: int) -> list:
-    """[node id, slot] at the beginning of a link, behind reroutes."""
+    """[node id, slot] at the beginning of a link, through reroutes."""
     node, slot = links[link]
     if nodes[node]["type"] == "Reroute":
         return origin(nodes, links, nodes[node]["inputs"][0]["link"])
@@ -65,7 +65,7 @@ def node(kind: str, **inputs) -> dict:
 
 
 def sampling(kind: str, prompt: str, **changes) -> dict:
-    """Load, draw with the two people of `item`, show."""
+    """Load, sample with the two people of `item`, show."""
     scales = {"cfg": 2.0} if kind == "VACE" else {"text_cfg": 3.0, "image_cfg": 2.0}
     return {
         LOAD: node(
@@ -102,7 +102,7 @@ def sampling(kind: str, prompt: str, **changes) -> dict:
 
 
 def training(item, wait: str = "no", **changes) -> dict:
-    """Two rows to train on, one to measure on; as little of it as makes a run."""
+    """A short run: two training rows, one held-out row."""
     return {
         **{name: sampling("VACE", item.prompt)[name] for name in (LOAD, "2", "3")},
         REWARD: node(
@@ -153,6 +153,6 @@ def training(item, wait: str = "no", **changes) -> dict:
 
 
 def following(item) -> dict:
-    """An open graph that draws with the newest run's LoRA."""
+    """An open graph that samples with the newest run's LoRA."""
     graph = sampling("VACE", item.prompt, policy=[LORA, 0])
     return graph | {LORA: node("IdentityGRPOLoadLoRA", policy=[LOAD, 0], lora="newest run: latest", strength=1.0)}

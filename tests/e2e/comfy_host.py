@@ -1,4 +1,4 @@
-"""The ComfyUI of this machine that the tests may use."""
+"""The ComfyUI of this machine for the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @cache
 def find() -> tuple[Path, Path] | str:
-    """ComfyUI's folder and an interpreter that can run it with the pack; else what is missing, and the remedy."""
+    """ComfyUI's folder and an interpreter that runs it with the pack, or what is missing and the remedy."""
     folder = find_comfyui()
     if folder is None:
         return "no ComfyUI on this machine: set COMFYUI_PATH, or run `make comfyui` once"
@@ -26,7 +26,7 @@ def find() -> tuple[Path, Path] | str:
 
 
 def tests_lack() -> str | None:
-    """What keeps tests/nodes from running in the real ComfyUI; None if nothing does."""
+    """Why tests/nodes cannot run in the real ComfyUI; None if they can."""
     found = find()
     if isinstance(found, str):
         return found

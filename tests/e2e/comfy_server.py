@@ -28,7 +28,7 @@ STARTUP_SECONDS = 120
 
 @contextmanager
 def serving(folder: Path, python: Path, base: Path, *options: str) -> Iterator[Client]:
-    """A server with the files in `base`, for the block; closed as by Ctrl-C."""
+    """A server with the files in `base` for the block; ended as by Ctrl-C."""
     pack = base / "custom_nodes" / "identity-grpo"
     if not pack.exists():
         pack.parent.mkdir()
@@ -89,7 +89,7 @@ def runs_in(base: Path) -> list[RunFolder]:
 
 @contextmanager
 def ending_runs(base: Path) -> Iterator[Path]:
-    """Training outlives the server, as it should; the tests' does not outlive this block."""
+    """Stop the runs of the block at its end: they outlive the server."""
     try:
         yield base
     finally:
@@ -99,7 +99,7 @@ def ending_runs(base: Path) -> Iterator[Path]:
 
 
 def two_people(comfyui: Client) -> PromptItem:
-    """Two people of TinyWorld, their pictures in ComfyUI's input folder."""
+    """An item of TinyWorld with two people, its pictures in ComfyUI's input folder."""
     found = next(i for i in tiny_prompt_set("held_out", 8) if len(i.references) == 2)
     for index, picture in enumerate(found.references):
         Image.fromarray(picture).save(comfyui.base / "input" / f"person{index}.png")

@@ -1,6 +1,8 @@
-"""What a user can do wrong is told in words, and the server goes on."""
+"""Wrong inputs in the real ComfyUI: one error on the guilty input, before anything runs where that can be known."""
 
 from __future__ import annotations
+
+import http.client
 
 import pytest
 import torch
@@ -9,16 +11,18 @@ from safetensors.torch import save_file
 from comfy_client import Refused
 from comfy_graphs import LOAD, SAMPLE, WIDGETS, node, sampling
 
-LORA = "10"
+LORA, JUDGED = "10", "30"
+RUNS = "/identity_grpo/runs"
 
 
-def problem(comfyui, graph: dict, name: str) -> str:
-    """What ComfyUI answers to the graph instead of running it."""
+def problem(comfyui, graph: dict, name: str) -> tuple[str, str]:
+    """Input and text of the one error with which ComfyUI refuses the graph."""
     with pytest.raises(Refused) as refused:
         comfyui.queue(graph)
     comfyui.settle()
     assert set(refused.value.problems) == {name}, refused.value
-    return " ".join(refused.value.problems[name])
+    (found,) = refused.value.problems[name]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -29,53 +33,79 @@ def files(comfyui):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "broken.safetensors").write_bytes(b"half a download")
     save_file({"lora_unet_double_blocks_0.lora_down.weight": torch.zeros(2, 2)}, loras / "foreign.safetensors")
-    for part in ("vae", "text_encoder", "tokenizer"):
-        (models / part).mkdir()
-    (models / "tokenizer" / "tokenizer_config.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
-    ("inputs", "words"),
+    ("name", "value", "text"),
     [
-        ({"model": "diffusers/nothing"}, "models/diffusion_models"),
-        ({"model": "../../../etc/passwd"}, "models/diffusion_models"),
-        ({"model": "diffusion_models/broken.safetensors"}, "broken.safetensors"),
-        ({"vae": "/etc/passwd"}, "models/vae"),
-        ({"text_encoder": "nothing.safetensors"}, "models/text_encoders"),
-        ({"dtype": "int8"}, "dtype"),
-        ({"attention": "magic"}, "attention"),
-        ({"offload": "never"}, "offload"),
+        ("model", "diffusers/nothing", "models/diffusion_models"),
+        ("model", "../../../etc/passwd", "models/diffusion_models"),
+        ("model", "diffusion_models/broken.safetensors", "broken.safetensors"),
+        ("vae", "/etc/passwd", "not in list"),
+        ("text_encoder", "nothing.safetensors", "not in list"),
+        ("dtype", "int8", "not in list"),
+        ("attention", "flash", "not in list"),  # the server has no GPU
+        ("offload", "never", "not in list"),
     ],
 )
-def test_a_wrong_model_is_refused(comfyui, item, files, inputs, words):
+def test_a_wrong_model_is_one_error_on_its_input(comfyui, item, files, name, value, text):
     graph = sampling("VACE", item.prompt)
-    graph[LOAD]["inputs"] |= inputs
-    assert words in problem(comfyui, graph, LOAD)
+    graph[LOAD]["inputs"][name] = value
+    found = problem(comfyui, graph, LOAD)
+    assert found[0] == name and text in found[1]
 
 
 @pytest.mark.parametrize(
-    ("inputs", "words"),
+    ("inputs", "name", "text"),
     [
-        ({"width": 90}, "use 96"),
-        ({"height": 1}, "use 16"),
-        ({"frames": 80}, "use 81"),
-        ({"steps": 0}, "smaller than min"),
-        ({"cfg": 1e9}, "bigger than max"),
-        ({"seed": -1}, "smaller than min"),
-        ({"seed": "abc"}, "Failed to convert"),
-        ({"references.ref0": None}, "missing: ref0"),
-        ({"policy": ["2", 0]}, "type mismatch"),
+        ({"prompt": " "}, "prompt", "the prompt is empty; describe the video"),
+        ({"width": 100000}, "width", "bigger than max of 4096"),
+        ({"height": 1}, "height", "smaller than min of 16"),
+        ({"frames": 0}, "frames", "smaller than min of 1"),
+        ({"steps": 0}, "steps", "smaller than min"),
+        ({"cfg": 1e9}, "cfg", "bigger than max"),
+        ({"seed": -1}, "seed", "smaller than min"),
+        ({"seed": "abc"}, "seed", "Failed to convert"),
+        ({"solver": "magic"}, "solver", "not in list"),
+        ({"references.ref0": None}, "references.ref0", "missing: ref0"),
+        ({"policy": ["2", 0]}, "policy", "type mismatch"),
     ],
 )
-def test_wrong_settings_are_refused(comfyui, item, inputs, words):
+def test_a_wrong_setting_is_one_error_on_its_input(comfyui, item, inputs, name, text):
     graph = sampling("VACE", item.prompt)
     given = graph[SAMPLE]["inputs"] | inputs
     graph[SAMPLE]["inputs"] = {name: value for name, value in given.items() if value is not None}
-    assert words in problem(comfyui, graph, SAMPLE)
+    found = problem(comfyui, graph, SAMPLE)
+    assert found[0] == name and text in found[1]
+
+
+def test_three_mistakes_are_three_errors(comfyui, item):
+    graph = sampling("VACE", "")
+    graph[LOAD]["inputs"] |= {"vae": "gone.safetensors"}
+    graph[SAMPLE]["inputs"] |= {"height": 8}
+    with pytest.raises(Refused) as refused:
+        comfyui.queue(graph)
+    comfyui.settle()
+    found = {name: [given for given, _ in problems] for name, problems in refused.value.problems.items()}
+    assert found == {LOAD: ["vae"], SAMPLE: ["height", "prompt"]}
 
 
 @pytest.mark.parametrize(
-    ("lora", "words"),
+    ("inputs", "text"),
+    [
+        ({"width": 90}, "width 90 is not a multiple of 16 from 16 to 4096; use 96"),
+        ({"frames": 80}, "frames 80 is not 4n+1 from 1 to 1025; use 81"),
+        ({"width": 832, "height": 480, "frames": 81}, "TinyWorld generates 80x48 with 9 frames"),
+    ],
+)
+def test_a_size_that_the_model_does_not_generate_is_an_error_of_the_sampler(comfyui, item, inputs, text):
+    result = comfyui.run(sampling("VACE", item.prompt, **inputs))
+    assert result.failed_node == SAMPLE and result.error.startswith(text)
+    assert result.error_type == "identity_grpo.UserError"  # the editor shows it before the message
+
+
+@pytest.mark.parametrize(
+    ("lora", "text"),
     [
         ("broken.safetensors", "broken.safetensors"),
         ("foreign.safetensors", "foreign.safetensors"),
@@ -83,15 +113,16 @@ def test_wrong_settings_are_refused(comfyui, item, inputs, words):
         ("no-such-run: latest", "run"),
     ],
 )
-def test_a_wrong_lora_is_refused(comfyui, item, files, lora, words):
+def test_a_wrong_lora_is_one_error_on_its_input(comfyui, item, files, lora, text):
     graph = sampling("VACE", item.prompt, policy=[LORA, 0])
     graph[LORA] = {"class_type": "IdentityGRPOLoadLoRA", "inputs": {"policy": [LOAD, 0], "lora": lora, "strength": 1.0}}
-    assert words in problem(comfyui, graph, LORA)
+    found = problem(comfyui, graph, LORA)
+    assert found[0] == "lora" and text in found[1]
 
 
 @pytest.fixture(scope="module")
 def sheets(comfyui, item):
-    """Prompt sets with something wrong."""
+    """Prompt sets with mistakes."""
     folder = comfyui.base / "input"
     (folder / "rows.csv").write_text("ref_paths,prompt\nperson0.png,one person\nnobody.png,another\nperson1.png,\n")
     (comfyui.base / "outside.png").write_bytes((folder / "person0.png").read_bytes())
@@ -99,49 +130,61 @@ def sheets(comfyui, item):
     (folder / "columns.csv").write_text("pictures,words\nperson0.png,one person\n")
 
 
+@pytest.fixture
+def judged(comfyui, object_info, item, files, sheets):
+    """`judged(kind, inputs)`: a graph with a node of that kind, its other inputs as the editor gives them."""
+
+    def build(kind: str, inputs: dict) -> dict:
+        graph = {name: sampling("VACE", item.prompt)[name] for name in (LOAD, "2")} | {
+            "20": node("IdentityGRPOLoadReward"),
+            "21": node("IdentityGRPOPromptSet"),
+            JUDGED: node(
+                f"IdentityGRPO{kind}",
+                policy=[LOAD, 0],
+                reward=["20", 0],
+                prompt_set=["21", 0],
+                **{"references.ref0": ["2", 0]},
+            ),
+        }
+        if not object_info[graph[JUDGED]["class_type"]]["output_node"]:
+            graph["31"] = node("PreviewAny", source=[JUDGED, 0])
+        for name in ("20", "21", JUDGED):
+            graph[name]["inputs"] = as_in_the_editor(object_info[graph[name]["class_type"]], graph[name]["inputs"])
+        graph[JUDGED]["inputs"] |= inputs
+        return graph
+
+    return build
+
+
 @pytest.mark.parametrize(
-    ("kind", "inputs", "words"),
+    ("kind", "name", "value", "texts"),
     [
-        ("LoadReward", {"checkpoint": "nothing"}, ["models/identity_reward"]),
-        ("LoadReward", {"dtype": "int8"}, ["not in list"]),
-        ("PromptSet", {"file": "rows.csv"}, ["row 3", "nobody.png", "row 4"]),
-        ("PromptSet", {"file": "columns.csv"}, ["ref_paths"]),
-        ("PromptSet", {"file": "outside.csv"}, ["outside of ComfyUI's input and output folders"]),
-        ("PromptSet", {"file": "../outside.csv"}, ["input folder"]),
-        ("PromptSet", {"item": 0}, ["smaller than min"]),
-        ("PromptItem", {"prompt": "  "}, ["prompt is empty"]),
-        ("Train", {"preset": "none"}, ["preset"]),
-        ("Train", {"frames": 80}, ["4n+1"]),
-        ("Train", {"width": 80}, ["both width and height"]),
-        ("Train", {"devices": "GPU 99"}, ["GPU 99"]),
-        ("Train", {"start_lora": "nothing.safetensors"}, ["models/loras"]),
-        ("Train", {"iterations": -1}, ["smaller than min"]),
-        ("Run", {"run": "../../nothing"}, ["nothing"]),
-        ("Run", {"wait": "for ever"}, ["not in list"]),
-        ("SaveLoRA", {"lora": "broken.safetensors"}, ["broken.safetensors"]),
+        ("LoadReward", "checkpoint", "nothing", ["models/identity_reward"]),
+        ("LoadReward", "dtype", "int8", ["not in list"]),
+        ("PromptSet", "file", "rows.csv", ["row 3", "nobody.png", "row 4"]),
+        ("PromptSet", "file", "columns.csv", ["ref_paths"]),
+        ("PromptSet", "file", "outside.csv", ["outside of ComfyUI's input and output folders"]),
+        ("PromptSet", "file", "../outside.csv", ["input folder"]),
+        ("PromptSet", "item", 0, ["smaller than min"]),
+        ("PromptItem", "prompt", "  ", ["the prompt is empty; describe the video"]),
+        ("Train", "preset", "none", ["not in list"]),
+        ("Train", "frames", 80, ["frames 80 is not 4n+1 from 1 to 1025; use 81"]),
+        ("Train", "devices", "GPU 99", ["not in list"]),
+        ("Train", "start_lora", "nothing.safetensors", ["not in list"]),
+        ("Train", "iterations", -1, ["smaller than min"]),
+        ("Run", "run", "../../nothing", ["there is no run `../../nothing`"]),
+        ("Run", "wait", "for ever", ["not in list"]),
+        ("SaveLoRA", "lora", "broken.safetensors", ["broken.safetensors"]),
     ],
 )
-def test_what_cannot_be_trained_judged_or_saved_is_refused(
-    comfyui, object_info, item, files, sheets, kind, inputs, words
-):
-    graph = {name: sampling("VACE", item.prompt)[name] for name in (LOAD, "2")} | {
-        "20": node("IdentityGRPOLoadReward"),
-        "21": node("IdentityGRPOPromptSet"),
-        "30": node(
-            f"IdentityGRPO{kind}",
-            policy=[LOAD, 0],
-            reward=["20", 0],
-            prompt_set=["21", 0],
-            **{"references.ref0": ["2", 0]},
-        ),
-    }
-    if not object_info[graph["30"]["class_type"]]["output_node"]:
-        graph["31"] = node("PreviewAny", source=["30", 0])
-    for name in ("20", "21", "30"):
-        graph[name]["inputs"] = as_in_the_editor(object_info[graph[name]["class_type"]], graph[name]["inputs"])
-    graph["30"]["inputs"] |= inputs
-    told = problem(comfyui, graph, "30")
-    assert [word for word in words if word not in told] == [], told
+def test_a_wrong_value_of_any_node_is_one_error_on_its_input(comfyui, judged, kind, name, value, texts):
+    found = problem(comfyui, judged(kind, {name: value}), JUDGED)
+    assert found[0] == name and [text for text in texts if text not in found[1]] == []
+
+
+def test_half_a_size_is_an_error_of_train(comfyui, judged):
+    result = comfyui.run(judged("Train", {"width": 80}))
+    assert result.failed_node == JUDGED and result.error.startswith("give both width and height")
 
 
 def as_in_the_editor(info: dict, linked: dict) -> dict:
@@ -167,17 +210,33 @@ def test_nothing_is_written_outside_of_the_output_folder(comfyui, item):
     assert not list(comfyui.base.parent.rglob("escaped*"))
 
 
-def test_a_row_that_is_not_there_is_told(comfyui):
+def test_a_row_that_is_not_there_is_an_error(comfyui):
     result = comfyui.run({"1": node("IdentityGRPOPromptSet", file="TinyWorld: training (built in)", item=9999)})
     assert result.failed_node == "1" and "choose 1 to" in result.error
 
 
-def test_a_model_of_the_other_kind_is_told_where_to_go(comfyui, item):
+def test_a_model_of_the_other_kind_is_an_error_that_names_its_sampler(comfyui, item):
     graph = sampling("VACE", item.prompt)
     graph[LOAD]["inputs"]["model"] = "TinyWorld Phantom (built in)"
     result = comfyui.run(graph)
     assert result.failed_node == SAMPLE and "use the Phantom Sampler" in result.error
 
 
-def test_the_server_has_outlived_all_of_this(comfyui, item):
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example:8188"}, 403),
+        ({"Host": "evil.example:8188", "Origin": "http://evil.example:8188"}, 403),
+        ({"Host": "localhost:8188"}, 200),
+        ({}, 200),
+    ],
+)
+def test_a_page_whose_name_resolves_to_this_computer_does_not_see_the_runs(comfyui, headers, status):
+    connection = http.client.HTTPConnection("127.0.0.1", comfyui.port, timeout=60)
+    connection.request("GET", RUNS, headers=headers)
+    assert connection.getresponse().status == status
+    connection.close()
+
+
+def test_the_server_has_survived_all_of_this(comfyui, item):
     assert comfyui.run(sampling("VACE", item.prompt)).status == "success"

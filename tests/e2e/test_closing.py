@@ -1,4 +1,4 @@
-"""A run and the ComfyUI that started it go their own ways."""
+"""A run outlives the ComfyUI that started it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from comfy_graphs import RUN, training
 from comfy_server import ending_runs, runs_in, serving, two_people
 
 
-def test_closing_comfyui_leaves_the_run_going_and_the_next_one_shows_and_stops_it(comfyui_python, tmp_path):
+def test_a_run_continues_when_comfyui_closes_and_the_next_one_shows_and_stops_it(comfyui_python, tmp_path):
     with ending_runs(tmp_path) as base:
         with serving(*comfyui_python, base, "--cpu") as comfyui:
             graph = training(two_people(comfyui), iterations=500)

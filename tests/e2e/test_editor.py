@@ -28,7 +28,7 @@ def browse(comfyui):
         pytest.skip(f"the editor was not tried: no {'Node.js' if not node else 'Chromium'} on this machine")
     if subprocess.run([node, "-e", "require.resolve('playwright-core')"], capture_output=True, check=False).returncode:
         pytest.skip(
-            "the editor was not tried: no playwright-core (npm install playwright-core, NODE_PATH names its node_modules)"
+            "the editor was not tried: no playwright-core (npm install --no-save playwright-core in the checkout)"
         )
     comfyui.post("/settings", {"Comfy.TutorialCompleted": True})
 

@@ -1,4 +1,4 @@
-"""The tests of the nodes, once more, inside the real ComfyUI and with its interpreter."""
+"""tests/nodes again, in the real ComfyUI and with its interpreter."""
 
 from __future__ import annotations
 

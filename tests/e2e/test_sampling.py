@@ -1,4 +1,4 @@
-"""Drawing a video in a real ComfyUI."""
+"""Sampling a video in a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def graph(kind, item) -> dict:
     return sampling(kind, item.prompt)
 
 
-def test_a_video_is_drawn(comfyui, graph):
+def test_a_video_is_generated(comfyui, graph):
     result = comfyui.run(graph)
     assert result.status == "success", result.error
     frames = comfyui.pictures(result.outputs[SHOW]["images"])
     assert frames.shape == (9, 48, 80, 3) and frames.std() > 10
 
 
-def test_the_same_graph_again_is_not_drawn_again_and_another_seed_is_drawn_with_the_loaded_model(comfyui, graph):
+def test_the_same_graph_is_taken_from_the_cache_and_another_seed_uses_the_loaded_model(comfyui, graph):
     comfyui.run(graph)
     assert SAMPLE not in comfyui.run(graph).fresh
     graph[SAMPLE]["inputs"]["seed"] = 2

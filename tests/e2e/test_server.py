@@ -1,4 +1,4 @@
-"""What ComfyUI itself says of the pack."""
+"""ComfyUI's own log and routes, with the pack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run started from a graph, and its LoRA taken up by an open one."""
+"""A run started from a graph, and its LoRA used by another graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def runs(comfyui):
 
 @pytest.fixture(scope="module")
 def trained(comfyui, item, runs):
-    """Pictures of the open graph: without a LoRA, with an early one, with the last one; and what was run of it the second time."""
+    """Results of the graph that samples: without a LoRA, with an early one, with the last one."""
 
     def picture(result) -> np.ndarray:
         assert result.status == "success", result.error
@@ -29,8 +29,8 @@ def trained(comfyui, item, runs):
 
     plain = picture(comfyui.run(sampling("VACE", item.prompt)))
     started = time.monotonic()
-    told = comfyui.run(training(item))
-    assert told.status == "success", told.error
+    started_run = comfyui.run(training(item))
+    assert started_run.status == "success", started_run.error
     returned = time.monotonic() - started
     first = comfyui.run(training(item, "for the first LoRA"), SECONDS)
     assert first.status == "success", first.error
@@ -39,7 +39,7 @@ def trained(comfyui, item, runs):
     assert last.status == "success", last.error
     again = comfyui.run(following(item))
     return {
-        "told": told,
+        "started": started_run,
         "returned": returned,
         "plain": plain,
         "early": early,
@@ -49,21 +49,23 @@ def trained(comfyui, item, runs):
     }
 
 
-def test_the_graph_goes_on_while_the_run_goes_on(trained):
+def test_the_graph_ends_while_the_run_continues(trained):
     assert trained["returned"] < 20
-    assert "started" in trained["told"].outputs[TRAIN]["text"][0]
+    assert "started" in trained["started"].outputs[TRAIN]["text"][0]
 
 
-def test_it_reaches_its_last_iteration_and_all_queues_meant_one_run(trained, runs, comfyui):
+def test_it_reaches_its_last_iteration_and_all_queues_are_of_one_run(trained, runs, comfyui):
     (run,) = runs()
     assert run.status().state == "finished" and run.status().iteration == 2
     (listed,) = comfyui.get("/identity_grpo/runs")
     assert listed["id"] == run.id and listed["state"] == "finished"
 
 
-def test_its_curve_and_words_are_on_the_node(trained, comfyui):
+def test_its_curve_text_and_numbers_are_in_the_history(trained, comfyui):
     shown = trained["last"].outputs[RUN]
-    assert "2" in shown["text"][0]
+    assert "finished, iteration 2 of 2" in shown["text"][0]
+    assert [shown[name] for name in ("state", "iteration", "iterations")] == [["finished"], [2], [2]]
+    assert isinstance(shown["reward_margin"][0], float) and 0 <= shown["win_rate"][0] <= 1
     assert comfyui.pictures(shown["images"]).std() > 5
 
 
@@ -76,7 +78,7 @@ def test_a_newer_lora_does_not_load_the_model_again(trained):
     assert trained["again"].fresh & {LOAD, LORA, SAMPLE} == {LORA, SAMPLE}
 
 
-def test_the_iteration_it_holds_is_told(trained, runs):
+def test_the_iteration_of_the_lora_is_shown(trained, runs):
     assert trained["again"].outputs[LORA]["text"] == [f"run {runs()[0].id}, iteration 2, at strength 1"]
 
 
@@ -86,7 +88,7 @@ def test_core_finds_the_lora_among_its_own(trained, comfyui, runs):
     assert [n for n in names if runs()[0].id in n and n.endswith("-000002.safetensors")]
 
 
-def test_the_same_settings_show_the_run_and_others_start_one(trained, comfyui, item, runs):
+def test_the_same_settings_show_the_run(trained, comfyui, item, runs):
     graph = {
         ("9" + name if name == TRAIN else name): content for name, content in training(item).items() if name != RUN
     }
@@ -95,7 +97,7 @@ def test_the_same_settings_show_the_run_and_others_start_one(trained, comfyui, i
     assert len(runs()) == 1
 
 
-def test_a_linked_run_goes_before_one_that_is_gone(trained, comfyui, item, runs):
+def test_a_linked_run_is_shown_whatever_the_widget_holds(trained, comfyui, item, runs):
     graph = training(item)
     graph[RUN]["inputs"]["run"] = "long-gone-20200101-000000-abcd"
     result = comfyui.run(graph)
@@ -117,15 +119,43 @@ def test_a_second_run_on_the_device_is_refused_with_the_name_of_the_first_and_st
         time.sleep(0.2)
 
 
-def test_cancel_ends_the_waiting_and_not_the_run(trained, comfyui, item, runs):
-    prompt = comfyui.queue(training(item, "for the end", seed=6, iterations=500))
-    with comfyui.events() as events:
-        while events.wait("executing", 60)["node"] != RUN:
-            pass
-        cancelled = time.monotonic()
-        comfyui.post("/interrupt")
-        assert comfyui.result(prompt, 30).interrupted
+@pytest.fixture
+def waiting(trained, comfyui, item, runs):
+    """`waiting(seed)`: a queued graph that waits for the end of a long run, and the run, which ends with the test."""
+    started = []
+
+    def queue(seed: int):
+        with comfyui.events() as events:
+            prompt = comfyui.queue(training(item, "for the end", seed=seed, iterations=500))
+            while events.wait("executing", 60)["node"] != RUN:
+                pass
+        started.append(runs()[-1])
+        return prompt, started[-1]
+
+    yield queue
+    for run in started:
+        comfyui.post(f"/identity_grpo/runs/{run.id}/stop")
+
+
+def test_cancel_ends_the_waiting_and_not_the_run(comfyui, waiting):
+    prompt, run = waiting(6)
+    cancelled = time.monotonic()
+    comfyui.post("/interrupt")
+    assert comfyui.result(prompt, 30).interrupted
     assert time.monotonic() - cancelled < 2
-    run = runs()[-1]
     assert comfyui.get(f"/identity_grpo/runs/{run.id}")["state"] in ("starting", "running")
+
+
+def test_stopping_a_run_that_is_waited_for_is_an_interruption(comfyui, waiting):
+    prompt, run = waiting(7)
+    assert comfyui.post(f"/identity_grpo/runs/{run.id}/stop")["state"] == "stopped"
+    result = comfyui.result(prompt, 30)
+    assert result.interrupted and result.failed_node is None
+
+
+def test_save_now_answers_when_it_will_save(trained, comfyui, item, runs):
+    comfyui.run(training(item, seed=8, iterations=500))
+    run = runs()[-1]
+    answer = comfyui.post(f"/identity_grpo/runs/{run.id}/save")
+    assert answer["message"].startswith(f"run {run.id} will save after iteration ")
     comfyui.post(f"/identity_grpo/runs/{run.id}/stop")
