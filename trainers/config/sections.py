@@ -182,6 +182,9 @@ class OptimConfig(Section):
     """The update (AdamW)."""
 
     learning_rate: Number = Field(1e-4, gt=0, le=1, description="learning rate")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="of the learning rate: linear falls to 0 at the last iteration"
+    )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's two averages")
     epsilon: Number = Field(1e-8, gt=0, le=1, description="AdamW's term for numerical stability")
     weight_decay: Number = Field(1e-4, ge=0, le=1, description="AdamW's weight decay")

@@ -260,6 +260,7 @@ class Trainer:
         advantages = group_advantages(rewards, [p.group for p in plan], config.optim.global_std)
         terms = len(plan) // len(updates) * config.rollout.window.size
         totals = dict.fromkeys(METRICS + KL_METRICS * bool(config.optim.kl), 0.0)
+        self.update.set_progress(self.state.iteration / config.iterations)
         norms = []
         for number, batches in enumerate(updates):
             sums = self.ranks.on_all_ranks(lambda n=number, b=batches: self._accumulate(n, b, advantages, terms))

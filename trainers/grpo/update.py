@@ -61,6 +61,13 @@ class PolicyUpdate:
             report(done / total)
         return {name: value.item() for name, value in sums.items()}
 
+    def set_progress(self, done: float) -> None:
+        """Set the learning rate for the fraction `done` of the run's iterations."""
+        optim = self.config.optim
+        rate = optim.learning_rate * (1 - done if optim.schedule == "linear" else 1)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
     def step(self, number: int) -> float:
         """Sum the gradients of all processes, clip and apply them; returns their norm before clipping.
 
