@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..errors import UserError
 from .geometry import MAX_PIXELS, SIDE
 
-LARGEST_FILE = 16 * 2**20  # bytes; the largest of these files that are published have a few kilobytes
+LARGEST_FILE = 16 * 2**20  # bytes; Qwen's tokenizer.json has 11 million, the others a few thousand
 SHOWN = 60  # characters of a wrong value that a message repeats
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
@@ -22,7 +22,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class File(BaseModel):
     """Known keys have the right types, without conversion; unknown keys are kept."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow", protected_namespaces=())
 
 
 T = TypeVar("T", bound=File)
@@ -68,7 +68,7 @@ class AdapterFile(File):
 
     peft_type: Literal["LORA"]
     r: Annotated[int, Field(ge=1, le=2**16)]
-    lora_alpha: Positive
+    lora_alpha: Annotated[float, Field(gt=0, le=2**16)]
     target_modules: list[str] | str | None = None
 
     @model_validator(mode="after")
@@ -112,9 +112,6 @@ class TextSection(File):
             raise ValueError(
                 f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
             )
-        for rope in (self.rope_scaling, self.rope_parameters):
-            if width and heads and rope and rope.mrope_section and 2 * sum(rope.mrope_section) != width // heads:
-                raise ValueError(f"mrope_section {rope.mrope_section} does not add up to half of a head")
         return self
 
 
@@ -148,6 +145,36 @@ class BaseFile(TextSection):
     text_config: TextSection | None = None
     vision_config: VisionSection | None = None
     quantization_config: None = None
+
+    @model_validator(mode="after")
+    def _rope_fits(self) -> BaseFile:
+        sections = [section for section in (self.text_config, self) if section]
+        width, heads = (
+            next((getattr(section, name) for section in sections if getattr(section, name)), None)
+            for name in ("hidden_size", "num_attention_heads")
+        )
+        ropes = [rope for section in sections for rope in (section.rope_parameters, section.rope_scaling) if rope]
+        splits = [rope.mrope_section for rope in ropes if rope.mrope_section]
+        if not splits:
+            raise ValueError("rope_scaling has no mrope_section")
+        if width and heads and any(2 * sum(split) != width // heads for split in splits):
+            raise ValueError(f"mrope_section {splits[0]} does not add up to half of a head's {width // heads}")
+        return self
+
+
+class BytePairModel(BaseModel):
+    """Byte-level BPE as Qwen's. Dropout would make the ids random; prefixes make the tokenizers library crash."""
+
+    type: Literal["BPE"] = "BPE"
+    dropout: None = None
+    continuing_subword_prefix: Literal[""] | None = None
+    end_of_word_suffix: Literal[""] | None = None
+
+
+class TokenizerFile(File):
+    """`tokenizer.json`, which the tokenizers library checks for the rest."""
+
+    model: BytePairModel
 
 
 def read_config_file(path: Path, kind: type[T], remedy: str) -> T:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from ..errors import UserError
+from .config_files import TokenizerFile, read_config_file
 from .geometry import time_position
 from .pixels import MERGE, Grid
 
@@ -54,8 +55,7 @@ class Sequencer:
     def load(cls, folder: Path, tokens_per_second: float) -> Sequencer:
         """From a base model's folder. Raises UserError when its tokenizer is missing, broken, or not Qwen2.5-VL's."""
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"the base model in {folder} has no tokenizer.json; download Qwen2.5-VL again, all of it")
+        read_config_file(path, TokenizerFile, "download Qwen2.5-VL again, all of it")
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception

@@ -81,7 +81,7 @@ def pipe(path: Path) -> None:
 
 def sparse_file(path: Path) -> None:
     with open(path, "r+b") as file:
-        file.truncate(2**30)
+        file.truncate(2**25)
 
 
 def legacy(path: Path) -> None:
@@ -107,7 +107,7 @@ JSON_FILES = {
     "text for a section": (REWARD, lambda p: edit_json(p, model_config="base"), "model_config"),
     "cut off": (REWARD, truncated, "Invalid JSON"),
     "not UTF-8": (REWARD, lambda p: p.write_bytes(b'{"a": "\xff\xfe"}'), "Invalid JSON"),
-    "a gigabyte": (REWARD, sparse_file, "larger than 16 MiB"),
+    "32 MiB": (REWARD, sparse_file, "larger than 16 MiB"),
     "a pipe": (REWARD, pipe, "is missing"),
     "text for the frames": (REWARD, values("data_config", num_frames="five"), "num_frames"),
     "NaN frames": (REWARD, values("data_config", num_frames=float("nan")), "num_frames"),
@@ -143,14 +143,19 @@ JSON_FILES = {
     "NaN in a norm": (BASE, values(rms_norm_eps=float("nan")), "rms_norm_eps"),
     "a list for the rope": (BASE, values(rope_scaling=[2, 3, 3]), "rope_scaling"),
     "a rope of another size": (BASE, values("rope_scaling", mrope_section=[1, 1, 1]), "mrope_section"),
+    "no rope": (BASE, values(rope_scaling=None), "mrope_section"),
+    "a rope without sections": (BASE, values(rope_scaling={"type": "default"}), "mrope_section"),
     "a list for the tower": (BASE, lambda p: edit_json(p, vision_config=[]), "vision_config"),
     "other patches": (BASE, values("vision_config", patch_size=16), "patch_size"),
     "text for the clock": (BASE, values("vision_config", tokens_per_second="2"), "tokens_per_second"),
     "blocks by name": (BASE, values("vision_config", fullatt_block_indexes=["last"]), "fullatt_block_indexes"),
     "quantised": (BASE, values(quantization_config={"quant_method": "bitsandbytes"}), "quantization_config"),
     "an unknown activation": (BASE, values(hidden_act="none such"), "base_model cannot be loaded"),
-    "a list for the tokenizer": (TOKENS, text("[]"), "cannot be read"),
-    "a tokenizer cut off": (TOKENS, truncated, "cannot be read"),
+    "a list for the tokenizer": (TOKENS, text("[]"), "valid object|should be an object"),
+    "a tokenizer cut off": (TOKENS, truncated, "Invalid JSON"),
+    "a tokenizer without vocabulary": (TOKENS, values("model", vocab=None), "cannot be read"),
+    "tokens at random": (TOKENS, values("model", dropout=0.5), "model.dropout"),
+    "a prefix that aborts the library": (TOKENS, values("model", continuing_subword_prefix="x"), "subword_prefix"),
 }
 TENSOR_FILES = {
     "text as an adapter": (ADAPTER, text("a LoRA"), "cannot be read"),

@@ -81,7 +81,7 @@ def test_a_base_on_the_hub_is_not_fetched(released: Path, monkeypatch: pytest.Mo
         ("identity_reward/checkpoint-21/adapter_config.json", "adapter_config.json is missing"),
         ("identity_reward/checkpoint-21/non_lora_state_dict.pth", "no non_lora_state_dict.pth"),
         ("base_model/config.json", "not on this machine"),
-        ("base_model/tokenizer.json", "no tokenizer.json"),
+        ("base_model/tokenizer.json", "tokenizer.json is missing"),
         ("base_model/model.safetensors", "cannot be loaded"),
     ],
 )

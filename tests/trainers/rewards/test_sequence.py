@@ -59,5 +59,5 @@ def test_a_foreign_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_base_without_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no tokenizer.json"):
+    with pytest.raises(UserError, match="tokenizer.json is missing"):
         Sequencer.load(tmp_path, 2)
