@@ -200,6 +200,9 @@ def _band_to_rgb(band: Image.Image) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int | None:
+    """The EXIF orientation that is left after Pillow has loaded the picture."""
+    if picture.format == "TIFF":
+        return None  # turned by Pillow, whose older versions leave the tag as it was
     try:
         return picture.getexif().get(ExifTags.Base.Orientation)
     except (OSError, ValueError, TypeError, SyntaxError, KeyError, struct.error):
