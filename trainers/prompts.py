@@ -154,7 +154,7 @@ def save_prompt_set(items: Sequence[PromptItem], path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     writer.writerow(["id", "ref_paths", "prompt", "negative"])
     for number, item in enumerate(items):
         names = []

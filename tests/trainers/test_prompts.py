@@ -366,6 +366,7 @@ def test_a_saved_set_reads_back(tmp_path):
     items = [
         PromptItem("one", 'he said "hi",\nthen left', (pixels, picture(tmp_path / "set" / "own.png"))),
         PromptItem("two", "ünïcode", (picture(tmp_path / "elsewhere.png"),), "none"),
+        PromptItem("three", "a\rb; c\td\r\n'e', \"f\"", (pixels,), "sep=;"),
     ]
     found = load_prompt_set(save_prompt_set(items, tmp_path / "set" / "saved.csv"))
     assert [(i.id, i.prompt, i.negative) for i in found] == [(i.id, i.prompt, i.negative) for i in items]
