@@ -190,7 +190,18 @@ BOMB = b"a: &a [x, x]\n" + b"".join(b"b%d: &b%d [*a, *a]\n" % (i, i) for i in ra
 
 
 @pytest.mark.parametrize(
-    "text", [b"a: [", b"- 1", b"", b"\xff\xfe", b"preset: paper\nspeed: 2", b"[" * 50_000, BOMB, b"seed: !!bool x"]
+    "text",
+    [
+        b"a: [",
+        b"- 1",
+        b"",
+        b"\xff\xfe",
+        b"preset: paper\nspeed: 2",
+        b"[" * 50_000,
+        BOMB,
+        b"seed: !!bool x",
+        b"#" * 10**6,
+    ],
 )
 def test_a_damaged_file_or_one_of_another_version_is_named(tmp_path, text):
     (tmp_path / "config.yaml").write_bytes(text)

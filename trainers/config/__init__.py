@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import UserError
-from .plain_yaml import parse_yaml
+from .plain_yaml import LONGEST, parse_yaml
 from .presets import PRESETS, RECIPES, WAN_NEGATIVE_PROMPT, merge
 from .refusals import explain
 from .sections import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind, RewardConfig, RolloutConfig, TrainConfig
@@ -54,7 +54,8 @@ def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) ->
 def read_config(path: str | Path) -> TrainConfig:
     """Read a run's frozen `config.yaml`. Raises UserError when it cannot be read, or is of another version."""
     try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            values = parse_yaml(file.read(LONGEST + 1))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from error
     try:

@@ -14,8 +14,8 @@ DEEPEST = 20  # lists and mappings inside each other
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises ValueError for what is not YAML.
 
-    Aliases and tags are refused as well, and texts too long or too deeply nested: a few lines with aliases can stand
-    for gigabytes, and nesting without end overflows the stack.
+    Aliases and tags are refused as well, names given twice, and texts too long or too deeply nested: a few lines with
+    aliases can stand for gigabytes, and nesting without end overflows the stack.
     """
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text)} characters, at most {LONGEST} are read")
@@ -43,6 +43,14 @@ class _PlainLoader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for name in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if name in names:
+                raise yaml.MarkedYAMLError(problem=f"`{name}` is given twice")
+            names.add(name)
+        return super().construct_mapping(node, deep)
 
 
 # Without this, `1e-4` would be a text: YAML 1.1 wants a dot and a sign, `1.0e-4`.

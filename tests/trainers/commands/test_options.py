@@ -44,6 +44,7 @@ BOMB = "a: &a [x, x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a]" for i in range(30))
         ("prompts=*a", "aliases"),
         ("seed=!!python/object/apply:os.getcwd []", "tags"),
         ("seed=" + "9" * 5_000, "--set seed: "),
+        ("rollout={steps: 3, group_size: 2, steps: 4}", "`steps` is given twice"),
         ("prompts=2024-99-99", "month must be in 1..12; put a text in quotes"),
         ("negative_prompt=" + "x" * 200_000, "has 200000 characters"),
     ],
