@@ -37,19 +37,18 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", help="what the video shows")
     parser.add_argument("--negative", help="what it should not show (default: the preset's negative prompt)")
     parser.add_argument("--lora", type=Path, help="a LoRA file or PEFT folder")
-    parser.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    for name, kind in (
-        ("height", int),
-        ("width", int),
-        ("frames", int),
-        ("steps", int),
-        ("guidance", float),
-        ("image-guidance", float),
-        ("shift", float),
+    parser.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    for name, kind, meaning in (
+        ("height", int, "pixels, a multiple of 16"),
+        ("width", int, "pixels, a multiple of 16"),
+        ("frames", int, "frames, 4n+1"),
+        ("steps", int, "denoising steps"),
+        ("guidance", float, "scale of the text"),
+        ("image-guidance", float, "Phantom's scale of the reference images"),
+        ("shift", float, "flow shift of the noise schedule"),
     ):
-        only = "Phantom's scale of the references; " if name == "image-guidance" else ""
-        parser.add_argument(f"--{name}", type=kind, help=f"{only}default: the preset's, as in evaluation")
+        parser.add_argument(f"--{name}", type=kind, help=f"{meaning} (default: the preset's, as in evaluation)")
     parser.add_argument(
         "--solver",
         choices=["euler", "unipc"],
@@ -60,7 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--out",
         type=Path,
         default=Path("sample.webp"),
-        help="animation, .webp or .gif; a strip of frames goes to a .png beside it",
+        help="animation, .webp or .gif; a strip of frames goes to a .png beside it (default: sample.webp)",
     )
 
 

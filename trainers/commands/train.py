@@ -18,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--evaluation-prompts", help="CSV of held-out items")
     parser.add_argument("--held-out", type=int, help="rows taken off the end of --prompts for evaluation instead")
     parser.add_argument("--iterations", type=int, help="training iterations (default: the preset's)")
-    parser.add_argument("--seed", type=int, help="of everything that is random (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of everything that is random (default: 0)")
     parser.add_argument("--start-lora", help="a LoRA to start from")
     parser.add_argument("--name", help="how the run's id begins (default: the preset)")
     add_processes(parser)
