@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -48,7 +49,10 @@ class Ranks:
         Raises UserError when the package of a tracker is not installed.
         """
         require_trackers(trackers)
+        # accelerate joins processes on CPUs only when it is asked for the CPU.
+        on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
         self.accelerator = Accelerator(
+            cpu=on_cpus,
             log_with=list(trackers) or None,
             project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
