@@ -27,12 +27,14 @@ REAL_SIZE: dict[PolicyKind, Phases] = {
 """1.3B in bfloat16 on one H100: compiled blocks, LoRA products in bfloat16, gradient checkpointing."""
 
 
-def seconds_per_video(config: TrainConfig, kind: PolicyKind, guided: bool) -> float:
+def seconds_per_video(config: TrainConfig, kind: PolicyKind) -> float:
     """Seconds that one video of an iteration of this recipe costs at real size, scoring left out.
 
-    `guided`: whether the recipe trains with guidance at real size (TinyWorld's policies train without).
+    A recipe without guidance computes one branch instead of all; TinyWorld's policies train without, and count as
+    guided.
     """
     phases, rollout = REAL_SIZE[kind], config.rollout
-    share = 1.0 if guided else 1 / phases.branches
+    unguided = rollout.guidance == 1 and not config.preset.startswith("tiny")
+    share = 1 / phases.branches if unguided else 1.0
     trained = phases.trained + (phases.kl if config.optim.kl else 0.0)
     return share * (rollout.steps * phases.sampled + rollout.window.size * trained) + phases.decode
