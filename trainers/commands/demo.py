@@ -14,7 +14,7 @@ from ..runs.progress import ProgressReport, duration
 from .options import add_runs_folder, add_tinyworld_policy
 from .progress import Bar, Lines, open_display, quiet_libraries
 from .tables import markdown_table
-from .training import STOPPED, execute, refuse_busy_device
+from .training import STOPPED, check_devices, execute
 
 NAMES: dict[PolicyKind, str] = {"vace": "VACE", "phantom": "Phantom"}
 
@@ -33,7 +33,7 @@ def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
     from . import evaluate
 
     quiet_libraries()
-    refuse_busy_device()
+    check_devices()
     started = time.monotonic()
     run = RunFolder.create(options.runs, demo_config(changes, options.policy), "demo")
     config = run.config()

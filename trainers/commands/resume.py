@@ -8,7 +8,7 @@ from ..errors import UserError, command_line
 from ..runs.registry import find, refresh
 from ..runs.status import ALIVE
 from .options import RUN_HELP, add_processes, add_runs_folder
-from .training import refuse_busy_device, train_to_end
+from .training import check_devices, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,5 +30,5 @@ def main(options: Namespace) -> int:
             f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a "
             f"new run with --start-lora and its export in {run.exports_folder}"
         )
-    refuse_busy_device(options.processes)
+    check_devices(options.processes)
     return train_to_end(run, True, options.processes)

@@ -8,7 +8,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..runs.folder import RunFolder
 from .options import add_policy_and_preset, add_processes, add_runs_folder, config_from
-from .training import refuse_busy_device, train_to_end
+from .training import check_devices, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def main(options: Namespace) -> int:
     """Returns 0 when the run finished, 130 when it was stopped. Raises UserError, and leaves no run, for bad inputs."""
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
-    refuse_busy_device(options.processes)
+    check_devices(options.processes)
     return train_to_end(RunFolder.create(options.runs, config, options.name), False, options.processes)
 
 

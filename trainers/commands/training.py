@@ -7,7 +7,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, command_line
@@ -51,6 +50,7 @@ def execute(
     quiet_libraries()
     from ..grpo.ranks import Ranks
     from ..grpo.trainer import train
+    from ..runs.devices import device_name, hold_device
     from ..runs.inputs import run_inputs
 
     config, ranks = run.config(), None
@@ -59,7 +59,7 @@ def execute(
             ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
             limit_threads(ranks)
             if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
-                stack.enter_context(_held(ranks.device, run.path))
+                stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
             inputs = run_inputs(config)
         except UserError as error:
             run.set_status(state="failed", last_error=str(error))
@@ -90,17 +90,18 @@ def limit_threads(ranks) -> None:
         torch.set_num_threads(max(1, launcher.cores() // max(1, sharers)))
 
 
-def refuse_busy_device(processes: int = 1) -> None:
-    """Raises UserError when another run holds a device that `processes` of a new run would use."""
+def check_devices(processes: int = 1) -> None:
+    """Raises UserError when a device that so many processes would use is held by another run, or is not there."""
     import torch
     from accelerate import PartialState
 
-    devices = [PartialState().device]
-    if devices[0].type == "cuda" and processes > 1:
-        devices = [torch.device("cuda", index) for index in range(processes)]
-    with contextlib.ExitStack() as stack:
-        for device in devices:
-            stack.enter_context(_held(device, Path("a new run")))
+    from ..runs.devices import device_name, require_free
+
+    device = PartialState().device
+    indices = range(processes) if device.type == "cuda" and processes > 1 else [device.index]
+    if len(indices) > max(1, torch.cuda.device_count()):
+        raise UserError(f"--processes {processes}: give at most one for each of the {torch.cuda.device_count()} GPUs")
+    require_free(device_name(device.type, index) for index in indices)
 
 
 def _follow(run: RunFolder, resuming: bool, processes: int, show: Bar | Lines) -> str:
@@ -153,9 +154,3 @@ def _plot(run: RunFolder) -> None:
     rows = run.read_metrics()
     if rows:
         plot_curve(rows, run.curve_file, run.id)
-
-
-def _held(device, run: Path):
-    from ..runs.devices import device_name, hold_device
-
-    return hold_device(device_name(device.type, device.index), run)

@@ -47,6 +47,12 @@ def holders(devices: Iterable[str]) -> dict[str, Path]:
     return found
 
 
+def require_free(devices: Iterable[str]) -> None:
+    """Raises UserError naming the run that holds one of the `devices`."""
+    for device, holder in holders(devices).items():
+        raise _busy(device, holder)
+
+
 @contextmanager
 def hold_device(device: str, run: Path) -> Iterator[None]:
     """Hold `device` for the run in the folder `run`. Raises UserError naming the run that has it."""
@@ -55,16 +61,19 @@ def hold_device(device: str, run: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        holder = _holder(device)
-        raise UserError(
-            f"{device} is in use by run {holder.name}; stop it with `{command_line('runs', 'stop', holder)}`, "
-            "or wait for it to end"
-        ) from None
+        raise _busy(device, _holder(device)) from None
     try:
         write_atomic(folder / f"{device}.run", str(run), sync=False)
         yield
     finally:
         lock.release()
+
+
+def _busy(device: str, holder: Path) -> UserError:
+    return UserError(
+        f"{device} is in use by run {holder.name}; stop it with `{command_line('runs', 'stop', holder)}`, "
+        "or wait for it to end"
+    )
 
 
 def _holder(device: str) -> Path:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainers.cli import main
 from trainers.commands import training
@@ -72,6 +74,14 @@ def test_a_busy_device_leaves_no_run_behind(here, capsys, command):
     with hold_device("cpu", here / "another"):
         assert main([command]) == 2
     assert "cpu is in use by run another" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_more_processes_than_gpus_are_refused(here, capsys, monkeypatch):
+    monkeypatch.setattr("accelerate.PartialState", lambda: Namespace(device=torch.device("cuda", 0)))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert main(["train", "--processes", "3"]) == 2
+    assert "--processes 3: give at most one for each of the 2 GPUs" in capsys.readouterr().err
     assert not (here / "runs").exists()
 
 
