@@ -149,7 +149,9 @@ def test_the_report_has_a_row_per_recipe_and_control(tmp_path, monkeypatch, caps
     )
     monkeypatch.setattr(proof, "RunBatch", Batch)
     monkeypatch.chdir(tmp_path)
-    assert main(["proof", "--seeds", "0-1", "--controls", "0", "--evaluation-seeds", "11", "--items", "8"]) == 0
+    Path("recipes.yaml").write_text("tiny:")
+    options = ["--recipes", "recipes.yaml", "--seeds", "0-1", "--controls", "0", "--evaluation-seeds", "11"]
+    assert main(["proof", *options, "--items", "8"]) == 0
     text = (tmp_path / "runs" / "proof" / "proof.md").read_text()
     assert text in capsys.readouterr().out and text.isascii()
     trained, control = (line for line in text.splitlines() if line.startswith("| tiny "))

@@ -7,7 +7,7 @@ import pytest
 from trainers.cli import main
 from trainers.commands.options import parse_settings
 from trainers.commands.settings import page, settings
-from trainers.config import PRESETS, make_config
+from trainers.config import PRESETS, TrainConfig, make_config
 
 
 def value_of(config: dict, name: str):
@@ -35,21 +35,23 @@ def test_every_setting_is_listed_once_with_type_and_meaning(capsys):
     assert main(["settings"]) == 0
     text = capsys.readouterr().out
     listed = [line.partition(" = ")[0] for line in text.splitlines() if line[:1].strip()]
-    expected = list(_leaves(make_config("paper").model_dump()))
+    expected = dict(_values(make_config("paper").model_dump()))
     assert set(expected) - {"preset"} <= set(listed) and len(listed) == len(set(listed))
     assert all(s.meaning and s.type for s in settings())
 
 
-def _leaves(config: dict, prefix: str = ""):
+def _values(config: dict, prefix: str = ""):
     for name, value in config.items():
-        yield from _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+        yield from _values(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
 
 
 def test_one_preset_and_its_changes_alone(capsys):
+    default, fast = (dict(_values(config.model_dump())) for config in (TrainConfig(), make_config("fast")))
     assert main(["settings", "--preset", "fast", "--diff"]) == 0
     text = capsys.readouterr().out
-    assert "optim.ratio = plain" in text and "    fast: guard" in text
-    assert "paper" not in text and "lora.rank" not in text
+    listed = [line.partition(" = ")[0] for line in text.splitlines() if line[:1].strip()]
+    assert listed == [name for name in default if fast[name] != default[name] and name != "preset"]
+    assert f"    fast: {fast['rollout.steps']}" in text and "paper" not in text
 
 
 def test_presets_that_agree_are_named_together():
