@@ -40,7 +40,7 @@ from .types import LazyPolicy, LazyReward, PromptSetType, RewardType, TrainingRu
 CATEGORY = "Identity-GRPO/training"
 NO_WAIT, FIRST_LORA, END = "no", "for the first LoRA", "for the end"
 WAITS = [NO_WAIT, FIRST_LORA, END]
-CHECKS_PER_SECOND = 2
+CHECKS_PER_SECOND = 5
 NOT_LINKED = object()
 
 

@@ -1,4 +1,4 @@
-// Trains from ComfyUI's editor and prints, as JSON, what the Train and Run nodes' panels say meanwhile.
+// Trains from ComfyUI's editor and prints, as JSON, what the panels of Train and Training Run show meanwhile.
 // node panel.cjs CHROMIUM ADDRESS RUNS FILE [PICTURE]: FILE is a workflow with one node of either kind, RUNS the server's folder of runs.
 const { readFileSync } = require("node:fs");
 const { join } = require("node:path");
@@ -7,7 +7,7 @@ const { chromium } = require("playwright-core");
 const [executablePath, address, runs, file, picture] = process.argv.slice(2);
 const TRAINING = ["LoadModel", "LoadReward", "PromptSet", "Train", "Run"].map((kind) => `IdentityGRPO${kind}`);
 const MUTED = 2;
-const STOPPED = /stopped.*\| Resume$/s; // its process may take a moment longer to end than to say so
+const STOPPED = /stopped.*\| Resume$/s; // its process may take a moment longer to end than its status
 
 function workflow(kept = {}) {
   const content = JSON.parse(readFileSync(file));
@@ -20,7 +20,7 @@ function workflow(kept = {}) {
 
 const open = (page, content) => page.evaluate((c) => app.loadGraphData(c, true, true, "panel.json"), content);
 
-const ready = (page) => page.waitForFunction(() => window.app?.extensionManager && LiteGraph.registered_node_types.IdentityGRPOTrain, null, { timeout: 60000 });
+const ready = (page) => page.waitForFunction(() => window.app?.extensionManager?.workflow?.activeWorkflow && LiteGraph.registered_node_types.IdentityGRPOTrain, null, { timeout: 60000 });
 
 // The text and the buttons that can be pressed, by kind of node.
 const panels = (page) =>
@@ -40,7 +40,7 @@ async function until(page, kind, wanted) {
   for (;;) {
     const found = (await panels(page))[kind];
     if (found && wanted.test(`${found.text} | ${found.able}`)) return found;
-    if (Date.now() > end) throw new Error(`${kind} does not say ${wanted}: ${JSON.stringify(found)}`);
+    if (Date.now() > end) throw new Error(`${kind} does not show ${wanted}: ${JSON.stringify(found)}`);
     await page.waitForTimeout(50);
   }
 }

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def browse(comfyui):
-    """`browse(script, address, *arguments)`: what a script of this folder prints of the editor at that address."""
+    """`browse(script, address, *arguments)`: the output of a script of this folder for the editor at that address."""
     node, browser = shutil.which("node"), next(filter(None, map(shutil.which, BROWSERS)), None)
     if not node or not browser:
         pytest.skip(f"the editor was not tried: no {'Node.js' if not node else 'Chromium'} on this machine")
@@ -55,11 +56,25 @@ def runs(comfyui) -> Path:
 
 
 @pytest.fixture(scope="module")
+def subgraph(comfyui, browse, runs) -> Iterator[dict]:
+    """What the nodes of workflow 1 show when they lie within nested subgraphs."""
+    with ending(comfyui):
+        yield browse("subgraph.cjs", "", WORKFLOWS[0])
+
+
+@pytest.fixture(scope="module")
 def panels(comfyui, browse, runs) -> Iterator[dict]:
-    """What the panels of workflow 1 say from the queue to the end of the run, which leaves nothing behind."""
+    """What the panels of workflow 1 show from the queue to the end of the run."""
+    with ending(comfyui):
+        yield browse("panel.cjs", "", runs, WORKFLOWS[0])
+
+
+@contextmanager
+def ending(comfyui) -> Iterator[None]:
+    """Stop and delete the runs of the block at its end."""
     before = {run.id for run in runs_in(comfyui.base)}
     try:
-        yield browse("panel.cjs", "", runs, WORKFLOWS[0])
+        yield
     finally:
         for run in runs_in(comfyui.base):
             if run.id not in before:
@@ -69,7 +84,7 @@ def panels(comfyui, browse, runs) -> Iterator[dict]:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_it_opens_without_a_complaint(editor, workflow):
+def test_it_opens_without_an_error(editor, workflow):
     found = editor[workflow.name]
     assert found["unknown"] == [] and found["dialogs"] == []
 
@@ -85,7 +100,7 @@ def test_the_editor_queues_what_the_tests_queue(editor, object_info, workflow):
             assert chosen(theirs[name]) == chosen(content)
 
 
-def test_a_node_says_of_the_run_that_it_started(panels):
+def test_a_node_shows_the_run_that_it_started(panels):
     assert [panels["before"][kind] for kind in ("Train", "Run")] == [{"text": "no run yet", "able": []}] * 2
     assert panels["queued"]["text"].startswith("tiny-")
 
@@ -96,12 +111,12 @@ def test_a_page_loaded_again_still_shows_the_run(panels):
         assert panels["reloaded"][kind]["able"] == ["Stop", "Save now"]
 
 
-def test_a_server_that_is_away_is_told_and_asked_again(panels):
+def test_a_server_that_does_not_answer_is_shown_and_asked_again(panels):
     assert panels["away"]["able"] == [] and run_of(panels["away"]) == run_of(panels["queued"])
     assert run_of(panels["back"]) == run_of(panels["queued"])
 
 
-def test_stop_says_that_it_stops_and_a_second_click_does_no_harm(panels):
+def test_a_stopping_run_is_shown_and_a_second_click_does_no_harm(panels):
     assert panels["clicked"]["able"] == [] and panels["beside"]["able"] == ["Stop"]
     assert all("stopping" in panels["twice"][kind]["text"] for kind in ("Train", "Run"))
     assert panels["stopped"]["able"] == ["Resume"]
@@ -112,7 +127,7 @@ def test_a_run_that_was_stopped_has_no_process(panels, runs):
     assert status.state == "stopped" and not alive(status.pid, status.pid_started)
 
 
-def test_after_a_resume_every_node_of_the_run_goes_on_showing_it(panels):
+def test_after_a_resume_every_node_of_the_run_shows_it_again(panels):
     assert run_of(panels["resumed"]) == run_of(panels["resumedBeside"]) == run_of(panels["queued"])
     assert panels["stoppedAgain"]["able"] == ["Resume"]
 
@@ -121,7 +136,7 @@ def test_a_workflow_that_was_left_while_it_was_executed_shows_its_run(panels):
     assert run_of(panels["left"]) == run_of(panels["queued"])
 
 
-def test_a_run_of_another_machine_is_asked_for_once_and_quietly(panels):
+def test_a_run_of_another_machine_is_requested_once_and_shown_as_none(panels):
     assert panels["gone"]["panels"]["Train"] == {"text": "no run yet", "able": []}
     (asked,) = (url for url in panels["gone"]["asked"] if "gone-" in url)
     assert asked.endswith("/identity_grpo/runs/gone-20200101-000000-0000")
@@ -131,6 +146,18 @@ def test_a_run_of_another_machine_is_asked_for_once_and_quietly(panels):
 def test_a_workflow_cannot_send_the_panel_to_another_address(panels):
     assert panels["gone"]["panels"]["Run"] == {"text": "no run yet", "able": []}
     assert not [url for url in panels["gone"]["asked"] if "elsewhere" in url]
+
+
+def test_a_node_within_subgraphs_shows_its_run_also_when_the_workflow_was_left_meanwhile(subgraph):
+    train, run = (f"IdentityGRPO{kind}" for kind in ("Train", "Run"))
+    assert [subgraph["before"][kind] for kind in (train, run)] == [{"depth": 2, "text": "no run yet"}] * 2
+    (started,) = {run_of(subgraph[when][kind]) for when in ("left", "queued") for kind in (train, run)}
+    assert started.startswith("tiny-")
+
+
+def test_a_node_within_a_subgraph_shows_its_text_when_the_workflow_was_left_meanwhile(subgraph):
+    shown = subgraph["left"]["IdentityGRPOLoadModel"]
+    assert shown["depth"] == 1 and shown["text"].startswith("VACE, ")
 
 
 def run_of(panel: dict) -> str:
