@@ -23,8 +23,6 @@ RewardType = io.Custom("IDENTITY_REWARD")  # a LazyReward
 PromptSetType = io.Custom("PROMPT_SET")  # a trainers.prompts.PromptSet
 TrainingRunType = io.Custom("TRAINING_RUN")  # a trainers.runs.folder.RunFolder
 
-WanPolicy, Reward, PromptSet, TrainingRun = WanPolicyType, RewardType, PromptSetType, TrainingRunType
-
 KINDS = {"vace": "VACE", "phantom": "Phantom"}  # names of the kinds of policy
 
 

@@ -72,7 +72,7 @@ def measured(iteration: int, margin: float | None) -> dict:
     return {"kind": "evaluation", "iteration": iteration, "margin": margin, **numbers}
 
 
-# --- LoRAs ---------------------------------------------------------------------------------------------------------------
+# --- LoRAs -----------------------------------------------------------------------------------------------------------
 
 
 def test_files_and_adapter_folders_are_offered(folders, base):
@@ -142,7 +142,7 @@ def test_the_fingerprint_follows_each_file_of_an_adapter(folders, base, changed)
     assert folders.find_lora("peft/").fingerprint != first
 
 
-# --- runs ----------------------------------------------------------------------------------------------------------------
+# --- runs ------------------------------------------------------------------------------------------------------------
 
 
 def test_runs_come_first_the_newest_before_the_others(folders, base):
@@ -205,7 +205,7 @@ def test_a_run_is_found_by_its_whole_name_only(folders, base, choice):
         folders.find_run(choice)
 
 
-# --- everything else -----------------------------------------------------------------------------------------------------
+# --- everything else -------------------------------------------------------------------------------------------------
 
 
 def test_models_are_built_in_folders_or_single_files(folders, base):

@@ -1,4 +1,4 @@
-"""Our models under ComfyUI's memory management."""
+"""The pack's models under ComfyUI's memory management."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def held(management, module: nn.Module) -> bool:
     )
 
 
-def test_another_models_need_frees_ours_and_use_brings_it_back(management, managed_class):
+def test_a_model_is_unloaded_for_another_one_and_loaded_again_by_use(management, managed_class):
     stack = Stack()
     managed = managed_class(stack)
     assert managed.load() == management.get_torch_device()
@@ -56,8 +56,8 @@ def test_another_models_need_frees_ours_and_use_brings_it_back(management, manag
     assert held(management, stack)
 
 
-def test_what_is_freed_lies_on_the_offload_device(management, managed_class, monkeypatch):
-    """`meta` stands for a second device: nothing comes back from it, but what goes there can be seen."""
+def test_an_unloaded_model_is_on_the_offload_device(management, managed_class, monkeypatch):
+    """`meta` stands for a second device: nothing can be moved back from it, but what is moved there can be seen."""
     monkeypatch.setattr(management, "unet_offload_device", lambda: torch.device("meta"))
     stack = Stack()
     managed = managed_class(stack)
@@ -69,7 +69,7 @@ def test_what_is_freed_lies_on_the_offload_device(management, managed_class, mon
     assert not any(p.is_inference() for p in stack.parameters())
 
 
-def test_only_the_parts_asked_for_are_loaded(management, managed_class):
+def test_only_the_named_parts_are_loaded(management, managed_class):
     used, unused = Stack(), Stack()
     managed = managed_class(used, unused)
     managed.load(only=[used])
@@ -84,7 +84,7 @@ def test_a_part_that_is_not_managed_computes_where_it_is(management, managed_cla
 
 
 @pytest.mark.parametrize("release", [False, True])
-def test_parts_leave_after_use_when_asked_to(management, managed_class, release):
+def test_parts_are_unloaded_after_use_with_release(management, managed_class, release):
     stack = Stack()
     managed = managed_class(stack, release=release)
     with managed.use():
@@ -100,11 +100,11 @@ def test_cancel_ends_work_between_two_layers(management, managed_class):
         stack(torch.zeros(1, 4))
     assert not reached
     stack.layers[0]._forward_hooks.clear()
-    stack(torch.zeros(1, 4))  # outside of `use` nobody asks
+    stack(torch.zeros(1, 4))  # outside of `use` no layer checks
     assert reached
 
 
-def test_a_model_that_nobody_holds_is_forgotten(management, managed_class):
+def test_a_model_without_a_reference_is_dropped(management, managed_class):
     managed = managed_class(Stack())
     managed.load()
     del managed

@@ -1,4 +1,4 @@
-"""The stand-in promises nothing that ComfyUI does not keep. Compared in the real one, by reading the stand-in's sources."""
+"""The stand-in has no name and no parameter that ComfyUI does not have: its sources are compared with the real one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FILE = next((Path(__file__).parents[2] / "workflows").glob("1_*.json"))
 
 @pytest.fixture(scope="module")
 def graph(pack) -> dict:
-    """As the editor would queue it, without core's nodes that only save; trained for a moment."""
+    """As the editor would queue it, without core's nodes, which only save; with a short training."""
     workflow = json.loads(FILE.read_text(encoding="utf-8"))
     ours = [node for node in workflow["nodes"] if node["type"] in pack.nodes]
     found = to_api(workflow | {"nodes": ours}, {name: node.GET_NODE_INFO_V1() for name, node in pack.nodes.items()})
@@ -26,7 +26,7 @@ def graph(pack) -> dict:
 
 @pytest.fixture(scope="module")
 def results(pack, graph, node_output) -> dict:
-    """What every node gave, by its kind."""
+    """The outputs of every node by its kind."""
     done = {}
 
     def given(value):
@@ -57,13 +57,13 @@ def test_the_run_reaches_its_end(results):
     assert result.args[0].status().state == "finished"
 
 
-def test_before_and_after_are_drawn_and_differ(results):
+def test_the_videos_before_and_after_differ(results):
     before, after = (result.args[0] for result in results["VACESampler"])
     assert before.shape == after.shape and before.shape[-1] == 3
     assert not torch.equal(before, after)
 
 
-def test_the_comparison_gives_chances(results):
+def test_the_comparison_gives_probabilities(results):
     (result,) = results["Compare"]
     win, tie, picture = result.args
     assert 0 <= win <= 1 and 0 <= tie <= 1 and win + tie <= 1 and picture.ndim == 4

@@ -1,4 +1,4 @@
-"""The server that is not there: `routes` are kept for who wants to serve them, events are collected in `sent`."""
+"""A server that does not serve: `routes` keeps the routes, `sent` the events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights a LoRA by ComfyUI's names means; it is never applied here."""
+"""The weights that a LoRA with ComfyUI's names changes; it is never applied here."""
 
 from __future__ import annotations
 

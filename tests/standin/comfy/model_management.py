@@ -1,4 +1,4 @@
-"""Memory management of a machine whose only device is the CPU, and Cancel."""
+"""Memory management of a machine without a GPU, and Cancel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 OOM_EXCEPTION = torch.OutOfMemoryError
 _CPU = torch.device("cpu")
-_loaded: list[weakref.ref] = []  # ComfyUI forgets a model that nobody else holds
+_loaded: list[weakref.ref] = []  # ComfyUI drops a model that has no other reference
 _interrupted = False
 
 

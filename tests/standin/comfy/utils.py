@@ -1,4 +1,4 @@
-"""Progress, and pictures in another size."""
+"""The progress bar, and resizing of pictures."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ PROGRESS_BAR_HOOK = None
 
 
 class ProgressBar:
-    """Tells the hook of the first, the last and every pictured step, of others at most ten a second."""
+    """Calls the hook for the first, the last and every step with a preview; for others at most ten times a second."""
 
     def __init__(self, total: int, node_id: str | None = None) -> None:
         self.total, self.current, self.node_id = total, 0, node_id
-        self.hook, self._told = PROGRESS_BAR_HOOK, None
+        self.hook, self._sent = PROGRESS_BAR_HOOK, None
 
     def update_absolute(self, value: int, total: int | None = None, preview=None) -> None:
         self.total = self.total if total is None else total
         self.current = min(value, self.total)
-        due = self._told is None or self.current >= self.total or time.perf_counter() - self._told >= 0.1
+        due = self._sent is None or self.current >= self.total or time.perf_counter() - self._sent >= 0.1
         if self.hook and (due or preview is not None):
-            self._told = time.perf_counter()
+            self._sent = time.perf_counter()
             self.hook(self.current, self.total, preview, node_id=self.node_id)
 
     def update(self, value: int) -> None:
@@ -29,7 +29,7 @@ class ProgressBar:
 
 
 def common_upscale(samples, width: int, height: int, upscale_method: str, crop: str):
-    """[N, C, H, W] in another size; `center` first crops what the new proportions leave out."""
+    """[N, C, H, W] resized; `center` first crops it to the new proportions."""
     if crop == "center":
         old_height, old_width = samples.shape[-2:]
         x = max(0, round((old_width - old_height * width / height) / 2))

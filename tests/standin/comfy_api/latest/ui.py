@@ -1,4 +1,4 @@
-"""What a node shows on its face."""
+"""Texts and pictures that a node shows."""
 
 from __future__ import annotations
 
