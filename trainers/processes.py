@@ -20,7 +20,7 @@ def host() -> str:
 
 
 def start_token(pid: int) -> str | None:
-    """What tells a living process from a later one with the same pid; None when it is dead or a zombie.
+    """What distinguishes a living process from a later one with the same pid; None when it is dead or a zombie.
 
     On Linux the boot's id and the start in clock ticks since boot: unlike a time of day, these do not move when the
     clock is set or the machine sleeps.

@@ -58,7 +58,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired comparison with the base policy: shares of won, tied and lost items, 95% bootstrap interval of `win`,
+    """Paired comparison with the base policy: shares of wins, ties and losses, 95% bootstrap interval of `win`,
     and `margin`, the mean difference of the rewards.
     """
 

@@ -83,7 +83,7 @@ def cps_step(
 
     with x_0 = x - s_i v and x_1 = x + (1 - s_i) v. In the result `std` is d and `sqrt_neg_dt` is 1.
     The last step (s_{i+1} = 0) has no noise: it can be sampled, but has no KL and is no step to train.
-    Arguments and errors as `sde_step`; `eta` in 0..1 is the share of noise that is drawn anew.
+    Arguments and errors as `sde_step`; `eta` in 0..1 is the share of noise that is replaced.
     Source: arXiv 2509.05952, released as FlowCPS.
     """
     x, v = latents.float(), velocity.float()

@@ -132,7 +132,7 @@ class RunFolder:
         return status
 
     def set_status(self, **fields: Any) -> None:
-        """Update `fields` of the status. Whoever sets `starting` or `running` signs with its process.
+        """Update `fields` of the status. A process that sets `starting` or `running` signs with its process.
 
         Raises UserError when the run was deleted.
         """

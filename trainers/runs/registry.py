@@ -57,7 +57,7 @@ def find(root: str | Path, text: str) -> RunFolder:
 
 
 def refresh(run: RunFolder) -> RunStatus:
-    """The run's status; a run whose process is gone becomes `failed` with the end of its log, never `running` for ever.
+    """The run's status; a run whose process has exited becomes `failed` with the end of its log, never `running` for ever.
 
     A run on another machine that shares the disk is believed: its processes cannot be seen from here.
     """
@@ -69,9 +69,9 @@ def refresh(run: RunFolder) -> RunStatus:
     status = run.status()
     if _died(status):
         tail = run.log_tail()
-        error = f"process {status.pid} is gone" + (f"; the end of its log:\n{tail}" if tail else "")
+        error = f"process {status.pid} has exited" + (f"; the end of its log:\n{tail}" if tail else "")
         status = status.model_copy(update={"state": "failed", "last_error": error})
-        # Whoever may only read, or finds the disk full, gets the same answer.
+        # A caller without write access, or with a full disk, gets the same answer.
         with contextlib.suppress(OSError, UserError):
             run.set_status(state="failed", last_error=error)
     return status

@@ -17,7 +17,7 @@ from .registry import is_alive, list_runs, refresh
 def freeze_prompts(prompts: PromptSet, root: Path) -> str:
     """What a configuration calls this set: `tinyworld`, or a CSV of its own below `root`, named by its content.
 
-    A run then keeps its items whatever becomes of the file or graph they came from.
+    A run then keeps its items when the file or graph that they came from changes.
     """
     if prompts.source == "tinyworld":
         return prompts.source

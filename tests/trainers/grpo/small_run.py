@@ -41,9 +41,9 @@ SMALL = {
 class Job:
     """Train the run in `folder`, in so many `processes` as accelerate's launcher would start.
 
-    `fault` happens in the middle of that phase of iteration `iteration` (counted from 0): rollout, update and checkpoint
-    are ended by SIGKILL, `interrupt` is a Ctrl-C in the second update, `error` raises in the last process only. `file_size`: bytes that a file may have, as on a full
-    disk.
+    `fault` happens in the middle of that phase of iteration `iteration` (counted from 0): rollout, update and
+    checkpoint are ended by SIGKILL, `interrupt` is a Ctrl-C in the second update, `error` raises in the last process
+    only. `file_size`: bytes that a file may have, as on a full disk.
     """
 
     folder: str

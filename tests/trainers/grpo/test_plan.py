@@ -67,7 +67,7 @@ def test_a_random_window_has_neighbours_in_its_range(iteration, size, last):
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(4, 8))
 def test_scattered_steps_are_distinct_ordered_and_in_range(iteration, size, last):
     window = plan_windows(1, iteration, config(window={"kind": "scattered", "size": size, "last": last}))[0]
-    assert len(set(window)) == size and list(window) == sorted(window) and 0 <= window[0] and window[-1] < last
+    assert len(set(window)) == size and list(window) == sorted(window) and window[0] >= 0 and window[-1] < last
 
 
 def test_scattered_steps_are_chosen_evenly():

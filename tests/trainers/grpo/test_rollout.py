@@ -62,7 +62,7 @@ def test_means_for_guard_are_those_of_the_sampled_steps(policy, conditions):
 
 def test_a_scattered_window_keeps_what_enters_and_leaves_each_of_its_steps(policy, conditions):
     """Neighbours and scattered steps of one rollout: the steps that both train hold the same states."""
-    batch, final = rolled(policy, conditions, (0, 2), [5])
+    batch, _ = rolled(policy, conditions, (0, 2), [5])
     assert batch.states.shape[1] == 4
     first, again = (rolled(policy, conditions, window, [5])[0] for window in ((0,), (0, 1)))
     for found, expected in zip(batch.transition(0), first.transition(0), strict=True):

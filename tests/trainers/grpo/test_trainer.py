@@ -137,7 +137,7 @@ def refused(config: TrainConfig, run: RunFolder, sentence: str) -> None:
     assert files(run.checkpoints()[-1]) == before
 
 
-# --- what training does ------------------------------------------------------------------------------------------------------
+# --- what training does ----------------------------------------------------------
 
 
 def test_ratio_is_exactly_one_at_the_first_on_policy_update(reference_run):
@@ -234,7 +234,7 @@ def test_evaluated_iterations_are_saved_and_the_best_is_kept(finished):
     assert {int(p.name) for p in run.checkpoints()} == {best, 4}
 
 
-# --- the same for any split of the work --------------------------------------------------------------------------------------
+# --- the same for any split of the work ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("rollout, update", [(3, 1), (1, 2)])
@@ -271,7 +271,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, 
     assert (run.status().state, run.status().last_error) == ("failed", "a fault of the last process")
 
 
-# --- interrupted -------------------------------------------------------------------------------------------------------------
+# --- interrupted ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase, iteration", [("rollout", 0), ("update", 1), ("checkpoint", 1)])
@@ -340,7 +340,7 @@ def test_save_and_sample_are_answered_after_the_iteration(halfway, small_config)
     assert not any((halfway.path / "control").iterdir())
 
 
-# --- refused or failed: a clear message, and nothing lost --------------------------------------------------------------------
+# --- refused or failed: a clear message, and nothing lost ----------------------------------------------------------
 
 
 @one_kind

@@ -86,7 +86,7 @@ def test_a_damaged_status_is_a_damaged_run(run, text):
     ],
 )
 def test_a_field_of_another_type_is_a_damaged_status_that_names_it(run, field):
-    (run.path / "status.json").write_text('{"state": "running", %s}' % field)
+    (run.path / "status.json").write_text(f'{{"state": "running", {field}}}')
     status = run.status()
     assert status.state == "damaged" and field.split('"')[1] in status.last_error
 

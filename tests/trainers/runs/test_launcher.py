@@ -36,7 +36,8 @@ HOST = """
 import importlib.util, sys
 from pathlib import Path
 pack = Path(sys.argv[1])
-spec = importlib.util.spec_from_file_location("identity_grpo", pack / "__init__.py", submodule_search_locations=[str(pack)])
+places = [str(pack)]
+spec = importlib.util.spec_from_file_location("identity_grpo", pack / "__init__.py", submodule_search_locations=places)
 module = importlib.util.module_from_spec(spec)
 sys.modules["identity_grpo"] = module
 spec.loader.exec_module(module)

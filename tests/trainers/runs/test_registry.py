@@ -83,7 +83,7 @@ def test_a_dead_process_is_told_where_nothing_can_be_written(tmp_path, monkeypat
     run.set_status(state="running", pid=pid, pid_started=since)
     monkeypatch.setattr("trainers.runs.folder.write_atomic", refuse)
     status = refresh(run)
-    assert status.state == "failed" and f"process {pid} is gone" in status.last_error
+    assert status.state == "failed" and f"process {pid} has exited" in status.last_error
 
 
 def test_a_number_given_to_another_process_does_not_keep_a_run_alive(tmp_path):
