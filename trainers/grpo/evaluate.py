@@ -96,6 +96,23 @@ def evaluation_row(iteration: int, baseline: Measurement, found: Measurement) ->
     return row
 
 
+def reward_up_judge_down(earlier: Measurement, now: Measurement) -> tuple[float, float] | None:
+    """Mean changes of the reward and of the judged identity, if the reward has risen while the identity fell.
+
+    Both by more than two standard errors of the paired differences; else None.
+    """
+    if earlier.identity is None or now.identity is None:
+        return None
+    reward, identity = (
+        np.subtract(after, before)
+        for before, after in ((earlier.rewards, now.rewards), (earlier.identity, now.identity))
+    )
+    noise = 2 / math.sqrt(len(reward))
+    if reward.mean() > noise * reward.std() and identity.mean() < -noise * identity.std():
+        return float(reward.mean()), float(identity.mean())
+    return None
+
+
 def evaluation_size(config: TrainConfig) -> VideoSize:
     video = config.evaluation.video or config.video
     return VideoSize(video.height, video.width, video.frames)
@@ -184,6 +201,7 @@ class Evaluator:
         self.items = held_out[: config.evaluation.items]
         self.run, self.ranks, self.check, self.report = run, ranks, check, report
         self.baseline = run.read_measurement("base", Measurement)
+        self.warning = ""
 
     def evaluate(self, iteration: int, ema: Ema) -> dict:
         """The row of metrics.jsonl for the averaged LoRA against the base policy, which is measured once, first."""
@@ -195,6 +213,7 @@ class Evaluator:
         if not untrained:
             found, videos = self._measure(ema.applied())
         row = evaluation_row(iteration, self.baseline, found)
+        self._watch(found)
 
         def write() -> None:
             if self.ranks.is_main:
@@ -206,6 +225,20 @@ class Evaluator:
 
         self.ranks.on_all_ranks(write)
         return row
+
+    def _watch(self, found: Measurement) -> None:
+        """Set `warning` when the reward rose and the judge fell since the evaluation that was best by the judge."""
+        judged = [row for row in self.run.evaluations() if row.get("identity") is not None]
+        best = max(judged, key=lambda row: row["identity"], default=None)
+        earlier = self.run.read_measurement(best["iteration"], Measurement) if best else None
+        changes = reward_up_judge_down(earlier, found) if earlier and earlier.ids == found.ids else None
+        self.warning = ""
+        if changes:
+            reward, identity = changes
+            self.warning = (
+                f"reward up, judge down: since iteration {best['iteration']} the held-out reward rose by {reward:.2f} "
+                f"and the judged identity fell by {-identity:.3f}; prefer that iteration's LoRA"
+            )
 
     def write_samples(self, iteration: int, ema: Ema) -> None:
         """Clips of the present average, between two evaluations."""

@@ -166,8 +166,9 @@ class Trainer:
 
     @property
     def message(self) -> str:
-        """What the user should know: a damaged checkpoint, a LoRA that could not be published."""
-        return ". ".join(text for text in (self.resumed, self.exports.warning) if text)
+        """What the user should know: a damaged checkpoint, a reward that is hacked, a LoRA that was not published."""
+        texts = (self.resumed, self.evaluator.warning, self.exports.warning)
+        return ". ".join(text for text in texts if text)
 
     def _restore(self) -> None:
         self.state, self.resumed = load_newest(self.run, self.policy.kind, self.items.digest, self.update)

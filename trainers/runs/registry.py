@@ -57,7 +57,7 @@ def find(root: str | Path, text: str) -> RunFolder:
 
 
 def refresh(run: RunFolder) -> RunStatus:
-    """The run's status; a run whose process has exited becomes `failed` with the end of its log, never `running` for ever.
+    """The run's status; a run whose process has exited becomes `failed` with the end of its log.
 
     A run on another machine that shares the disk is believed: its processes cannot be seen from here.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.config import RewardConfig, make_config
-from trainers.grpo.evaluate import compare, evaluation_size, held_out_videos, measure
+from trainers.grpo.evaluate import Measurement, compare, evaluation_size, held_out_videos, measure, reward_up_judge_down
 from trainers.policies.load import load_policy
 from trainers.prompts import load_prompt_set
 from trainers.rewards.load import load_reward
@@ -82,6 +83,34 @@ def test_a_prompt_set_of_pictures_is_measured_by_its_reward_alone(config, reward
     items = load_prompt_set(small_models["prompts"])[:1]
     found = measure(reward, torch.zeros(1, 5, 16, 16, 3, dtype=torch.uint8), items, config)
     assert len(found.rewards) == 1 and found.identity is None and found.alignment is None
+
+
+def measured(rewards: list[float], identity: list[float] | None) -> Measurement:
+    return Measurement([str(i) for i in range(len(rewards))], rewards, identity)
+
+
+@pytest.mark.parametrize(
+    "reward, identity, alarm",
+    [
+        (0.5, -0.1, True),
+        (0.5, 0.1, False),
+        (-0.5, -0.1, False),
+        (0.5, -0.001, False),
+        (0.001, -0.1, False),
+    ],
+)
+def test_the_alarm_needs_the_reward_to_rise_and_the_judge_to_fall_beyond_the_noise(reward, identity, alarm):
+    noise = np.random.default_rng(0).normal(0, 0.05, (4, 32))
+    before = measured((1 + noise[0]).tolist(), (0.6 + noise[1]).tolist())
+    after = measured((1 + reward + noise[2]).tolist(), (0.6 + identity + noise[3]).tolist())
+    found = reward_up_judge_down(before, after)
+    assert (found is not None) == alarm
+    if found:
+        assert found == pytest.approx((reward, identity), abs=0.05)
+
+
+def test_without_a_judge_there_is_no_alarm():
+    assert reward_up_judge_down(measured([1.0] * 4, None), measured([2.0] * 4, None)) is None
 
 
 def test_evaluation_may_have_a_size_of_its_own():
