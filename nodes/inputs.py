@@ -1,4 +1,4 @@
-"""Values that come in through a widget or a link: texts and choices."""
+"""Values that come in through a widget or a link: texts, choices, numbers. Core does not check what a link brings."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def clean_prompt(prompt: str) -> str:
 
 
 def require_choice(name: str, value: str, options: Sequence[str]) -> None:
-    """Raises UserError when `value` is not an option of the input `name`: ComfyUI does not check what a link brings."""
+    """Raises UserError when `value` is not an option of the input `name`."""
     if value not in options:
         raise UserError(f"{name} `{value}` is not offered here; choose {' or '.join(options)}")
+
+
+def require_range(name: str, value: float, limits: tuple[float, float]) -> None:
+    """Raises UserError when the number of the input `name` is outside of its limits, or NaN."""
+    least, most = limits
+    if not least <= value <= most:
+        raise UserError(f"{name} {value} is outside of {least} to {most}")

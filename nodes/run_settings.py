@@ -8,6 +8,7 @@ import torch
 from ..trainers.config import BUILT_IN, preset_for
 from ..trainers.errors import UserError
 from ..trainers.prompts import PromptSet
+from ..trainers.runs.inputs import TINYWORLD_ITEMS
 from ..trainers.runs.registry import is_alive
 from ..trainers.runs.starting import freeze_prompts
 from . import folders
@@ -101,6 +102,9 @@ def check_prompt_sets(train: PromptSet, evaluation: PromptSet | None, groups_per
         if given is not None and given.source == "tinyworld" and given[0].id.startswith(f"tiny-{wrong}"):
             raise UserError(f"`{name}` is TinyWorld's other set; choose `TinyWorld: {right} (built in)`")
     if train.source == "tinyworld":
+        most = TINYWORLD_ITEMS[1]
+        if groups_per_update > most:
+            raise UserError(f"TinyWorld has {most} training prompts; set `groups_per_update` to {most} or less")
         return
     rows = len(train) if evaluation is not None else len(train) - held_out_rows(len(train))
     if rows < groups_per_update:

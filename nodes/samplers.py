@@ -9,7 +9,7 @@ from ..trainers.config import WAN_NEGATIVE_PROMPT, PolicyKind
 from ..trainers.diffusion.solvers import SOLVERS, SolverName
 from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
-from .inputs import clean, clean_prompt, prompt_problem, require_choice
+from .inputs import clean, clean_prompt, prompt_problem, require_choice, require_range
 from .pictures import references_input, to_references
 from .sampling import (
     LARGEST,
@@ -26,6 +26,7 @@ from .types import LazyPolicy, WanPolicyType
 
 CATEGORY = "Identity-GRPO/samplers"
 EULER = "euler"
+STEPS, SCALE, SHIFT, SEED = (1, 200), (1.0, 30.0), (0.1, 50.0), (0, 2**64 - 1)
 ALIASES = ["wan", "subject to video", "reference to video", "multiple people", "identity"]
 
 
@@ -70,8 +71,8 @@ def sampler_inputs(most_references: int, guidance: list[io.Input], shift: io.Inp
         io.Int.Input(
             "steps",
             default=30,
-            min=1,
-            max=200,
+            min=STEPS[0],
+            max=STEPS[1],
             tooltip="Denoising steps: 30 for Wan, 8 for TinyWorld. More are slower and a little finer.",
         ),
         *guidance,
@@ -79,8 +80,8 @@ def sampler_inputs(most_references: int, guidance: list[io.Input], shift: io.Inp
         io.Int.Input(
             "seed",
             default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
+            min=SEED[0],
+            max=SEED[1],
             control_after_generate=True,
             tooltip="Seed of the noise: the same seed and settings give the same video.",
         ),
@@ -97,15 +98,15 @@ def sampler_inputs(most_references: int, guidance: list[io.Input], shift: io.Inp
 
 
 def scale_input(name: str, default: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=1.0, max=30.0, step=0.1, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=SCALE[0], max=SCALE[1], step=0.1, tooltip=tooltip)
 
 
 def shift_input(default: float, tooltip: str) -> io.Input:
     return io.Float.Input(
         "shift",
         default=default,
-        min=0.1,
-        max=50.0,
+        min=SHIFT[0],
+        max=SHIFT[1],
         step=0.1,
         tooltip=f"Flow shift of the noise schedule: higher values spend more steps on the layout. {tooltip}",
     )
@@ -122,7 +123,7 @@ def outputs() -> list[io.Output]:
 
 def sample(
     kind: PolicyKind,
-    guidance: Guidance,
+    scales: dict[str, float],
     policy: LazyPolicy,
     references: dict,
     prompt: str,
@@ -137,9 +138,15 @@ def sample(
     control_video: Tensor | None = None,
     control_mask: Tensor | None = None,
 ) -> io.NodeOutput:
-    """The outputs of a sampler for policies of `kind`: every input is judged before the model loads."""
+    """The outputs of a sampler for policies of `kind`: every input is checked before the model loads.
+
+    `scales`: the guidance scales by the names of their inputs, in the order of `Guidance`.
+    """
     check_kind(policy, kind)
     require_choice("solver", solver, list(SOLVERS))
+    numbers = {"steps": (steps, STEPS), "shift": (shift, SHIFT), "seed": (seed, SEED)}
+    for name, (value, limits) in (numbers | {name: (value, SCALE) for name, value in scales.items()}).items():
+        require_range(name, value, limits)
     size = VideoSize(height, width, frames)
     check_size(policy, size)
     item = PromptItem("sample", clean_prompt(prompt), to_references(references), clean(negative))
@@ -148,7 +155,8 @@ def sample(
         control["control_video"] = to_control_clip(control_video, size)
     if control_mask is not None:
         control["control_mask"] = to_control_mask(control_mask, size)
-    return io.NodeOutput(*generate(policy, Sampling(size, steps, shift, guidance, seed, solver), item, **control))
+    sampling = Sampling(size, steps, shift, Guidance(*scales.values()), seed, solver)
+    return io.NodeOutput(*generate(policy, sampling, item, **control))
 
 
 class _Sampler(io.ComfyNode):
@@ -192,7 +200,7 @@ class VACESampler(_Sampler):
 
     @classmethod
     def execute(cls, cfg: float, **inputs) -> io.NodeOutput:
-        return sample("vace", Guidance(cfg), **inputs)
+        return sample("vace", {"cfg": cfg}, **inputs)
 
 
 class PhantomSampler(_Sampler):
@@ -225,7 +233,7 @@ class PhantomSampler(_Sampler):
 
     @classmethod
     def execute(cls, text_cfg: float, image_cfg: float, **inputs) -> io.NodeOutput:
-        return sample("phantom", Guidance(text_cfg, image_cfg), **inputs)
+        return sample("phantom", {"text_cfg": text_cfg, "image_cfg": image_cfg}, **inputs)
 
 
 NODES = [VACESampler, PhantomSampler]

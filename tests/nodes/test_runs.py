@@ -280,6 +280,12 @@ def test_a_row_that_would_be_trained_and_held_out_is_refused(run_node, pack, par
         run_node(TRAIN, **parts | {"prompt_set": twice})
 
 
+def test_more_groups_than_tinyworld_has_prompts_are_refused(run_node, pack, parts, root):
+    with pytest.raises(pack.UserError, match="TinyWorld has 512 training prompts; set `groups_per_update` to 512"):
+        run_node(TRAIN, **parts, groups_per_update=513)
+    assert not root.exists()
+
+
 def test_tinyworlds_sets_are_not_taken_for_each_other(run_node, pack, parts):
     (held_out, *_) = run_node("IdentityGRPOPromptSet", file="TinyWorld: held out (built in)")
     for swapped in ({"prompt_set": held_out}, {"evaluation_set": parts["prompt_set"]}):

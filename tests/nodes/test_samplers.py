@@ -225,6 +225,16 @@ def test_wans_size_is_that_of_a_wan_model(pack, monkeypatch):
         sampling.check_size(policy, base.VideoSize(4096, 4096, 1025))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("steps", 10**9), ("shift", 0.0), ("shift", float("nan")), ("seed", -1), ("scale", float("inf"))],
+)
+def test_a_number_from_a_link_that_the_widget_would_not_take_is_refused(generate, pack, node, name, value):
+    for given in SCALES[node] if name == "scale" else [name]:
+        with pytest.raises(pack.UserError, match=f"{given} {value} is outside of "):
+            generate(node, policy=load_nothing(pack, node), **{given: pack.Linked(value)})
+
+
 def test_wans_negative_prompt_is_the_default(pack, schema, node):
     default = {i.id: i for i in schema(node).inputs}["negative"].default
     assert default == ours("trainers.config").WAN_NEGATIVE_PROMPT and default.startswith("\u8272\u8c03\u8273\u4e3d")
