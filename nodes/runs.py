@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
-
 import comfy.model_management as management
-import comfy.utils
 from comfy_api.latest import io, ui
 
 from ..trainers.config import RECIPES, make_config
-from ..trainers.errors import UserError
 from ..trainers.prompts import PromptSet
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.inputs import resolve_prompts
 from ..trainers.runs.pictures import curve, newest_clips
-from ..trainers.runs.registry import is_alive, list_runs, refresh
+from ..trainers.runs.registry import list_runs, refresh
 from ..trainers.runs.starting import start_once
-from ..trainers.runs.summary import sentence, summary
+from ..trainers.runs.summary import summary
 from . import folders
 from .inputs import clean, require_choice
 from .pictures import to_image
@@ -34,13 +30,11 @@ from .run_settings import (
     start_lora_file,
     video_settings,
 )
+from .run_status import NO_WAIT, WAITS, base_model_warning, shown, wait_for_run
 from .sampling import LARGEST, LONGEST, STEP, size_problem
 from .types import LazyPolicy, LazyReward, PromptSetType, RewardType, TrainingRunType, WanPolicyType
 
 CATEGORY = "Identity-GRPO/training"
-NO_WAIT, FIRST_LORA, END = "no", "for the first LoRA", "for the end"
-WAITS = [NO_WAIT, FIRST_LORA, END]
-CHECKS_PER_SECOND = 5
 NOT_LINKED = object()
 
 
@@ -222,7 +216,7 @@ class Train(io.ComfyNode):
         outcome = (
             "started" if new else "these settings have a run already (for another one change the seed or the name)"
         )
-        return io.NodeOutput(run, ui=_shown(run, f"{outcome}\n{summary(run)}"))
+        return io.NodeOutput(run, ui=shown(run, f"{outcome}\n{summary(run)}"))
 
 
 class Run(io.ComfyNode):
@@ -283,13 +277,13 @@ class Run(io.ComfyNode):
         require_choice("wait", wait, WAITS)
         chosen = training_run or folders.find_run(run)
         if wait != NO_WAIT:
-            _wait(chosen, wait)
-        warning = _base_model_warning(chosen)
+            wait_for_run(chosen, wait)
+        warning = base_model_warning(chosen)
         text = summary(chosen) + (f"\nWarning: {warning}" if warning else "")
         follow = (f"{chosen.id}: {which}" for which in (folders.LATEST, folders.BEST))
         pictures = to_image(curve(chosen)), to_image(newest_clips(chosen))
-        shown = ui.PreviewImage(pictures[0], cls=cls).as_dict() | _shown(chosen, text, warning)
-        return io.NodeOutput(*follow, *pictures, text, ui=shown)
+        preview = ui.PreviewImage(pictures[0], cls=cls).as_dict()
+        return io.NodeOutput(*follow, *pictures, text, ui=preview | shown(chosen, text, warning))
 
 
 def _state(run: RunFolder) -> tuple:
@@ -297,66 +291,6 @@ def _state(run: RunFolder) -> tuple:
         return run.id, refresh(run).state, *run.changed()
     except OSError:
         return run.id, "deleted"
-
-
-def _wait(run: RunFolder, until: str) -> None:
-    """Wait for the run's first LoRA or its end.
-
-    Raises InterruptProcessingException when the run is stopped meanwhile, and UserError when it fails or has no LoRA.
-    """
-    bar = comfy.utils.ProgressBar(refresh(run).iterations or 1)
-    waited = False
-    while is_alive(run):
-        waited = True
-        if until == FIRST_LORA and _has_trained_lora(run):
-            return
-        bar.update_absolute(run.status().iteration)
-        management.throw_exception_if_processing_interrupted()
-        time.sleep(1 / CHECKS_PER_SECOND)
-    status = refresh(run)
-    if waited and status.state == "stopped":
-        raise management.InterruptProcessingException
-    if status.state in ("failed", "damaged") or not _has_trained_lora(run):
-        raise UserError(f"{sentence(run)}; {status.last_error or 'it has no LoRA: resume it, or choose another run'}")
-
-
-def _has_trained_lora(run: RunFolder) -> bool:
-    """Whether it has a LoRA of a later iteration than 0, which is the one it started from."""
-    return any(export.iteration for export in run.exports())
-
-
-def _base_model_warning(run: RunFolder) -> str:
-    """Says so when a LoRA of the run is that of iteration 0, in which nothing is trained yet; empty otherwise."""
-    newest, best = run.newest(), run.best()
-    try:
-        start = "the LoRA that the run started from" if run.config().start_lora else "the base model"
-    except UserError:
-        start = "the base model"
-    if newest and newest.iteration == 0:
-        return f"`latest` and `best` are iteration 0, {start}: nothing is trained yet"
-    if best and best.iteration == 0:
-        return f"`best` is iteration 0, {start}: no evaluation since then is better"
-    return ""
-
-
-def _shown(run: RunFolder, text: str, warning: str = "") -> dict:
-    """What the editor and the history show of the run: text, its id for the node's buttons, and numbers.
-
-    `reward_margin` and `win_rate` are those of the last evaluation against the base policy, None before the first.
-    """
-    status = refresh(run)
-    last = next((row for row in reversed(run.evaluations()) if row["iteration"]), {})
-    values = {
-        "identity_grpo_run": run.id,
-        "state": status.state,
-        "iteration": status.iteration,
-        "iterations": status.iterations,
-        "evaluated_iteration": last.get("iteration"),
-        "reward_margin": last.get("margin"),
-        "win_rate": last.get("win"),
-    }
-    # Core joins the tuples of all values of a key.
-    return {"text": (text,), "warning": (warning,) if warning else ()} | {n: (value,) for n, value in values.items()}
 
 
 NODES = [Train, Run]

@@ -71,11 +71,11 @@ def export(run, *iterations: int) -> None:
 @pytest.fixture
 def meanwhile(pack, monkeypatch):
     """`meanwhile(*acts)`: what happens to a run between the checks of a Run node that waits."""
-    runs = ours("nodes.runs")
+    status = ours("nodes.run_status")
 
     def plan(*acts):
         left = list(acts)
-        monkeypatch.setattr(runs.time, "sleep", lambda _: left.pop(0)())
+        monkeypatch.setattr(status.time, "sleep", lambda _: left.pop(0)())
         return left
 
     return plan
