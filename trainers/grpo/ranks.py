@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +49,7 @@ class Ranks:
         """
         require_trackers(trackers)
         # accelerate joins processes on CPUs only when it is asked for the CPU.
-        on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+        on_cpus = torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=on_cpus,
             log_with=list(trackers) or None,

@@ -143,7 +143,15 @@ class RolloutWorker:
         size = VideoSize(video.height, video.width, video.frames)
         per_update = len(plan) // config.updates_per_iteration
         encoded: dict[int, Conditions] = {}
-        updates, rewards = [], []
+        updates, rewards, sampled = [], [], 0
+        unscored: dict[int, Tensor] = {}
+
+        def score() -> None:
+            items = [self.items[plan[place].item] for place in unscored]
+            found = score_videos(self.reward, list(unscored.values()), items, self.config.reward)
+            rewards.extend(zip(unscored, found.tolist(), strict=True))
+            unscored.clear()
+
         for first in range(0, len(plan), per_update):
             places = [first + i for i in own]
             for item in (plan[place].item for place in places):
@@ -164,10 +172,12 @@ class RolloutWorker:
                     self.check,
                 )
                 videos = self.policy.decode(final, batch.conditions[0].references)
-                items = [self.items[plan[i].item] for i in members]
-                rewards += zip(
-                    members, score_videos(self.reward, videos, items, self.config.reward).tolist(), strict=True
-                )
+                unscored |= dict(zip(members, videos, strict=True))
+                # Rollouts take far more memory than scoring, so that micro-batches of the two differ.
+                if len(unscored) >= self.config.reward.micro_batch:
+                    score()
                 updates[-1].append(batch.to("cpu"))
-                self.report(len(rewards) / (len(own) * config.updates_per_iteration))
+                sampled += len(members)
+                self.report(sampled / (len(own) * config.updates_per_iteration))
+        score()
         return updates, rewards

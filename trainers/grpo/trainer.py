@@ -78,7 +78,7 @@ def train(
             resuming = resume and bool(run.checkpoints() or run.training())
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
             trainer = Trainer(config, run, inputs, ranks, interrupt, progress, resuming)
-            result = trainer.train()
+            result = trainer.train(resume)
     except KeyboardInterrupt:
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
     except BaseException as error:
@@ -147,11 +147,13 @@ class Trainer:
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
-    def train(self) -> Result:
+    def train(self, resume: bool = False) -> Result:
         """From the start or the newest checkpoint to the configured number of iterations, or until asked to stop."""
         try:
             if self.resuming:
                 self._restore()
+            elif resume:
+                self.resumed = "nothing had been saved before: started again at iteration 0"
             self._finish_iteration()
             while self.state.iteration < self.config.iterations:
                 self._iterate()

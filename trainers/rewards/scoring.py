@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .identity import IdentityReward
 
 
-def score_videos(reward: IdentityReward, videos: Tensor, items: Sequence[PromptItem], config: RewardConfig) -> Tensor:
-    """Rewards float64 [n] on the CPU of videos uint8 [n, F, H, W, 3], `config.micro_batch` at a time.
+def score_videos(
+    reward: IdentityReward, videos: Sequence[Tensor] | Tensor, items: Sequence[PromptItem], config: RewardConfig
+) -> Tensor:
+    """Rewards float64 [n] on the CPU of n videos uint8 [F, H, W, 3], `config.micro_batch` at a time.
 
     Raises UserError naming the item whose reward is not finite.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..files import place_atomic, write_atomic
+from ..files import place_atomic, sweep, write_atomic
 from ..lora.formats import LoRA, write_native
 from .folder import Export, RunFolder
 
@@ -59,6 +59,8 @@ class Exports:
         A run is worth more than a second copy of its LoRA: a failure becomes `warning` and does not end it.
         """
         self.warning = ""
+        if self.published and self.published.is_dir():
+            sweep(self.published)
         for export in self.run.exports() if self.published else ():
             try:
                 if self._is_published(export):

@@ -60,7 +60,7 @@ def make(root: Path, models: dict, **changes) -> RunFolder:
 
 def wait_for(run: RunFolder, *states: str, seconds: float = 120) -> dict:
     until = time.monotonic() + seconds
-    while (status := refresh(run))["state"] not in states:
+    while (status := refresh(run)).state not in states:
         assert status.state != "failed", status
         assert time.monotonic() < until, status
         time.sleep(0.1)
@@ -160,6 +160,19 @@ def test_a_killed_child_is_a_failed_run_and_leaves_no_zombie(tmp_path, small_mod
     while psutil.pid_exists(child.pid) and time.monotonic() < until:
         refresh(run)
     assert not psutil.pid_exists(child.pid)
+
+
+def test_a_dead_rank_makes_a_failed_run(tmp_path, small_models):
+    """Killed from outside, as the system does when memory ends; the others must not count as stopped by the user."""
+    run = make(tmp_path, small_models, iterations=500)
+    child = start(run, processes=2)
+    wait_for(run, "running")
+    ranks = [p for p in psutil.Process(child.pid).children(recursive=True) if "work" in p.cmdline()]
+    main = run.status().pid
+    next(rank for rank in ranks if rank.pid != main).kill()
+    child.wait(60)
+    status = refresh(run)
+    assert status.state == "failed" and status.last_error
 
 
 def test_two_processes_are_one_run(tmp_path, small_models):
