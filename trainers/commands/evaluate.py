@@ -7,32 +7,19 @@ import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING
 
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import write_atomic
-from ..grpo.evaluate import (
-    Comparison,
-    Measurement,
-    compare,
-    evaluation_micro_batch,
-    held_out_videos,
-    measure,
-)
-from ..lora.formats import read_lora
-from ..lora.inject import load_lora_into
-from ..pictures.before_after import before_after, clip_sheet
-from ..pictures.curves import plot_curve
-from ..policies.load import policy_of
-from ..rewards.load import load_reward
 from ..runs.folder import RunFolder
-from ..runs.inputs import run_inputs
 from ..runs.registry import find
 from .options import RUN_HELP, add_runs_folder
 from .progress import Bar, Lines, counted, open_display, quiet_libraries
 from .tables import markdown_table
+
+if TYPE_CHECKING:
+    from ..grpo.evaluate import Comparison, Measurement
 
 SHOWN = 4  # items in the pictures
 SIGNIFICANCE = 0.05
@@ -83,11 +70,20 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
 
     `show` displays the progress.
     """
+    from accelerate import PartialState
+
+    from ..grpo.evaluate import compare, evaluated_items, evaluation_micro_batch, held_out_videos, measure
+    from ..lora.formats import read_lora
+    from ..lora.inject import load_lora_into
+    from ..policies.load import policy_of
+    from ..rewards.load import load_reward
+    from ..runs.inputs import run_inputs
+
     config = run.config()
     device = PartialState().device
     adapter = read_lora(lora)
     inputs = run_inputs(config)
-    items = inputs.held_out.items[: config.evaluation.items]
+    items = evaluated_items(config, inputs.held_out.items)
     policy = policy_of(config.policy, device)
     reward = load_reward(config.reward, device)
     batches = -(-len(items) // evaluation_micro_batch(config))
@@ -172,6 +168,9 @@ def file_lines(found: Evaluated) -> list[str]:
 
 
 def _write_files(run: RunFolder, config: TrainConfig, folder: Path, items, old, new, found: Evaluated) -> list[Path]:
+    from ..pictures.before_after import before_after, clip_sheet
+    from ..pictures.curves import plot_curve
+
     shown = slice(0, SHOWN)
     notes = [
         (f"reward {a:.2f}", f"reward {b:.2f}") for a, b in zip(found.before.rewards, found.after.rewards, strict=True)

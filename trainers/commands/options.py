@@ -54,7 +54,8 @@ def add_processes(parser: ArgumentParser) -> None:
 def add_set(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="NAME=VALUE",
         help="any setting, e.g. rollout.group_size=4; may be repeated; the command `settings` prints them all",
@@ -65,7 +66,7 @@ def add_policy_and_preset(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=list(PRESETS),
-        help="default: tiny for a built-in policy, else paper; -phantom for a Phantom",
+        help="default: tiny for a built-in policy, else paper; for a Phantom its -phantom form is taken",
     )
     parser.add_argument(
         "--policy",
@@ -97,7 +98,7 @@ def config_from(options: Namespace) -> TrainConfig:
         value = getattr(options, option, None)
         if value is not None:
             _put(changes, name, value)
-    preset = options.preset or _preset_of(changes)
+    preset = _preset_of(options.preset, changes)
     config = make_config(preset, changes)
     _check_preset(config)
     size = {name: getattr(options, name) for name in SIZES if getattr(options, name, None) is not None}
@@ -108,11 +109,13 @@ def config_from(options: Namespace) -> TrainConfig:
     return make_config(preset, changes)
 
 
-def _preset_of(changes: dict[str, Any]) -> str:
-    """What the given policy is trained with when no preset is named."""
+def _preset_of(preset: str | None, changes: dict[str, Any]) -> str:
+    """The form of `preset` for the given policy; without one, what the policy is trained with by default."""
+    if preset and preset != preset_for(preset, "vace"):
+        return preset
     policy = changes.get("policy")
     source = str(policy.get("source", "tinyworld")) if isinstance(policy, dict) else "tinyworld"
-    return preset_for("tiny" if source in BUILT_IN else "paper", _kind_of(source) or "vace")
+    return preset_for(preset or ("tiny" if source in BUILT_IN else "paper"), _kind_of(source) or "vace")
 
 
 def _kind_of(source: str) -> PolicyKind | None:

@@ -8,10 +8,13 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from ..config import BUILT_IN, TrainConfig
 from ..errors import UserError
 from ..pictures.before_after import frame_strip
 from ..pictures.clips import write_animation
+from ..pictures.layout import save_png
 from ..pictures.reading import read_picture
 from ..prompts import EMPTY_PROMPT, PromptItem
 from .options import add_policy_and_preset, config_from
@@ -59,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--out",
         type=Path,
         default=Path("sample.webp"),
-        help="animation, .webp or .gif; a strip of frames goes to a .png beside it (default: sample.webp)",
+        help="animation, .webp or .gif; beside it go a strip of frames and TinyWorld's people (default: sample.webp)",
     )
 
 
@@ -76,7 +79,13 @@ def main(options: Namespace) -> int:
     video = generate(config, item, options.lora, options.strength, options.seed, options.solver)
     write_animation(video, out, config.reward.fps, scale=max(1, 320 // video.shape[2]))
     frame_strip(item.references, video, out.with_suffix(".png"), item.prompt)
-    print(f"{item.prompt}\n{out}\n{out.with_suffix('.png')}")
+    pictures = [out.with_suffix(".png")]
+    if not options.reference:
+        # So that the people whom TinyWorld has made can be given again, to `score` or to another sample.
+        for number, picture in enumerate(item.references, 1):
+            pictures.append(out.with_name(f"{out.stem}-person-{number}.png"))
+            save_png(Image.fromarray(picture), pictures[-1])
+    print("\n".join([item.prompt, str(out), *map(str, pictures)]))
     return 0
 
 
@@ -122,10 +131,10 @@ def _item(
         return list(tiny_prompt_set("held_out", TINYWORLD_ITEMS))[seed % TINYWORLD_ITEMS]
     if prompt is not None and not prompt.strip():
         raise UserError(EMPTY_PROMPT)
-    if not references or prompt is None:
-        raise UserError(
-            "sample needs --reference (one picture per person) and --prompt; only TinyWorld renders people of its own"
-        )
+    if not references:
+        raise UserError("--reference is missing: give one picture per person, in the order of the prompt")
+    if prompt is None:
+        raise UserError("--prompt is missing: say what the video of these people shows")
     for path in references:
         read_picture(path)
     return PromptItem("sample", prompt, tuple(references), config.negative_prompt if negative is None else negative)

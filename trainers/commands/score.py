@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..config import make_config
+from ..errors import UserError
 from ..pictures.clips import read_clip
 from ..pictures.reading import read_pixels
 from .progress import quiet_libraries
@@ -13,9 +14,14 @@ from .tables import markdown_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("clip", nargs="+", type=Path, help="animation (GIF, WebP), folder of frames, or video file")
+    parser.add_argument("clip", nargs="*", type=Path, help="animation (GIF, WebP), folder of frames, or video file")
     parser.add_argument(
-        "--reference", nargs="+", type=Path, required=True, metavar="IMAGE", help="one picture per person"
+        "--reference",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="IMAGE",
+        help="one picture per person; after the clips",
     )
     parser.add_argument("--reward", default="tinyworld", help="a reward checkpoint's folder, or `tinyworld` (default)")
     parser.add_argument("--base-model", help="the Qwen2.5-VL folder, if the checkpoint does not name it")
@@ -34,6 +40,8 @@ def main(options: Namespace) -> int:
     given = {"source": options.reward, "base_model": options.base_model, "dtype": options.dtype, "fps": options.fps}
     changes = {name: value for name, value in given.items() if value is not None}
     config = make_config(changes={"reward": changes}).with_absolute_paths().reward
+    if not options.clip:
+        raise UserError("no clip is given: name the clips before --reference, which takes all files that follow it")
     clips = [read_clip(path) for path in options.clip]
     pictures = [read_pixels(path) for path in options.reference]
     rates = [options.fps or found or config.fps for _, found in clips]

@@ -23,6 +23,9 @@ def main(options: Namespace) -> int:
         except UserError as error:
             cases, good = [], False
             print(f"NOT VERIFIED  {error}")
+        if len(cases) > 1 and not any(case_kind(case) for case in cases):
+            cases, good = [], False
+            print(f"NOT VERIFIED  no folder below {path} is a golden case")
         for case in cases:
             print(f"\n{case}  ({case_kind(case) or 'unknown'})")
             try:

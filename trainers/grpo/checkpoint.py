@@ -1,4 +1,4 @@
-"""A run's memory: what a checkpoint holds, and how it is written and read.
+"""What a checkpoint holds, and how it is written and read.
 
 `checkpoints/<iteration>/`: `lora.safetensors` (the trained parameters), `ema.safetensors` (their average),
 `optimiser.safetensors` (AdamW's moments), `progress.json` with the digests of the three. Noise, items and windows are

@@ -70,6 +70,11 @@ class Comparison:
     margin: float
 
 
+def evaluated_items(config: TrainConfig, held_out: Sequence[PromptItem]) -> Sequence[PromptItem]:
+    """Those of the held-out items that are sampled and scored: the first `evaluation.items`."""
+    return held_out[: config.evaluation.items]
+
+
 def compare(before: Sequence[float], after: Sequence[float]) -> Comparison:
     """`after` wins an item when its reward exceeds that of `before`; 2000 bootstrap resamples of the items."""
     difference = np.asarray(after, np.float64) - np.asarray(before, np.float64)
@@ -198,7 +203,7 @@ class Evaluator:
         report: Callable[[float], None],
     ) -> None:
         self.policy, self.reward, self.judge, self.config = policy, reward, judge, config
-        self.items = held_out[: config.evaluation.items]
+        self.items = evaluated_items(config, held_out)
         self.run, self.ranks, self.check, self.report = run, ranks, check, report
         self.baseline = run.read_measurement("base", Measurement)
         self.warning = ""

@@ -15,7 +15,7 @@ from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import ode_step
 from ..policies.base import Conditions, Guidance, Policy, VideoSize
 from ..prompts import PromptItem
-from .evaluate import score_videos
+from ..rewards.scoring import score_videos
 from .plan import Planned
 from .sde import DYNAMICS
 

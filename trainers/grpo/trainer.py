@@ -1,4 +1,4 @@
-"""The training cycle: rollouts and rewards, updates, evaluation and checkpoint; again.
+"""The training cycle: rollouts and rewards, updates, evaluation and checkpoint.
 
 Runs as one process or as several under accelerate. Work is shared by slices of one plan (plan.py) and gradients are
 summed, so the number of processes and the micro-batches change nothing but the order of additions.
@@ -62,8 +62,8 @@ def train(
 
     Ctrl-C, SIGTERM (of a run of one process) and a `stop` request end it after the current step with state `stopped`;
     every iteration that was complete is kept, at most the one in flight is lost. A second Ctrl-C ends it at once. Any
-    error leaves state `failed` with its message, and the last checkpoint as it was. Raises UserError, and touches
-    nothing, when a start would begin a trained run again at 0.
+    error leaves state `failed` with its message, and the last checkpoint as it was. Raises UserError, before anything
+    is written, when a run that has checkpoints is started without `resume`.
     """
     ranks = ranks or Ranks()
     if not resume and run.checkpoints():
@@ -74,7 +74,8 @@ def train(
         with interrupt.handled():
             if ranks.is_main:
                 run.set_status(state="starting", message="loading models", last_error="")
-            # A run that died before its first checkpoint has nothing to restore: it begins at 0 again.
+            # A run that died before its first iteration begins at 0 again. One that has trained, and lost its
+            # checkpoints, does not: that would overwrite what is left of it.
             resuming = resume and bool(run.checkpoints() or run.training())
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
             trainer = Trainer(config, run, inputs, ranks, interrupt, progress, resuming)
@@ -83,7 +84,7 @@ def train(
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
     except BaseException as error:
         if ranks.is_main:
-            # The disk may be full of what went wrong; the cause is worth more than the note.
+            # Writing the status may fail too (a full disk): the first error is the one to raise.
             with contextlib.suppress(OSError, UserError):
                 run.set_status(state="failed", last_error=str(error) or type(error).__name__)
         raise

@@ -107,22 +107,23 @@ class PolicyUpdate:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [B] of the window's `step`-th transition for rollouts on the policy's device, and metrics, each [B].
 
-        loss = clipped policy loss + kl * KL(policy || base policy), as the published trainer (golden/sde facts 7-8).
+        loss = clipped policy loss + kl * KL(policy || base policy), as the published trainer
+        (tests/golden/sde/README.md, points 7 and 8).
         """
         rollout, kl_weight = self.config.rollout, self.config.optim.kl
-        index, transition = batch.steps[:, step], DYNAMICS[rollout.dynamics]
+        index, stochastic_step = batch.steps[:, step], DYNAMICS[rollout.dynamics]
         latents, next_latents = batch.transition(step)
         timesteps = self.schedule.timesteps[index]
         guidance = training_guidance(rollout)
         velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
-        now = transition(latents, velocity, self.schedule, index, next_latents=next_latents)
+        now = stochastic_step(latents, velocity, self.schedule, index, next_latents=next_latents)
         old_mean = None if batch.means is None else batch.means[:, step]
         loss, metrics = self.loss.compute(now, batch.log_probs[:, step], advantages, old_mean)
         metrics["ratio_error"] = (metrics.pop("ratio") - 1).abs()
         if kl_weight:
             with torch.no_grad(), lora_disabled(self.policy.transformer):
                 base_velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
-                base = transition(latents, base_velocity, self.schedule, index, next_latents=next_latents)
+                base = stochastic_step(latents, base_velocity, self.schedule, index, next_latents=next_latents)
             kl = kl_divergence(now, base.mean)
             loss = loss + kl_weight * kl
             metrics["kl"] = kl.detach()

@@ -42,8 +42,8 @@ class WideMeasure:
     def measure(self, lora: Path | None, kept: Path) -> dict[str, np.ndarray]:
         """`rewards`, `identity`, `alignment`, `quality` [E, I] with the LoRA file, or of the base policy for None.
 
-        `kept`: the JSON file that holds the result; it is read instead of measuring again if it is of the same items
-        and seeds.
+        `kept`: the JSON file that holds the result; it is read instead of measuring again if it is of the same seeds
+        and of as many items. A file belongs to one LoRA.
         """
         known = self._read(kept)
         if known is None:

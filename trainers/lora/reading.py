@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ def read_lora_header(path: str | Path) -> LoRAHeader:
 
 def _weights_file(path: Path) -> Path:
     """The file with the weights. Raises UserError when `path` is neither a regular file nor a folder with one."""
+    if not os.path.exists(path):
+        raise UserError(f"cannot read the LoRA {path}: there is no such file or folder")
     try:
         if path.is_dir():
             found = [path / name for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS) if (path / name).is_file()]

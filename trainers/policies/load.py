@@ -45,6 +45,11 @@ class Parts:
 
 def find_parts(source: str | Path, text_encoder: str | Path | None = None, vae: str | Path | None = None) -> Parts:
     """The parts of the policy at `source` (see `load_policy`). Raises UserError that lists what was not found."""
+    if not os.path.exists(source) and str(source) not in BUILT_IN:
+        raise UserError(
+            f"no policy at {source}: there is no such file or folder; give a diffusers folder, a .safetensors file, or "
+            + " or ".join(f"`{name}`" for name in BUILT_IN)
+        )
     wanted = _places(source)
     if text_encoder:
         wanted["text_encoder"] = Path(text_encoder)

@@ -32,7 +32,7 @@ class RunBatch:
     def finish(self, report: Callable[[str], None]) -> Iterator[tuple[str, RunFolder]]:
         """Train them all; yields each as soon as it has finished. `report` gets a line now and then.
 
-        Raises UserError when a run fails. An interruption, or the end of the iteration, stops the runs that are going.
+        Raises UserError when a run fails. An interruption, or closing the generator, stops the runs that are going.
         """
         waiting, active = list(self.configs), dict[str, subprocess.Popen]()
         started, reported = time.monotonic(), 0.0

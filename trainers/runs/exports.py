@@ -56,7 +56,7 @@ class Exports:
     def publish(self) -> None:
         """Put every export that is missing in the published folder there.
 
-        A run is worth more than a second copy of its LoRA: a failure becomes `warning` and does not end it.
+        A failure does not end the run: it becomes `warning`.
         """
         self.warning = ""
         if self.published and self.published.is_dir():

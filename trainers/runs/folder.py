@@ -1,4 +1,4 @@
-"""A run's folder: everything that outlives its process, and the only place that knows its files."""
+"""A run's folder: everything that outlives its process, and where its parts lie."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def run_name(name: str | None, config: TrainConfig) -> str:
 
 
 class RunFolder:
-    """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `log.txt`, `control/`, `checkpoints/`, `evaluation/`,
-    `samples/`, `exports/` of one run.
+    """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `control/`, `checkpoints/`,
+    `evaluation/`, `samples/`, `exports/` of one run.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,7 +108,7 @@ class RunFolder:
         return [path.stat().st_mtime_ns for path in files if path.exists()]
 
     def require_exists(self) -> None:
-        """Raises UserError when the folder was deleted: nothing may be written into what would be a stump of it."""
+        """Raises UserError when the folder was deleted: writing would make a part of it anew."""
         if not (self.path / "config.yaml").is_file():
             raise UserError(f"the folder of run {self.id} was deleted; the run ends")
 

@@ -75,7 +75,7 @@ def start(
             stderr=subprocess.STDOUT,
             **detached,
         )
-    # Written long before the child, which has torch to import, writes its own.
+    # The child writes its own status only after importing torch.
     run.set_status(
         state="starting",
         group=child.pid,

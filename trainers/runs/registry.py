@@ -21,7 +21,7 @@ def list_runs(root: str | Path) -> list[RunFolder]:
     )
     runs = []
     for path in sorted(folders, key=lambda p: (p.name.split("-")[-3:], p.name)):
-        # It may be deleted between the two looks.
+        # It may be deleted between the listing and the reading.
         with contextlib.suppress(UserError):
             runs.append(RunFolder(path))
     return runs
@@ -59,13 +59,13 @@ def find(root: str | Path, text: str) -> RunFolder:
 def refresh(run: RunFolder) -> RunStatus:
     """The run's status; a run whose process has exited becomes `failed` with the end of its log.
 
-    A run on another machine that shares the disk is believed: its processes cannot be seen from here.
+    Of a run on another machine the status is taken as it is: its processes cannot be seen from here.
     """
     reap()
     status = run.status()
     if not _died(status):
         return status
-    # It may have ended well between the two looks.
+    # It may have ended well between reading the status and looking for the process.
     status = run.status()
     if _died(status):
         tail = run.log_tail()

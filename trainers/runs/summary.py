@@ -39,6 +39,10 @@ def summary(run: RunFolder) -> str:
         lines.append(
             f"Resume continues from iteration {int(saved[-1].name)}."
             if saved
-            else "Nothing was saved: Resume begins again."
+            else (
+                "No checkpoint is left: start a new run."
+                if run.training()
+                else "Nothing was saved: Resume begins again."
+            )
         )
     return "\n".join(lines)

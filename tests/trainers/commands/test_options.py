@@ -99,19 +99,17 @@ def test_the_preset_follows_what_lies_in_a_folder(small_models, small_phantom):
         assert config_from(options("train", "--policy", section["source"])).preset == preset
 
 
-@pytest.mark.parametrize(
-    "policy, preset, fitting",
-    [
-        ("tinyworld", "paper-phantom", "paper"),
-        ("tinyworld-phantom", "fast", "fast-phantom"),
-        (None, "tiny", "tiny-phantom"),
-    ],
-)
-def test_a_preset_of_another_policy_is_refused_with_the_right_one(policy, preset, fitting, small_phantom):
+@pytest.mark.parametrize("preset", ["fast", "tiny", "paper"])
+def test_a_preset_takes_the_form_that_fits_the_policy(preset, small_phantom):
+    for policy in ("tinyworld-phantom", small_phantom["source"]):
+        assert config_from(options("train", "--policy", policy, "--preset", preset)).preset == f"{preset}-phantom"
+
+
+def test_a_preset_of_another_policy_is_refused_with_the_right_one():
     with pytest.raises(
-        UserError, match=rf"preset `{preset}` does not fit .*; use --preset {fitting}, or another --policy"
+        UserError, match=r"preset `paper-phantom` does not fit .*; use --preset paper, or another --policy"
     ):
-        config_from(options("train", "--policy", policy or small_phantom["source"], "--preset", preset))
+        config_from(options("train", "--policy", "tinyworld", "--preset", "paper-phantom"))
 
 
 def test_a_sample_s_scales_are_laid_over_the_evaluation_s():

@@ -38,6 +38,13 @@ def test_a_sample_is_an_animation_and_a_strip_and_the_seed_decides_it(here, argu
     assert Image.open(here / "a.png").width > 300
 
 
+def test_the_people_that_tinyworld_made_can_be_scored_against_the_sample(here, capsys):
+    assert main(["sample", "--steps", "2", "--frames", "5"]) == 0
+    people = sorted(str(path) for path in here.glob("sample-person-*.png"))
+    assert people and main(["score", "sample.webp", "--reference", *people]) == 0
+    assert "| sample.webp |" in capsys.readouterr().out
+
+
 def test_the_solver_is_the_one_that_was_chosen(here, arguments):
     for name, solver in (("default", []), ("euler", ["--solver", "euler"]), ("unipc", ["--solver", "unipc"])):
         assert main([*arguments, *solver, "--out", f"{name}.webp"]) == 0
@@ -48,8 +55,9 @@ def test_the_solver_is_the_one_that_was_chosen(here, arguments):
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        (["--policy", "p"], "needs --reference"),
-        (["--prompt", "x"], "needs --reference"),
+        (["--policy", "p"], "--reference is missing"),
+        (["--prompt", "x"], "--reference is missing"),
+        (["--reference", "text.png"], "--prompt is missing"),
         (["--reference", "none.png", "--prompt", "x"], "none.png does not exist"),
         (["--reference", "text.png", "--prompt", "x"], "text.png"),
         (["--reference", "none.png", "--prompt", ""], "the prompt is empty; describe the video"),
