@@ -33,6 +33,13 @@ def write_atomic(path: str | Path, data: bytes | str, sync: bool = True) -> None
         aside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def read_regular(path: str | Path) -> bytes:
+    """The file's content. Raises OSError also for a pipe or a device, which might never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return Path(path).read_bytes()
+
+
 @contextmanager
 def atomic_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Write the file at the yielded path; at the end of the block it replaces `path`. Its folder must exist.

@@ -7,6 +7,7 @@ functions of the seed and the iteration (plan.py), so there is no generator stat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_folder
+from ..files import atomic_folder, read_regular
 from ..runs.folder import RunFolder
 from .update import PolicyUpdate
 
@@ -105,7 +106,7 @@ def save_checkpoint(root: Path, snapshot: Snapshot) -> Path:
 def read_state(folder: Path) -> tuple[TrainingState, dict[str, str]]:
     """The training state of a checkpoint, and the digests of its files. Raises DamagedCheckpoint."""
     try:
-        values = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        values = json.loads(read_regular(folder / "progress.json"))
         digests = values.pop("sha256")
         state = TrainingState(**values)
         numbers = (state.iteration, state.updates, state.best_iteration)
@@ -193,6 +194,8 @@ def _set_aside(folder: Path) -> None:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)

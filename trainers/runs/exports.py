@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..files import place_atomic, sweep, write_atomic
+from ..files import place_atomic, read_regular, sweep, write_atomic
 from ..lora.formats import LoRA, write_native
 from .folder import Export, RunFolder
 
@@ -34,7 +34,7 @@ class Exports:
     def asked(self) -> set[int]:
         """Iterations whose export the user asked for."""
         try:
-            kept = json.loads(self._list.read_text(encoding="utf-8"))
+            kept = json.loads(read_regular(self._list))
             return {iteration for iteration in kept if isinstance(iteration, int)}
         except (OSError, ValueError, TypeError, RecursionError):
             return set()

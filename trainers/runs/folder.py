@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import UserError
-from ..files import full_disk_explained, sweep, write_atomic
+from ..files import full_disk_explained, read_regular, sweep, write_atomic
 from ..processes import host, start_token
 from .status import RunStatus, read_status
 
@@ -191,7 +191,7 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows in order; a line torn by a crash, or without an iteration, is left out."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_regular(self.path / "metrics.jsonl").decode(errors="replace").splitlines()
         except OSError:
             return []
         rows = []
@@ -227,7 +227,7 @@ class RunFolder:
     def read_measurement(self, of: int | Literal["base"], kind: type[T]) -> T | None:
         """That measurement as `kind(**values)`; None when it is not there or cannot be read."""
         try:
-            values = json.loads(self._measurement(of).read_text(encoding="utf-8"))
+            values = json.loads(read_regular(self._measurement(of)))
             return kind(**values) if values else None
         except (OSError, ValueError, TypeError, RecursionError):
             return None
@@ -286,6 +286,8 @@ class RunFolder:
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of log.txt, empty when there is none; a log of any size is read in constant time."""
+        if not self.log_file.is_file():
+            return ""
         try:
             with open(self.log_file, "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))

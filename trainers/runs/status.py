@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..files import read_regular
+
 State = Literal["queued", "starting", "running", "stopping", "stopped", "finished", "failed", "damaged"]
 ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
 """States in which a process of the run should exist."""
@@ -42,7 +44,7 @@ class RunStatus(BaseModel):
 def read_status(path: Path) -> RunStatus:
     """The status in the file; one of state `damaged` that says why when it cannot be read."""
     try:
-        return RunStatus.model_validate_json(path.read_bytes(), strict=True)
+        return RunStatus.model_validate_json(read_regular(path), strict=True)
     except (OSError, ValidationError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else None
         said = f"{'.'.join(map(str, reason['loc'])) or 'the file'}: {reason['msg']}" if reason else str(error)

@@ -119,3 +119,8 @@ def test_score_prints_a_number_for_every_clip(here, capsys, small_models, faces)
 def test_a_score_that_cannot_be_made_is_refused(here, capsys, given, sentence):
     assert main(["score", "a.webp", "--reference", "b.png", *given]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_clips_after_the_references_are_asked_for_before_them(here, capsys):
+    assert main(["score", "--reference", "b.png", "a.webp"]) == 2
+    assert "name the clips before --reference" in capsys.readouterr().err

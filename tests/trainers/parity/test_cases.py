@@ -116,6 +116,13 @@ def test_a_folder_without_a_case_fails_and_does_not_hide_the_rest(tmp_path, caps
     assert "shift3.sigmas" in printed
 
 
+def test_folders_without_a_case_are_one_line(tmp_path, capsys):
+    for name in ("pictures", "notes"):
+        (tmp_path / name).mkdir()
+    assert main([tmp_path]) == 1
+    assert capsys.readouterr().out.count("NOT VERIFIED") == 1
+
+
 def test_an_empty_path_fails(tmp_path):
     assert main([tmp_path / "nowhere"]) == 1
 

@@ -220,3 +220,12 @@ def test_the_log_s_tail_is_its_last_lines(run):
     for number in range(5000):
         run.log_file.open("a").write(f"line {number}\n")
     assert run.log_tail(3).splitlines() == ["line 4997", "line 4998", "line 4999"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run):
+    for name in ("status.json", "metrics.jsonl", "log.txt"):
+        (run.path / name).unlink(missing_ok=True)
+        os.mkfifo(run.path / name)
+    assert run.status().state == "damaged" and "not a regular file" in run.status().last_error
+    assert run.read_metrics() == [] and run.log_tail() == ""
