@@ -66,7 +66,7 @@ def test_a_stopped_demo_proposes_how_to_continue_and_evaluates_nothing(tmp_path,
     monkeypatch.setattr(evaluate, "evaluate", None)
     assert demo.main(Namespace(runs=tmp_path, policy="vace")) == 130
     run = latest(tmp_path)
-    ending = f"stopped after 3 of 20 iterations\ncontinue python -m trainers resume {run.path}\n"
+    ending = f"stopped after 3 of 12 iterations\ncontinue python -m trainers resume {run.path}\n"
     assert capsys.readouterr().out.endswith(ending)
 
 
