@@ -91,7 +91,7 @@ def find_comfyui() -> Path | None:
     """
     named = os.environ.get("COMFYUI_PATH")
     if named:
-        folder = Path(named).expanduser().resolve()
+        folder = Path(os.path.expanduser(named)).resolve()
         if not (folder / MARK).is_file():
             raise UserError(f"COMFYUI_PATH is {folder}, which has no {MARK}; name the folder with ComfyUI's main.py")
         return folder

@@ -6,6 +6,7 @@ and its released `config/dgx.py`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -295,7 +296,7 @@ class TrainConfig(Section):
         """The same run started from any folder: paths are made absolute, `~` is expanded, built-in names stay."""
 
         def absolute(value: str | None) -> str | None:
-            return value if value in (None, *BUILT_IN) else str(Path(value).expanduser().absolute())
+            return value if value in (None, *BUILT_IN) else str(Path(os.path.expanduser(value)).absolute())
 
         own = {
             name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora", "publish")

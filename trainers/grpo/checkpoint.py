@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,7 +111,15 @@ def read_state(folder: Path) -> tuple[TrainingState, dict[str, str]]:
         digests = values.pop("sha256")
         state = TrainingState(**values)
         numbers = (state.iteration, state.updates, state.best_iteration)
-        if not all(type(n) is int and n >= 0 for n in numbers) or set(digests) != set(FILES):
+        texts = (state.policy, state.prompts)
+        if (
+            not all(type(n) is int and n >= 0 for n in numbers)
+            or not all(isinstance(text, str) for text in texts)
+            or type(state.best_margin) not in (int, float)
+            or math.isnan(state.best_margin)
+            or state.best_iteration > state.iteration
+            or set(digests) != set(FILES)
+        ):
             raise ValueError("a value has another type than expected")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error

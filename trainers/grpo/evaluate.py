@@ -48,6 +48,16 @@ class Measurement:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    def is_of(self, items: Sequence[PromptItem]) -> bool:
+        """Whether it is whole and of these items: one read from a file may not be."""
+        lists = [values for values in (self.rewards, self.identity, self.alignment, self.quality) if values is not None]
+        return self.ids == [item.id for item in items] and all(
+            isinstance(values, list)
+            and len(values) == len(items)
+            and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+            for values in lists
+        )
+
     @classmethod
     def join(cls, parts: Iterable[dict]) -> Measurement:
         """The measurements of several processes (as `to_dict`), in order, as one."""
@@ -206,6 +216,8 @@ class Evaluator:
         self.items = evaluated_items(config, held_out)
         self.run, self.ranks, self.check, self.report = run, ranks, check, report
         self.baseline = run.read_measurement("base", Measurement)
+        if self.baseline is not None and not self.baseline.is_of(self.items):
+            self.baseline = None
         self.warning = ""
 
     def evaluate(self, iteration: int, ema: Ema) -> dict:

@@ -52,6 +52,8 @@ def read_config(text: str, source: str) -> AlphaSettings:
         if kind not in (None, "LORA"):
             raise UserError(f"{source} describes a {str(kind)[:40]}, which is not supported; train a plain LoRA")
         return _settings(values, source)
+    except UserError:
+        raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _unreadable(source, error) from error
 
@@ -72,6 +74,8 @@ def read_header(metadata: Mapping[str, str], source: str) -> list[AlphaSettings]
         for prefix, values in flat.items():
             if name := next((name for name in _ALPHAS if name in values), None):
                 found.append(_settings(values, f"`{prefix}{name}` in {source}"))
+    except UserError:
+        raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _unreadable(source, error) from error
     return found

@@ -81,6 +81,8 @@ def _weights_file(path: Path) -> Path:
         _require_regular(path)
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} has {path.stat().st_size / 1e9:.0f} GB, more than any LoRA; choose another file")
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     return path
@@ -158,6 +160,8 @@ def _config_settings(path: Path) -> alphas.AlphaSettings:
         _require_regular(path)
         with open(path, encoding="utf-8") as file:
             text = file.read(alphas.LARGEST + 1)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {path} ({error}): a PEFT LoRA has its alpha there; put the file beside the weights"

@@ -26,6 +26,7 @@ RUN_ID = re.compile(r"[a-z0-9-]{1,100}")
 REQUESTS = ("stop", "save", "sample")
 PARTS = ("control", "checkpoints", "evaluation", "samples", "exports")
 LONGEST_NAME = 60
+LARGEST = 1 << 63  # no count is larger; Python's integers have no end, its floats have
 EXPORT = re.compile(r".+-(\d{6,})\.safetensors")
 EVALUATION = {"reward_mean": float, "win": float, "win_low": float, "win_high": float, "margin": float}
 T = TypeVar("T")
@@ -149,7 +150,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        found = (p for p in self.checkpoints_folder.glob("[0-9]*") if p.name.isdigit())
+        found = (p for p in self.checkpoints_folder.glob("[0-9]*") if p.name.isascii() and p.name.isdigit())
         return sorted((p for p in found if (p / "progress.json").is_file()), key=lambda p: int(p.name))
 
     def export_path(self, iteration: int) -> Path:
@@ -302,7 +303,9 @@ def _expected(name: str, value: Any) -> bool:
     null."""
     if name == "kind":
         return isinstance(value, str)
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
+    if type(value) is int:
+        return abs(value) < LARGEST
+    return value is None or (type(value) is float and math.isfinite(value))
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..files import read_regular
 
 State = Literal["queued", "starting", "running", "stopping", "stopped", "finished", "failed", "damaged"]
+LONGEST = 1e11  # seconds: three thousand years
 ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
 """States in which a process of the run should exist."""
 
@@ -34,11 +35,11 @@ class RunStatus(BaseModel):
     iteration: int = Field(0, ge=0)
     iterations: int | None = Field(None, ge=0)
     phase: str = ""
-    phase_done: float = 0.0
-    eta_seconds: float | None = None
+    phase_done: float = Field(0.0, allow_inf_nan=False)
+    eta_seconds: float | None = Field(None, ge=0, le=LONGEST)
     message: str = ""
     last_error: str = ""
-    updated: float | None = None
+    updated: float | None = Field(None, ge=0, le=LONGEST)
 
 
 def read_status(path: Path) -> RunStatus:

@@ -152,3 +152,8 @@ def test_a_number_that_makes_no_sense_is_refused_with_its_range(arguments, capsy
 def test_a_number_within_its_range_is_taken():
     assert number_between(1, 3)("3") == 3
     assert number_between(0, 1, float)("0.5") == 0.5
+
+
+def test_a_home_that_is_not_there_is_a_plain_name():
+    config = config_from(options("train", "--prompts", "~nobody-of-this-name/a.csv")).with_absolute_paths()
+    assert config.prompts.endswith("~nobody-of-this-name/a.csv")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trainers.config import RewardConfig, make_config
 from trainers.grpo.evaluate import Measurement, compare, evaluation_size, held_out_videos, measure, reward_up_judge_down
 from trainers.policies.load import load_policy
-from trainers.prompts import load_prompt_set
+from trainers.prompts import PromptItem, load_prompt_set
 from trainers.rewards.load import load_reward
 from trainers.runs.inputs import tinyworld_judge
 
@@ -116,3 +116,13 @@ def test_without_a_judge_there_is_no_alarm():
 def test_evaluation_may_have_a_size_of_its_own():
     assert evaluation_size(make_config("paper")).frames == 81
     assert evaluation_size(make_config("tiny")).frames == 9
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"ids": ["b", "a"]}, {"rewards": [1.0]}, {"rewards": 3.0}, {"rewards": [1.0, None]}, {"identity": ["x", "y"]}],
+)
+def test_a_measurement_that_was_damaged_is_not_of_the_items(changed):
+    items = [PromptItem(name, "two people wave", ()) for name in "ab"]
+    whole = {"ids": ["a", "b"], "rewards": [1.0, 2.0], "identity": [0.5, 0.6]}
+    assert Measurement(**whole).is_of(items) and not Measurement(**(whole | changed)).is_of(items)

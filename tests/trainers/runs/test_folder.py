@@ -229,3 +229,20 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run):
         os.mkfifo(run.path / name)
     assert run.status().state == "damaged" and "not a regular file" in run.status().last_error
     assert run.read_metrics() == [] and run.log_tail() == ""
+
+
+@pytest.mark.parametrize("line", ['"eta_seconds":1e999', '"eta_seconds":NaN', '"updated":-1e999', '"phase_done":NaN'])
+def test_a_status_with_a_number_that_is_none_is_damaged(run, line):
+    (run.path / "status.json").write_text('{"state":"running","host":"other",' + line + "}")
+    assert run.status().state == "damaged"
+
+
+def test_a_metric_too_large_for_any_count_is_left_out(run):
+    (run.path / "metrics.jsonl").write_text('{"kind":"train","iteration":1,"win":' + "9" * 400 + "}\n")
+    assert run.read_metrics() == [{"kind": "train", "iteration": 1}]
+
+
+def test_a_checkpoint_is_named_by_plain_digits(run):
+    (run.checkpoints_folder / "4²").mkdir(parents=True)
+    (run.checkpoints_folder / "4²" / "progress.json").write_text("{}")
+    assert run.checkpoints() == []
