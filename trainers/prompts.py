@@ -18,7 +18,7 @@ import numpy as np
 
 from .errors import UserError
 from .files import atomic_file, write_atomic
-from .pictures.reading import format_problem, is_regular_file, read_picture, shown
+from .pictures.reading import format_problem, read_picture, shown
 
 T = TypeVar("T")
 
@@ -212,7 +212,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
 
 
 def _text(path: Path) -> str:
-    if not is_regular_file(path):
+    if not os.path.isfile(path):
         problem = "it is not a file" if os.path.lexists(path) else "there is no such file"
         raise UserError(f"prompt set {shown(path)} cannot be read: {problem}; give a CSV file")
     try:
@@ -285,7 +285,7 @@ class _OncePerFile(Generic[T]):
 
 
 def _reference_problem(path: Path, decode: bool) -> str | None:
-    if not is_regular_file(path):
+    if not os.path.isfile(path):
         return f"reference image {shown(path)} is missing; paths are relative to the CSV's folder"
     return _remembered_problem(path) if decode else format_problem(path)
 
@@ -305,7 +305,7 @@ _remembered_digest = _OncePerFile(lambda path: hashlib.sha256(path.read_bytes())
 
 def _file_digest(path: Path) -> bytes:
     """SHA-256 of the file."""
-    if not is_regular_file(path):
+    if not os.path.isfile(path):
         raise UserError(f"reference image {shown(path)} is missing; put it back")
     try:
         return _remembered_digest(path)

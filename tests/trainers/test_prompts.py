@@ -221,7 +221,7 @@ def test_a_set_that_is_no_path_is_a_user_error(tmp_path, name):
 def test_a_set_of_too_many_rows_is_refused_early(tmp_path, monkeypatch):
     monkeypatch.setattr(prompts, "MAX_ROWS", 3)
     assert len(read(tmp_path, "ref_paths,prompt\n" + "a.png,x\n" * 3)) == 3
-    monkeypatch.setattr(prompts, "is_regular_file", lambda path: path.suffix == ".csv")
+    monkeypatch.setattr(prompts.os.path, "isfile", lambda path: str(path).endswith(".csv"))
     with pytest.raises(UserError, match="more than 3 rows, the maximum"):
         read(tmp_path, "ref_paths,prompt\n" + "a.png,x\n" * 4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import atomic_file
-from .reading import is_regular_file, open_picture, read_pixels, shown, to_rgb
+from .reading import open_picture, read_pixels, shown, to_rgb
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -62,7 +63,7 @@ def read_clip(path: str | Path) -> tuple[np.ndarray, float | None]:
     different sizes, and for more than MAX_CLIP_PIXELS.
     """
     path = Path(path)
-    if not is_regular_file(path):
+    if not os.path.isfile(path):
         return _read_folder(path), None
     return _read_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else _read_animation(path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +72,7 @@ def read_pixels(source: Picture) -> np.ndarray:
 @contextmanager
 def open_picture(path: str | Path, what: str = "reference image") -> Iterator[Image.Image]:
     """The opened file, not decoded yet. Raises UserError, also for what fails inside the block."""
-    if not is_regular_file(path):
+    if not os.path.isfile(path):
         problem = "is not a file" if os.path.lexists(path) else "does not exist"
         raise UserError(f"{what} {shown(path)} {problem}; give an existing PNG, JPEG or WebP file")
     if problem := format_problem(path, what):
@@ -84,14 +83,6 @@ def open_picture(path: str | Path, what: str = "reference image") -> Iterator[Im
             yield opened
     except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
         raise UserError(_unreadable(path, what, error)) from error
-
-
-def is_regular_file(path: str | Path) -> bool:
-    """Whether it can be read to an end: no folder, pipe or device. False for what cannot be a path at all."""
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
 
 
 def format_problem(path: str | Path, what: str = "reference image") -> str | None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UserError
+from ..files import read_regular
 
 FILE_LIMIT = 64 * 2**20  # bytes; an index of shards can have some MB
 LAYERS = 256
@@ -125,11 +126,9 @@ class TextConfig(ModelConfig):
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError when there is none, or when this is no regular file."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError("it is not a regular file")
         if os.path.getsize(path) > FILE_LIMIT:
             raise OSError(f"it has more than {FILE_LIMIT} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} ({error}); give the model's folder with its own {path.name}") from error
     if not isinstance(values, dict):

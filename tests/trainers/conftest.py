@@ -1,0 +1,25 @@
+"""A tiny base model of the reward's real class, for the tests of scoring and of training rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainers.tinyworld.making.reward_base import build_reward_base
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_reward_base(
+        tmp_path_factory.mktemp("base") / "base_model",
+        vision_width=32,
+        vision_depth=2,
+        vision_heads=2,
+        vision_intermediate=48,
+        width=32,
+        depth=2,
+        heads=2,
+        key_value_heads=1,
+        intermediate=48,
+    )
