@@ -16,6 +16,7 @@ ORDER = (
     "foundation",
     "pictures",
     "prompts",
+    "modelfiles",
     "lora",
     "policies tinyworld",
     "diffusion rewards",

@@ -1,13 +1,64 @@
-"""Weights put into models, refused unless they are complete."""
+"""Weights of models: pickled files read safely, damage found, models filled completely or not at all."""
 
 from __future__ import annotations
 
+import math
+import re
+import zipfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import UserError, shorten
+
+# Matrices that training starts at zero; one of a new model may still be.
+MAY_BE_ZERO = re.compile(r"before_proj|after_proj|proj_in|proj_out|lora_B|lora_up")
+
+
+def find_damage(name: str, tensor: Tensor) -> str | None:
+    """What is wrong with a weight: `numbers that are not finite (NaN or infinite)`, or `only zeros` in a matrix.
+
+    The latter is what a download has that reserved its space and did not end. Reads the tensor once, and needs no
+    memory of its size.
+    """
+    # NaN and infinity stay in a sum, which is the fastest pass over a tensor.
+    if not tensor.numel() or ((total := float(tensor.sum())) and math.isfinite(total)):
+        return None
+    if not is_finite(tensor):
+        return "numbers that are not finite (NaN or infinite)"
+    low, high = torch.aminmax(tensor)
+    zero = tensor.ndim > 1 and not low.any() and not high.any()
+    return "only zeros" if zero and not MAY_BE_ZERO.search(name) else None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a dense tensor are finite, in float32 too. Needs no memory of the tensor's size."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).float().isfinite().all())
+
+
+def load_pickled(path: Path, remedy: str) -> Any:
+    """The content of a file of torch.save, mapped into memory; code in it is not run.
+
+    Raises UserError for every other file.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is cut off, or not a file of torch.save; {remedy}")
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        # torch stores without compression: entries that are larger in memory than on disk would fill the memory.
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise UserError(f"{path} is compressed, which a file of torch.save is not; {remedy}")
+        return torch.load(path, "cpu", weights_only=True, mmap=True)
+    except UserError:
+        raise
+    except Exception as error:  # a broken file makes the parsers raise almost anything
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read ({reason}); {remedy}") from error
 
 
 def load_full_state(model: nn.Module, state: dict[str, Tensor], source: object) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import UserError
-from ..files import read_regular
 
-FILE_LIMIT = 64 * 2**20  # bytes; an index of shards can have some MB
 LAYERS = 256
 Width = Annotated[int, Field(ge=1, le=2**20)]
-Epsilon = Annotated[float, Field(gt=0, lt=0.1)]
+Epsilon = Annotated[float, Field(gt=0, lt=0.01)]
 C = TypeVar("C", bound="ModelConfig")
 
 
@@ -43,7 +38,7 @@ class TransformerConfig(ModelConfig):
     cross_attn_norm: bool | None = None
     qk_norm: Literal["rms_norm_across_heads", True] | None = None
     eps: Epsilon | None = None
-    rope_max_seq_len: int | None = Field(None, ge=1, le=65536)
+    rope_max_seq_len: int | None = Field(None, ge=32, le=65536)
     vace_layers: list[Annotated[int, Field(ge=0, lt=LAYERS)]] | None = Field(None, min_length=1, max_length=LAYERS)
     vace_in_channels: Width | None = None
     dim: Width | None = None
@@ -118,22 +113,9 @@ class TextConfig(ModelConfig):
     num_layers: int | None = Field(None, ge=1, le=LAYERS)
     num_heads: int | None = Field(None, ge=1, le=1024)
     relative_attention_num_buckets: Width | None = None
-    relative_attention_max_distance: Width | None = None
+    relative_attention_max_distance: Annotated[int, Field(ge=2, le=2**20)] | None = None
     layer_norm_epsilon: Epsilon | None = None
     feed_forward_proj: Literal["gated-gelu"] | None = None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError when there is none, or when this is no regular file."""
-    try:
-        if os.path.getsize(path) > FILE_LIMIT:
-            raise OSError(f"it has more than {FILE_LIMIT} bytes")
-        values = json.loads(read_regular(path).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path} ({error}); give the model's folder with its own {path.name}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, an object was expected; give the model's own file")
-    return values
 
 
 def check_config(kind: type[C], values: Any, source: object) -> C:

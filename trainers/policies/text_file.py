@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..modelfiles.places import read_json
+from ..modelfiles.weights import Weights, open_weights, without_wrappers
 from ..weights import load_full_state
-from .model_config import TextConfig, check_agreement, check_config, count_layers, read_json
-from .weight_files import Weights, open_weights
+from .model_config import TextConfig, check_agreement, check_config, count_layers
 
 REMEDY = "give umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 SPIECE = "spiece_model"
+MAX_DISTANCE = 128  # tokens; of UMT5, where a configuration has no other
 _BLOCK = re.compile(r"encoder\.block\.(\d{1,9})\.")
 _ATTENTION = "encoder.block.{}.layer.0.SelfAttention.{}.weight"
 _BIAS = "relative_attention_bias"
@@ -35,14 +37,26 @@ _ORIGINAL = {
     "ffn.fc2": "layer.1.DenseReluDense.wo",
 }
 
+_LLAMA_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(.+)\.weight")
+_LLAMA = {
+    "attn_norm": "layer.0.layer_norm",
+    "attn_rel_b": f"layer.0.SelfAttention.{_BIAS}",
+    **{f"attn_{part}": f"layer.0.SelfAttention.{part}" for part in "qkvo"},
+    "ffn_norm": "layer.1.layer_norm",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0",
+    "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+}
+
 
 def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """A frozen UMT5EncoderModel in `dtype` and its tokenizer.
 
-    path: a transformers folder, with the tokenizer in or beside it; or a .safetensors file (or one shard of several) of
-    UMT5 by transformers' names, as ComfyUI has it, or by Wan's own. Weights may be float8 with or without a scale for
-    each. The tokenizer of a file is the sentencepiece model in it (`spiece_model`), else a folder `tokenizer` or
-    `google/umt5-xxl` beside it. Raises UserError for anything else.
+    path: a transformers folder, with the tokenizer in or beside it; or a file (.safetensors, one shard of several,
+    .pth, .gguf) of UMT5 by transformers' names, as ComfyUI has it, by Wan's own or by llama.cpp's. Weights may be
+    quantised as `Weights.require_readable` says. The tokenizer of a file is the sentencepiece model in it
+    (`spiece_model`, or that of a GGUF file), else a folder `tokenizer` or `google/umt5-xxl` beside it. Raises UserError
+    for anything else.
     """
     from accelerate import init_empty_weights
     from transformers import UMT5Config, UMT5EncoderModel
@@ -68,19 +82,21 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, 
 
 
 def to_transformers(keys: Iterable[str]) -> dict[str, str]:
-    """The key of each of UMT5's encoder weights by transformers' name; a prefix of all keys is taken off.
+    """The key of each of UMT5's encoder weights by transformers' name, without prefixes and wrappers.
 
-    Empty if the keys are neither transformers' nor those of Wan's own T5 (Wan-Video/Wan2.1, wan/modules/t5.py).
+    Empty if the keys are neither transformers', nor those of Wan's own T5 (Wan-Video/Wan2.1, wan/modules/t5.py), nor
+    llama.cpp's.
     """
-    keys = list(keys)
+    keys = {without_wrappers(key): key for key in keys}
     for first, rename in (
         ("shared.weight", _kept),
         ("encoder.embed_tokens.weight", _kept),
         ("token_embedding.weight", _renamed),
+        ("token_embd.weight", _of_llama_cpp),
     ):
         prefix = next((key.removesuffix(first) for key in keys if key.endswith(first)), None)
         if prefix is not None:
-            names = ((rename(key.removeprefix(prefix)), key) for key in keys if key.startswith(prefix))
+            names = ((rename(key.removeprefix(prefix)), keys[key]) for key in keys if key.startswith(prefix))
             return {name: key for name, key in names if name}
     return {}
 
@@ -98,6 +114,13 @@ def _renamed(key: str) -> str | None:
     return {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}.get(key)
 
 
+def _of_llama_cpp(key: str) -> str | None:
+    block = _LLAMA_BLOCK.fullmatch(key)
+    if block:
+        return f"encoder.block.{block[1]}.{_LLAMA[block[2]]}.weight" if block[2] in _LLAMA else None
+    return {"token_embd.weight": "shared.weight", "enc.output_norm.weight": "encoder.final_layer_norm.weight"}.get(key)
+
+
 def infer_config(shapes: dict[str, tuple[int, ...]], stated: TextConfig, path: object) -> dict[str, Any]:
     """UMT5's configuration from the shapes of its encoder's weights, by transformers' names.
 
@@ -107,6 +130,15 @@ def infer_config(shapes: dict[str, tuple[int, ...]], stated: TextConfig, path: o
     if any(len(shape) != 2 for shape in matrices):
         raise UserError(f"{path} is not a UMT5 text encoder: its weights have other dimensions; {REMEDY}")
     (vocabulary, width), (queries, _), (buckets, heads), (inner, _) = matrices
+    if queries % heads:
+        raise UserError(f"{path} has {queries} channels, which {heads} attention heads cannot share evenly; {REMEDY}")
+    distance = stated.relative_attention_max_distance or MAX_DISTANCE
+    # Half of the buckets are for each direction, and half of those for single positions.
+    if buckets < 4 or buckets % 2 or distance <= buckets // 4:
+        raise UserError(
+            f"{path} has {buckets} buckets of relative positions up to {distance} tokens; an even number from 4 and a "
+            f"distance above {buckets // 4} are expected, so {REMEDY}"
+        )
     found = {
         "vocab_size": vocabulary,
         "d_model": width,
@@ -117,10 +149,8 @@ def infer_config(shapes: dict[str, tuple[int, ...]], stated: TextConfig, path: o
         "relative_attention_num_buckets": buckets,
     }
     check_agreement(stated, found, path)
-    beyond = {
-        "relative_attention_max_distance": stated.relative_attention_max_distance,
-        "layer_norm_epsilon": stated.layer_norm_epsilon,
-    }
+    beyond = {"layer_norm_epsilon": stated.layer_norm_epsilon}
+    found["relative_attention_max_distance"] = distance
     fixed = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1}
     return found | fixed | {name: value for name, value in beyond.items() if value is not None}
 

@@ -18,17 +18,17 @@ from torch import nn
 from ..config import PolicyKind
 from ..errors import UserError, shorten
 from ..lora.names import to_diffusers, to_original
+from ..modelfiles.places import read_json
+from ..modelfiles.weights import Weights, open_weights, without_wrappers
 from ..weights import load_full_state
-from .model_config import TransformerConfig, check_agreement, check_config, count_layers, read_json
+from .model_config import TransformerConfig, check_agreement, check_config, count_layers
 from .other_models import refuse_other_models
 from .wan import use_exact_time_features
-from .weight_files import Weights, open_weights
 
 CLASSES: dict[str, PolicyKind] = {"WanVACETransformer3DModel": "vace", "WanTransformer3DModel": "phantom"}
 KINDS: dict[str, PolicyKind] = CLASSES | {"VaceWanModel": "vace", "WanModel": "phantom"}
 REMEDY = "give the fp16 or bf16 file of a VACE or Phantom transformer"
 HEAD_WIDTH = 128  # of every published Wan transformer
-WRAPPERS = {"model", "diffusion_model", "transformer", "module", "_orig_mod", "_fsdp_wrapped_module"}
 # What a checkpoint of a whole pipeline holds beside the transformer.
 OTHER_PARTS = {
     "text_encoders",
@@ -136,10 +136,9 @@ def original_names(keys: Iterable[str], path: Path) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for key in keys:
-        parts = key.split(".")
-        if parts[0] in OTHER_PARTS:
+        if key.split(".")[0] in OTHER_PARTS:
             continue
-        name = to_original(".".join(part for part in parts if part not in WRAPPERS))
+        name = to_original(without_wrappers(key))
         if name in names:
             raise UserError(f"{path} holds {name} twice, as {names[name]} and {key}; give a file of one model")
         names[name] = key

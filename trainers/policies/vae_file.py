@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modelfiles.places import read_json
+from ..modelfiles.weights import open_weights, without_wrappers
 from ..weights import load_full_state
-from .model_config import VaeConfig, check_config, read_json
+from .model_config import VaeConfig, check_config
 from .other_models import LATENT_CHANNELS
-from .weight_files import open_weights
 
 COLOURS = 3
 REMEDY = "give wan_2.1_vae.safetensors"
 
 
 def load_vae(path: str | Path) -> nn.Module:
-    """A frozen AutoencoderKLWan in float32, of a diffusers folder or of a .safetensors file of Wan 2.1's VAE.
+    """A frozen AutoencoderKLWan in float32, of a diffusers folder or of a file of Wan 2.1's VAE.
 
     A file may have the original's names or diffusers'; the latter with the config.json beside it, if there is one.
     Raises UserError for anything else.
@@ -30,7 +32,7 @@ def load_vae(path: str | Path) -> nn.Module:
 
     path = Path(path)
     with open_weights(path, "the VAE", REMEDY) as weights:
-        keys = {key.removeprefix("model."): key for key in weights.keys}
+        keys = _without_prefix(weights.keys)
         weights.require_readable(keys.values(), path, REMEDY)
         original = "encoder.conv1.weight" in keys
         if original:
@@ -44,6 +46,14 @@ def load_vae(path: str | Path) -> nn.Module:
         model = AutoencoderKLWan(**config)
     load_full_state(model, state, path)
     return model.eval().requires_grad_(False)
+
+
+def _without_prefix(keys: Iterable[str]) -> dict[str, str]:
+    """The key of each of the VAE's weights by its name without prefixes, wrappers and the other parts of a pipeline."""
+    names = {without_wrappers(key): key for key in keys}
+    first = ("encoder.conv1.weight", "encoder.conv_in.weight")
+    prefix = next((name.removesuffix(end) for name in names for end in first if name.endswith(end)), "")
+    return {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
 
 
 def _stated_config(path: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from ..rewards.collator import Collator
 from ..rewards.identity import IdentityReward, open_base
 from ..rewards.model import RewardModel
 from ..rewards.names import PROJECTIONS
-from ..rewards.tensors import is_finite
 from ..rewards.writing import write_base, write_checkpoint
+from ..weights import is_finite
 from .loss import btt_loss
 from .pairs import Accuracy, Pair, accuracy
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, shorten
+from ..weights import is_finite
 from .config_files import AdapterFile, ModelSection, RewardFile, read_config_file
 from .model import RewardModel
 from .names import inner_name
-from .tensors import is_finite, read_tensors
+from .tensors import read_tensors
 
 ADAPTER = "adapter_model.safetensors"
 UNPACK = "unpack the whole released archive"

@@ -16,7 +16,9 @@ SHOWN = 60  # characters of a wrong value that a message repeats
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Layers = Annotated[int, Field(ge=1, le=512)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Epsilon = Annotated[float, Field(gt=0, lt=0.01)]
+Theta = Annotated[float, Field(ge=100, le=1e10)]  # Qwen2.5-VL has 1e6
+LARGEST_SCALE = 64  # alpha / r
 
 
 class File(BaseModel):
@@ -31,7 +33,7 @@ T = TypeVar("T", bound=File)
 class DataSection(File):
     """How clips were prepared when the reward was trained. Fixed values are those that the score is computed with."""
 
-    num_frames: Annotated[float, Field(gt=0, le=1024)] = 5.0
+    num_frames: Annotated[float, Field(ge=1, le=1024)] = 5.0
     max_frame_pixels: Annotated[int, Field(ge=SIDE * SIDE, le=2**26)] = MAX_PIXELS
     fps: None = None
     sample_type: Literal["uniform"] = "uniform"
@@ -76,6 +78,8 @@ class AdapterFile(File):
         kinds = ("use_dora", "use_rslora", "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
         if special := [name for name in (*kinds, "layer_replication") if (self.model_extra or {}).get(name)]:
             raise ValueError(f"uses {', '.join(special)}, which identity rewards do not have")
+        if self.scale > LARGEST_SCALE:
+            raise ValueError(f"lora_alpha {self.lora_alpha:g} is more than {LARGEST_SCALE} times the rank {self.r}")
         return self
 
     @property
@@ -86,7 +90,9 @@ class AdapterFile(File):
 
 class Rope(File):
     mrope_section: Annotated[list[Size], Field(min_length=3, max_length=3)] | None = None
-    rope_theta: Positive | None = None
+    rope_theta: Theta | None = None
+    type: Literal["mrope", "default"] | None = None
+    rope_type: Literal["mrope", "default"] | None = None
 
 
 class TextSection(File):
@@ -98,8 +104,10 @@ class TextSection(File):
     num_attention_heads: Size | None = None
     num_key_value_heads: Size | None = None
     vocab_size: Annotated[int, Field(ge=1, le=2**24)] | None = None
-    rms_norm_eps: Positive | None = None
-    rope_theta: Positive | None = None
+    hidden_act: Literal["silu"] | None = None
+    rms_norm_eps: Epsilon | None = None
+    rope_theta: Theta | None = None
+    use_sliding_window: Literal[False] | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
 
@@ -123,9 +131,10 @@ class VisionSection(File):
     intermediate_size: Size | None = None
     out_hidden_size: Size | None = None
     num_heads: Size | None = None
+    hidden_act: Literal["silu"] | None = None
     window_size: Annotated[int, Field(ge=SIDE, le=2**16)] | None = None
     fullatt_block_indexes: list[int] | None = None
-    tokens_per_second: Annotated[float, Field(gt=0, le=1000)] | None = None
+    tokens_per_second: Annotated[float, Field(ge=0.1, le=100)] | None = None
     patch_size: Literal[14] = 14
     spatial_merge_size: Literal[2] = 2
     temporal_patch_size: Literal[2] = 2
@@ -135,6 +144,9 @@ class VisionSection(File):
     def _heads_fit(self) -> VisionSection:
         if self.hidden_size and self.num_heads and self.hidden_size % (4 * self.num_heads):
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4 num_heads {self.num_heads}")
+        beyond = [i for i in self.fullatt_block_indexes or [] if not 0 <= i < (self.depth or i + 1)]
+        if beyond:
+            raise ValueError(f"fullatt_block_indexes has {beyond[0]}, and the tower {self.depth} blocks")
         return self
 
 
@@ -159,6 +171,9 @@ class BaseFile(TextSection):
             raise ValueError("rope_scaling has no mrope_section")
         if width and heads and any(2 * sum(split) != width // heads for split in splits):
             raise ValueError(f"mrope_section {splits[0]} does not add up to half of a head's {width // heads}")
+        made = self.vision_config and self.vision_config.out_hidden_size
+        if width and made and made != width:
+            raise ValueError(f"vision_config.out_hidden_size {made} is not the language model's hidden_size {width}")
         return self
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, autocast, nn
 from torch.nn import Linear
 
-from ..errors import UserError, shorten
-from ..weights import require_complete
+from ..errors import UserError
+from ..weights import find_damage, require_complete
 from .pixels import Grid
-from .tensors import is_finite
 from .vision import vision_embeddings
 
 
@@ -100,7 +99,7 @@ def load_base(
     """A base Qwen2.5-VL as a reward model: its embedding is resized to `vocabulary` rows, its head is new.
 
     Raises UserError when the folder holds no Qwen2.5-VL that transformers can read, lacks a weight other than heads, or
-    holds numbers that are not finite.
+    holds numbers that are not finite or a matrix of zeros.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -124,10 +123,9 @@ def load_base(
     require_complete(
         (model, {"missing_keys": [key for key in found["missing_keys"] if key != "lm_head.weight"]}), folder
     )
-    if broken := [name for name, weight in model.named_parameters() if not is_finite(weight.detach())]:
-        raise UserError(
-            f"the base model in {folder} holds numbers that are not finite in {shorten(broken)}; download it again"
-        )
+    for name, weight in model.named_parameters():
+        if damage := find_damage(name, weight.detach()):
+            raise UserError(f"the base model in {folder} holds {damage} in {name}; download it again")
     model.resize_token_embeddings(vocabulary, mean_resizing=False)
     inner = model.model
     visual = inner.visual if hasattr(inner, "visual") else model.visual

@@ -227,7 +227,7 @@ def test_a_missing_tensor_is_named(encoder, spiece, tmp_path, lost, message):
     [
         {Q: torch.zeros(32, 16, dtype=torch.uint8), Q.replace(".weight", ".weight_scale"): torch.ones(32, 2)},
         {Q: torch.zeros(32, 32, dtype=torch.int8), Q.replace(".weight", ".weight_scale"): torch.ones(())},
-        {Q: torch.zeros(32, 32).to(torch.float8_e4m3fn), Q.replace(".weight", ".weight_scale"): torch.ones(32)},
+        {Q: torch.zeros(32, 32).to(torch.float8_e4m3fn), Q.replace(".weight", ".weight_scale"): torch.ones(32, 2)},
     ],
     ids=["4 bits", "integers", "a scale per block"],
 )
@@ -235,6 +235,43 @@ def test_other_quantisations_are_named(encoder, spiece, tmp_path, packed):
     path = save(weights_of(encoder) | packed, spiece, tmp_path / "umt5.safetensors")
     with pytest.raises(UserError, match="8-bit in a form that is not read: .*umt5_xxl_fp16"):
         load_text_encoder(path, torch.float32)
+
+
+@pytest.mark.parametrize("columns", [3, 5])
+def test_heads_that_cannot_share_the_channels_are_named(encoder, spiece, tmp_path, columns):
+    changed = {n: torch.ones(32, columns) if n.endswith("bias.weight") else t for n, t in weights_of(encoder).items()}
+    with pytest.raises(UserError, match=f"32 channels, which {columns} attention heads cannot share"):
+        load_text_encoder(save(changed, spiece, tmp_path / "umt5.safetensors"), torch.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_too_few_buckets_of_positions_are_named(encoder, spiece, tmp_path, rows):
+    changed = {n: torch.ones(rows, 4) if n.endswith("bias.weight") else t for n, t in weights_of(encoder).items()}
+    with pytest.raises(UserError, match=f"has {rows} buckets of relative positions"):
+        load_text_encoder(save(changed, spiece, tmp_path / "umt5.safetensors"), torch.float32)
+
+
+@pytest.mark.parametrize(("value", "damage"), [(float("inf"), "not finite"), (0.0, "only zeros")])
+def test_damaged_weights_are_named(encoder, spiece, tmp_path, value, damage):
+    changed = weights_of(encoder) | {Q: torch.full((32, 32), value)}
+    with pytest.raises(UserError, match=f"umt5.safetensors is damaged: {Q} holds .*{damage}"):
+        load_text_encoder(save(changed, spiece, tmp_path / "umt5.safetensors"), torch.float32)
+
+
+def test_wrappers_inside_blocks_are_stripped(encoder, spiece, tmp_path):
+    weights = {
+        "module." + n.replace(".layer.0", "._checkpoint_wrapped_module.layer.0"): t
+        for n, t in weights_of(encoder).items()
+    }
+    read, tokenizer = load_text_encoder(save(weights, spiece, tmp_path / "umt5.safetensors"), torch.float32)
+    assert same_embeddings(read, tokenizer, encoder)
+
+
+def test_the_pickled_file_of_the_original_release_is_read(encoder, tokenizer, tmp_path):
+    torch.save(original(weights_of(encoder)), tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
+    tokenizer.save_pretrained(tmp_path / "google" / "umt5-xxl")
+    read, found = load_text_encoder(tmp_path / "models_t5_umt5-xxl-enc-bf16.pth", torch.float32)
+    assert same_embeddings(read, found, encoder)
 
 
 @pytest.mark.parametrize("place", ["umt5.safetensors", "umt5"])
@@ -290,6 +327,9 @@ def change_config(folder, **changes):
         ({"d_ff": [48]}, "d_ff is"),
         ({"num_heads": 2}, "num_heads 2, and the weights show 4"),
         ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
+        ({"relative_attention_max_distance": 1}, "relative_attention_max_distance is 1"),
+        ({"relative_attention_max_distance": 8}, "32 buckets of relative positions up to 8 tokens"),
+        ({"layer_norm_epsilon": 1e10}, "layer_norm_epsilon is 10000000000.0"),
         ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan"),
     ],
 )

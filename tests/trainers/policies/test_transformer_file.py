@@ -88,7 +88,9 @@ def test_a_folder_has_the_weights_and_settings_that_diffusers_wrote(transformer,
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model.", "module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "model.diffusion_model.", "diffusion_model.", "model.", "module.", "net.", "_orig_mod.module."]
+)
 def test_prefixes_are_stripped(transformer, write, prefix):
     assert same_weights(load_transformer(write(original_weights(transformer, prefix))), transformer)
 
@@ -97,8 +99,9 @@ def test_wrappers_inside_blocks_are_stripped(transformer, write):
     weights = {}
     for name, value in original_weights(transformer).items():
         head, dot, rest = name.partition(".0.")
-        weights[f"module.{head}{dot}_orig_mod.{rest}" if dot else f"module.{name}"] = value
-    assert any("blocks.0._orig_mod.self_attn" in name for name in weights)
+        wrapper = "_orig_mod._checkpoint_wrapped_module"
+        weights[f"module.{head}{dot}{wrapper}.{rest}" if dot else f"module.{name}"] = value
+    assert any("blocks.0._orig_mod._checkpoint_wrapped_module.self_attn" in name for name in weights)
     assert same_weights(load_transformer(write(weights)), transformer)
 
 
@@ -275,7 +278,7 @@ def test_files_of_other_things_are_named(write, weights, what):
 def test_8_bit_in_other_forms_is_named_already_when_the_model_is_recognised(transformer, write):
     name = "blocks.0.self_attn.q.weight"
     weights = original_weights(transformer)
-    rows = weights | {name: weights[name].to(torch.float8_e4m3fn), name[:-6] + "scale_weight": torch.ones(24, 1)}
+    rows = weights | {name: weights[name].to(torch.float8_e4m3fn), name[:-6] + "scale_weight": torch.ones(24, 2)}
     integers = weights | {name: weights[name].to(torch.int8), name[:-6] + "weight_scale": torch.ones(())}
     for packed in (rows, integers):
         message = refusal(write(packed))
@@ -284,6 +287,29 @@ def test_8_bit_in_other_forms_is_named_already_when_the_model_is_recognised(tran
 
 
 # --- what is incomplete, or does not fit -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "damage"), [(float("nan"), "not finite"), (0.0, "only zeros")])
+def test_damaged_weights_are_named(transformer, write, value, damage):
+    name = "blocks.1.ffn.0.weight"
+    weights = original_weights(transformer)
+    weights[name] = torch.full_like(weights[name], value)
+    with pytest.raises(UserError, match=rf"m\.safetensors is damaged: {name} holds .*{damage}"):
+        load_transformer(write(weights))
+
+
+@pytest.mark.parametrize("kind", ["vace"])
+def test_control_blocks_that_training_starts_at_zero_are_read(transformer, write):
+    weights = original_weights(transformer)
+    weights["vace_blocks.0.after_proj.weight"].zero_()
+    load_transformer(write(weights))
+
+
+def test_a_pickled_transformer_is_read(transformer, tmp_path):
+    torch.save({"state_dict": original_weights(transformer)}, tmp_path / "Phantom-Wan-1.3B.pth")
+    config = {"num_heads": 2, "dim": 24, "num_layers": 3, "vace_layers": [0, 2]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert same_weights(load_transformer(tmp_path / "Phantom-Wan-1.3B.pth"), transformer)
 
 
 def test_missing_weights_are_named(transformer, folder, write):
@@ -337,6 +363,8 @@ def test_a_broken_configuration_in_the_header_is_refused(transformer, tmp_path, 
         ({"patch_size": "1,2,2"}, "patch_size is"),
         ({"eps": float("nan")}, "eps is nan"),
         ({"eps": 0.0}, "eps is 0.0"),
+        ({"eps": 1e10}, "eps is 10000000000.0"),
+        ({"rope_max_seq_len": 1}, "rope_max_seq_len is 1"),
         ({"rope_max_seq_len": 10**9}, "rope_max_seq_len is 1000000000"),
         ({"qk_norm": "layer_norm"}, "qk_norm is"),
         ({"ffn_dim": 64}, "ffn_dim 64, and the weights show 32"),

@@ -97,7 +97,7 @@ def change(original_vae, tmp_path):
     return write
 
 
-@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("prefix", ["", "model.", "module._orig_mod.", "vae.", "first_stage_model."])
 def test_a_file_gives_the_latents_and_frames_of_the_vae_it_was_made_of(original_vae, change, clip, prefix):
     read = load_vae(change({}, prefix))
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_a_file_in_half_precision_is_read_as_float32_and_frozen(original_vae, ch
         ({"conv2.weight": None}, "no Wan VAE"),
         ({"decoder.middle.0.residual.2.weight": None}, "lacks decoder.mid_block.resnets.0.conv1.weight"),
         (
-            {"decoder.middle.0.residual.2.weight": torch.zeros(32, 32, 3, 3, 1)},
+            {"decoder.middle.0.residual.2.weight": torch.ones(32, 32, 3, 3, 1)},
             "has weights of other shapes: decoder.mid_block",
         ),
     ],
@@ -128,6 +128,19 @@ def test_a_file_in_half_precision_is_read_as_float32_and_frozen(original_vae, ch
 def test_another_file_is_refused_with_the_reason(change, changes, message):
     with pytest.raises(UserError, match=message):
         load_vae(change(changes))
+
+
+@pytest.mark.parametrize(("value", "damage"), [(float("nan"), "not finite"), (0.0, "only zeros")])
+def test_damaged_weights_are_named(change, value, damage):
+    name = "decoder.middle.0.residual.2.weight"
+    with pytest.raises(UserError, match=f"vae.safetensors is damaged: {name} holds .*{damage}"):
+        load_vae(change({name: torch.full((32, 32, 3, 3, 3), value)}))
+
+
+def test_a_pickled_file_gives_the_same_vae(original_vae, tmp_path):
+    torch.save(load_file(original_vae[1]), tmp_path / "Wan2.1_VAE.pth")
+    read = load_vae(tmp_path / "Wan2.1_VAE.pth")
+    assert all(torch.equal(value, read.state_dict()[n]) for n, value in original_vae[0].state_dict().items())
 
 
 def test_a_truncated_file_is_named(change):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from trainers.errors import UserError
-from trainers.policies.weight_files import open_weights, weight_files
+from trainers.modelfiles.places import weight_files
+from trainers.modelfiles.weights import open_weights
 
 REMEDY = "give another file"
 FLOAT8 = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
@@ -28,6 +30,16 @@ def read(path, dtype=torch.float32):
     with open_weights(path, "the model", REMEDY) as weights:
         weights.require_readable(weights.keys, path, REMEDY)
         return {key: weights.read(key, dtype) for key in weights.keys}
+
+
+class RunsCode:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 @pytest.fixture
@@ -78,10 +90,16 @@ def test_notes_on_8_bit_weights_are_not_weights(tmp_path):
     assert torch.equal(found["a.weight"], 2 * torch.eye(2))
 
 
-E4M3 = torch.zeros(4, 4).to(torch.float8_e4m3fn)
-QUANT = {
-    form: torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8) for form in ("mxfp8", "odd")
-}
+E4M3 = torch.ones(4, 4).to(torch.float8_e4m3fn)
+INT8 = torch.arange(-8, 8, dtype=torch.int8).view(4, 4)
+
+
+def note(**values):
+    """What ComfyUI stores of a weight's quantisation beside it."""
+    return torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
+
+
+ROTATED = note(format="int8_tensorwise", convrot=True)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +107,18 @@ QUANT = {
     [
         ({"a.weight": torch.zeros(4, 4, dtype=torch.int8), "a.weight_scale": torch.ones(())}, "a.weight is I8"),
         ({"a.weight": torch.zeros(4, 2, dtype=torch.uint8), "a.weight_scale": torch.ones(4)}, "a.weight is U8"),
-        ({"a.weight": E4M3, "a.scale_weight": torch.ones(4, 1)}, "a.weight has 4 scales instead of one"),
-        ({"a.weight": E4M3, "a.weight_scale": torch.ones(4, 2)}, "a.weight has 8 scales instead of one"),
+        ({"a.weight": INT8, "a.weight_scale": torch.ones(()), "a.comfy_quant": ROTATED}, "with rotated weights"),
+        (
+            {"a.weight": E4M3, "a.weight_scale": torch.ones(4, 2)},
+            "a.weight has scales of shape \\[4, 2\\] instead of one, or one per row",
+        ),
+        (
+            {"a.weight": E4M3, "a.weight_scale": torch.ones(1, 4)},
+            "a.weight has scales of shape \\[1, 4\\] instead of one, or one per row",
+        ),
         ({"a.weight": E4M3, "a.weight_scale": torch.ones(()), "b.weight": E4M3}, "b.weight has no scale"),
-        ({"a.weight": E4M3, "a.comfy_quant": QUANT["mxfp8"]}, "a.weight is mxfp8"),
-        ({"a.weight": E4M3, "a.weight_scale": torch.ones(()), "a.comfy_quant": QUANT["odd"]}, "a.weight is odd"),
+        ({"a.weight": E4M3, "a.comfy_quant": note(format="mxfp8")}, "a.weight is mxfp8"),
+        ({"a.weight": E4M3, "a.weight_scale": torch.ones(()), "a.comfy_quant": note(format="odd")}, "a.weight is odd"),
         ({"a.weight": E4M3, "a.weight_scale_inv": torch.ones(1, 1)}, "a.weight_scale_inv"),
         ({"a.weight": torch.zeros(4, 4), "a.weight.absmax": torch.ones(4)}, "a.weight.absmax"),
         ({"a.weight": E4M3, "a.weight_scale": torch.ones(()), "a.pre_quant_scale": torch.ones(4)}, "a.pre_quant_scale"),
@@ -112,11 +137,54 @@ def test_the_quantisation_stated_in_the_header_is_checked(tmp_path, header):
         read(path)
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
-def test_a_scale_that_is_not_finite_is_refused(tmp_path, scale):
-    path = save(tmp_path / "m.safetensors", {"a.weight": E4M3, "a.weight_scale": torch.tensor(scale)})
-    with pytest.raises(UserError, match=r"the scale a\.weight_scale is (nan|inf)"):
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize("form", [torch.float8_e4m3fn, torch.int8])
+def test_a_scale_for_each_row_is_used_for_its_row(tmp_path, shape, form):
+    scales = torch.tensor([1.0, 2.0, 0.5, 4.0])
+    tensors = {"a.weight": INT8.to(form), "a.weight_scale": scales.view(shape)}
+    if form is torch.int8:
+        tensors["a.comfy_quant"] = note(format="int8_tensorwise")
+    found = read(save(tmp_path / "m.safetensors", tensors))["a.weight"]
+    assert torch.equal(found, INT8.float() * scales[:, None])
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_scale_that_is_not_a_positive_number_is_refused(tmp_path, scale, rows):
+    scales = torch.ones(rows)
+    scales[-1] = scale
+    path = save(tmp_path / "m.safetensors", {"a.weight": E4M3, "a.weight_scale": scales})
+    with pytest.raises(UserError, match=rf"its scale a\.weight_scale is {scale:g}, a positive number"):
         read(path)
+
+
+def test_two_scales_that_differ_are_refused(tmp_path):
+    tensors = {"a.weight": E4M3, "a.weight_scale": torch.tensor(2.0), "a.scale_weight": torch.tensor([2.0])}
+    assert torch.equal(read(save(tmp_path / "m.safetensors", tensors))["a.weight"], torch.full((4, 4), 2.0))
+    tensors["a.scale_weight"] = torch.tensor(3.0)
+    with pytest.raises(UserError, match="has two scales of a.weight, a.scale_weight and a.weight_scale, which differ"):
+        read(save(tmp_path / "m.safetensors", tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_found(tmp_path, matrix, dtype, value):
+    matrix[3, 4] = value
+    path = save(tmp_path / "m.safetensors", {"a.weight": matrix.to(dtype)})
+    with pytest.raises(UserError, match="m.safetensors is damaged: a.weight holds numbers that are not finite"):
+        read(path)
+
+
+def test_a_matrix_of_zeros_is_damage_and_a_vector_of_zeros_or_a_sum_of_zero_is_not(tmp_path):
+    tensors = {"a.weight": torch.tensor([[1.0, -1.0]]), "a.bias": torch.zeros(3)}
+    assert read(save(tmp_path / "m.safetensors", tensors)).keys() == tensors.keys()
+    with pytest.raises(UserError, match="m.safetensors is damaged: b.weight holds only zeros; download it again"):
+        read(save(tmp_path / "m.safetensors", tensors | {"b.weight": torch.zeros(2, 2)}))
+
+
+def test_large_numbers_of_half_precision_are_not_taken_for_damage(tmp_path):
+    path = save(tmp_path / "m.safetensors", {"a.weight": torch.full((9, 9), 60000.0, dtype=torch.float16)})
+    assert torch.equal(read(path)["a.weight"], torch.full((9, 9), 60000.0))
 
 
 def test_weights_are_not_copied_when_they_have_the_right_type(tmp_path, matrix):
@@ -185,8 +253,6 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("start", "what"),
     [
-        (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
-        (b"PK\x03\x04\x00\x00\x08\x08", "a pickled PyTorch file"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF", "a pickled PyTorch file"),
         (b"version https://git-lfs", "a Git LFS pointer"),
         (b"<!DOCTYPE html>", "a web page"),
@@ -197,6 +263,22 @@ def test_a_file_of_another_format_is_named(tmp_path, start, what):
     (tmp_path / "m.safetensors").write_bytes(start + b" " * 100)
     with pytest.raises(UserError, match=f"m.safetensors is {what}.*; {REMEDY}"):
         read(tmp_path / "m.safetensors")
+
+
+def test_a_pickled_file_is_read_and_its_code_is_not_run(tmp_path, matrix):
+    torch.save({"model": {"a": matrix, "b._extra_state": None}, "step": 3}, tmp_path / "m.pth")
+    assert torch.equal(read(tmp_path / "m.pth")["a"], matrix)
+    torch.save({"a": matrix, "b": RunsCode(tmp_path / "owned")}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match="m.pth cannot be read"):
+        read(tmp_path / "m.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 1}, {}, {"a": torch.eye(2).to_sparse()}])
+def test_a_pickled_file_of_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "m.pth")
+    with pytest.raises(UserError, match="m.pth is not a dictionary of dense tensors by name; give another file"):
+        read(tmp_path / "m.pth")
 
 
 def test_a_truncated_file_is_named(tmp_path, matrix):
