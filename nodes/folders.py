@@ -23,7 +23,10 @@ BUILT_IN = "TinyWorld (built in)"
 BUILT_IN_SETS = {"TinyWorld: training (built in)": "train", "TinyWorld: held out (built in)": "held_out"}
 WITH_MODEL = "beside the model"
 AS_CHECKPOINT = "as the checkpoint says"
-WEIGHTS = ".safetensors"
+WEIGHTS, PICKLED, GGUF = ".safetensors", ".pth", ".gguf"
+# What is offered of each folder of models; LoRAs are .safetensors only.
+ENDINGS = {SINGLE_FILES: (WEIGHTS, PICKLED), "text_encoders": (WEIGHTS, PICKLED), "vae": (WEIGHTS, PICKLED)}
+NO_MODULE = "none"
 LATEST, BEST = "latest", "best"
 NEWEST_RUN = "newest run"
 
@@ -67,7 +70,7 @@ def policy_choices() -> list[str]:
 
 def default_policy(choices: list[str]) -> str:
     """The first VACE or Phantom model by its name that is not built in; TinyWorld's VACE when there is none."""
-    own = (choice for choice in choices if choice not in POLICIES)
+    own = (choice for choice in choices if choice not in POLICIES and "module" not in choice.lower())
     return next((choice for choice in own if re.search("vace|phantom", choice, re.IGNORECASE)), choices[0])
 
 
@@ -79,14 +82,28 @@ def policy_source(choice: str) -> str:
         return str(_pipelines()[choice])
     if choice not in policy_choices():
         raise UserError(
-            f"there is no model `{choice}`; put a diffusers folder into models/diffusers or a .safetensors file into "
-            f"models/{SINGLE_FILES}, and refresh"
+            f"there is no model `{choice}`; put a diffusers folder into models/diffusers or a file "
+            f"(.safetensors, .gguf, .pth) into models/{SINGLE_FILES}, and refresh"
         )
     return str(_file_path(SINGLE_FILES, choice.removeprefix(f"{SINGLE_FILES}/")))
 
 
 def _pipelines() -> dict[str, Path]:
     return {f"diffusers/{name}": path for name, path in _folders("diffusers", "transformer/config.json").items()}
+
+
+def module_choices() -> list[str]:
+    """`none`, then the files of `models/diffusion_models` that are named as VACE's control blocks may be."""
+    return [NO_MODULE, *(name for name in _files(SINGLE_FILES) if "vace" in name.lower())]
+
+
+def module_source(choice: str) -> str | None:
+    """The path behind a choice of `module_choices`; None for `none`."""
+    if choice == NO_MODULE:
+        return None
+    if choice not in module_choices():
+        raise UserError(f"there is no file `{choice}` in models/{SINGLE_FILES}; put it there and refresh")
+    return str(_file_path(SINGLE_FILES, choice))
 
 
 def part_choices(kind: str) -> list[str]:
@@ -153,7 +170,7 @@ def _base_models() -> dict[str, Path]:
 
 def prompt_set_choices() -> list[str]:
     """The built-in sets, then the CSV files of ComfyUI's input folder, at any depth."""
-    return [*BUILT_IN_SETS, *_csv_files(folder_paths.get_input_directory())]
+    return [*BUILT_IN_SETS, *_listed_files(folder_paths.get_input_directory(), ".csv")]
 
 
 def prompt_set_path(choice: str) -> Path:
@@ -165,24 +182,24 @@ def prompt_set_path(choice: str) -> Path:
     return Path(folder_paths.get_input_directory()) / choice
 
 
-def _csv_files(root: str) -> list[str]:
-    """CSV files below `root`, relative to it, cached until a folder below it changes.
+def _listed_files(root: str, ending: str) -> list[str]:
+    """Files below `root`, relative to it, cached until a folder below it changes.
 
     An input folder may hold many files, and ComfyUI requests a widget's options several times for each queued graph.
     """
-    files, times = _listed.get(root, ([], {}))
+    files, times = _listed.get((root, ending), ([], {}))
     if not times or any(_modified(folder) != time for folder, time in times.items()):
         files, times = [], {}
         for folder, _, names in os.walk(root):
             times[folder] = _modified(folder)
-            found = (Path(folder, name) for name in names if name.endswith(".csv"))
+            found = (Path(folder, name) for name in names if name.endswith(ending))
             files += [path.relative_to(root).as_posix() for path in found if path.is_file()]
         files.sort()
-        _listed[root] = files, times
+        _listed[root, ending] = files, times
     return files
 
 
-_listed: dict[str, tuple[list[str], dict[str, int | None]]] = {}
+_listed: dict[tuple[str, str], tuple[list[str], dict[str, int | None]]] = {}
 
 
 def _modified(folder: str) -> int | None:
@@ -274,7 +291,12 @@ def find_run(choice: str) -> RunFolder:
 
 def _files(kind: str) -> list[str]:
     """The weights of `models/<kind>`, at any depth; with `/` on Windows too, so that a workflow opens everywhere."""
-    return [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(kind) if name.endswith(WEIGHTS)]
+    endings = ENDINGS.get(kind, (WEIGHTS,))
+    names = [name for name in folder_paths.get_filename_list(kind) if name.endswith(endings)]
+    if kind in (SINGLE_FILES, "text_encoders"):
+        # ComfyUI does not list them.
+        names += [name for root in folder_paths.get_folder_paths(kind) for name in _listed_files(root, GGUF)]
+    return [name.replace(os.sep, "/") for name in names]
 
 
 def _file_path(kind: str, name: str) -> Path:

@@ -42,8 +42,8 @@ class LoadModel(io.ComfyNode):
                     "model",
                     options=models,
                     default=folders.default_policy(models),
-                    tooltip="A folder of models/diffusers, a file of models/diffusion_models, or a built-in miniature. "
-                    "Whether it is VACE or Phantom is recognised.",
+                    tooltip="A folder of models/diffusers, a file of models/diffusion_models (GGUF too), or a built-in "
+                    "miniature. Whether it is VACE or Phantom is recognised.",
                 ),
                 io.Combo.Input(
                     "text_encoder",
@@ -80,6 +80,15 @@ class LoadModel(io.ComfyNode):
                     tooltip="When the parts of the model leave the GPU. On a card with 12 GB or less keep the text "
                     "encoder, the largest part, on the CPU: it encodes each prompt only once.",
                 ),
+                io.Combo.Input(
+                    "vace_module",
+                    options=folders.module_choices(),
+                    default=folders.NO_MODULE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The file of VACE's control blocks, when the model is the text-to-video file that they "
+                    "belong to (as WanVideoWrapper splits VACE).",
+                ),
             ],
             outputs=[WanPolicyType.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],
         )
@@ -96,7 +105,14 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: str, text_encoder: str, vae: str, dtype: str, attention: str, offload: str
+        cls,
+        model: str,
+        text_encoder: str,
+        vae: str,
+        dtype: str,
+        attention: str,
+        offload: str,
+        vace_module: str = folders.NO_MODULE,
     ) -> io.NodeOutput:
         for name, value, options in (
             ("dtype", dtype, DTYPES),
@@ -109,9 +125,10 @@ class LoadModel(io.ComfyNode):
             raise UserError("attention `flash` cannot compute in float32; choose dtype bfloat16, or attention sdpa")
         source = folders.policy_source(model)
         text_path, vae_path = folders.part_source("text_encoders", text_encoder), folders.part_source("vae", vae)
-        find_parts(source, text_path, vae_path)
-        config = PolicyConfig(source=source, dtype=dtype, text_encoder=text_path, vae=vae_path)
-        lazy = LazyPolicy(recognise(source), config, OnUse(lambda: _load(config, attention, offload)))
+        module = folders.module_source(vace_module)
+        find_parts(source, text_path, vae_path, module)
+        config = PolicyConfig(source=source, dtype=dtype, text_encoder=text_path, vae=vae_path, vace_module=module)
+        lazy = LazyPolicy(recognise(source, module), config, OnUse(lambda: _load(config, attention, offload)))
         return io.NodeOutput(lazy, ui=ui.PreviewText(_summary(lazy)))
 
 
@@ -140,7 +157,7 @@ def _dtype(choice: str) -> str:
 
 def _summary(lazy: LazyPolicy) -> str:
     """Kind, size, precision and device, shown on the node."""
-    count = count_parameters(lazy.config.source)
+    count = count_parameters(lazy.config.source, lazy.config.vace_module)
     size = f"{count / 1e9:.1f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
     return f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, {management.get_torch_device()}"
 

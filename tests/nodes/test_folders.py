@@ -39,7 +39,7 @@ def base(folders, tmp_path, monkeypatch):
     """ComfyUI's folders, empty: models/<kind>, input, output and the runs."""
     import folder_paths
 
-    for kind in ("loras", "diffusers", "diffusion_models", "vae", folders.REWARDS):
+    for kind in ("loras", "diffusers", "diffusion_models", "text_encoders", "vae", folders.REWARDS):
         (tmp_path / "models" / kind).mkdir(parents=True)
         endings = folder_paths.folder_names_and_paths[kind][1]
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / "models" / kind)], endings))
@@ -222,6 +222,35 @@ def test_models_are_built_in_folders_or_single_files(folders, base):
         str(models / "diffusers" / "wan"),
         str(models / "diffusion_models" / "sub" / "vace.safetensors"),
     ]
+
+
+def test_gguf_and_pickled_originals_are_offered_where_they_can_be_read(folders, base):
+    for name in (
+        "diffusion_models/q/a.gguf",
+        "diffusion_models/b.pth",
+        "text_encoders/t.gguf",
+        "vae/v.gguf",
+        "loras/l.pth",
+    ):
+        touch(base / "models" / name)
+    models = base / "models" / "diffusion_models"
+    assert folders.policy_choices()[len(folders.POLICIES) :] == ["diffusion_models/b.pth", "diffusion_models/q/a.gguf"]
+    assert folders.policy_source("diffusion_models/q/a.gguf") == str(models / "q" / "a.gguf")
+    assert folders.part_choices("text_encoders") == [folders.WITH_MODEL, "t.gguf"]
+    assert folders.part_choices("vae") == [folders.WITH_MODEL]
+    assert folders.lora_choices() == []
+
+
+def test_control_blocks_are_files_with_vace_in_their_name(folders, base):
+    touch(base / "models" / "diffusion_models" / "Wan2_1-VACE_module_1_3B_bf16.safetensors")
+    touch(base / "models" / "diffusion_models" / "Wan2_1-T2V-1_3B_bf16.safetensors")
+    assert folders.module_choices() == ["none", "Wan2_1-VACE_module_1_3B_bf16.safetensors"]
+    assert folders.module_source("none") is None
+    assert folders.module_source(folders.module_choices()[1]).endswith(
+        "diffusion_models/" + folders.module_choices()[1]
+    )
+    with pytest.raises(folders.UserError, match="there is no file `../x`"):
+        folders.module_source("../x")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ CHOICES = {
     "dtype": "auto",
     "attention": "sdpa",
     "offload": "when memory is needed",
+    "vace_module": "none",
 }
 
 
@@ -81,6 +82,7 @@ def test_a_text_encoder_kept_on_the_cpu_is_not_managed(run_node):
         ("dtype", "float8", "not in list"),
         ("attention", "flash", "not in list"),  # there is no GPU here
         ("offload", "never", "not in list"),
+        ("vace_module", "/etc/passwd", "not in list"),
     ],
 )
 def test_a_choice_that_is_not_offered_is_one_error_on_its_input(pack, run_node, name, value, text):
@@ -88,7 +90,7 @@ def test_a_choice_that_is_not_offered_is_one_error_on_its_input(pack, run_node, 
     assert found[0] == name and re.search(text, found[1])
 
 
-@pytest.mark.parametrize("name", ["model", "text_encoder", "vae", "dtype", "attention", "offload"])
+@pytest.mark.parametrize("name", ["model", "text_encoder", "vae", "dtype", "attention", "offload", "vace_module"])
 def test_a_choice_that_comes_through_a_link_is_checked_too(pack, run_node, name):
     with pytest.raises(pack.UserError, match=f"{name} `/etc/passwd`|there is no .* `/etc/passwd`"):
         run_node(NODE, **CHOICES | {name: pack.Linked("/etc/passwd")})

@@ -114,24 +114,26 @@ def _preset_of(preset: str | None, changes: dict[str, Any]) -> str:
     if preset and preset != preset_for(preset, "vace"):
         return preset
     policy = changes.get("policy")
-    source = str(policy.get("source", "tinyworld")) if isinstance(policy, dict) else "tinyworld"
-    return preset_for(preset or ("tiny" if source in BUILT_IN else "paper"), _kind_of(source) or "vace")
+    policy = policy if isinstance(policy, dict) else {}
+    source, module = str(policy.get("source", "tinyworld")), policy.get("vace_module")
+    kind = _kind_of(source, str(module) if module else None)
+    return preset_for(preset or ("tiny" if source in BUILT_IN else "paper"), kind or "vace")
 
 
-def _kind_of(source: str) -> PolicyKind | None:
+def _kind_of(source: str, vace_module: str | None) -> PolicyKind | None:
     """None where it cannot be recognised: loading the policy reports why."""
     if source in BUILT_IN:
         return BUILT_IN[source]
     from ..policies.load import recognise
 
     try:
-        return recognise(source)
+        return recognise(source, vace_module)
     except UserError:
         return None
 
 
 def _check_preset(config: TrainConfig) -> None:
-    kind, source = _kind_of(config.policy.source), config.policy.source
+    kind, source = _kind_of(config.policy.source, config.policy.vace_module), config.policy.source
     if kind and config.preset != (fitting := preset_for(config.preset, kind)):
         raise UserError(
             f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "

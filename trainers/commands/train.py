@@ -41,8 +41,9 @@ def check_inputs(config: TrainConfig) -> None:
     from ..rewards.load import find_reward
     from ..runs.inputs import check_prompts
 
-    find_parts(config.policy.source, config.policy.text_encoder, config.policy.vae)
-    recognise(config.policy.source)
+    policy = config.policy
+    find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
+    recognise(policy.source, policy.vace_module)
     find_reward(config.reward)
     check_prompts(config)
     require_trackers(config.trackers)

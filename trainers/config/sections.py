@@ -45,13 +45,16 @@ class PolicyConfig(Section):
 
     source: Place = Field(
         "tinyworld",
-        description="VACE or Phantom: a diffusers folder, a transformer's .safetensors file, or a built-in model "
-        "(tinyworld, tinyworld-phantom)",
+        description="VACE or Phantom: a diffusers folder, a transformer's file (.safetensors, .gguf, .pth), or a "
+        "built-in model (tinyworld, tinyworld-phantom)",
+    )
+    vace_module: Place | None = Field(
+        None, description="file of VACE's control blocks alone, if `source` is the text-to-video model they belong to"
     )
     text_encoder: Place | None = Field(
-        None, description="folder or .safetensors file of the text encoder; null: in the model's folder"
+        None, description="folder or file of the text encoder; null: in the model's folder"
     )
-    vae: Place | None = Field(None, description="folder or .safetensors file of the VAE; null: in the model's folder")
+    vae: Place | None = Field(None, description="folder or file of the VAE; null: in the model's folder")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of transformer and text encoder; LoRA and VAE stay float32"
     )
@@ -301,7 +304,9 @@ class TrainConfig(Section):
         own = {
             name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora", "publish")
         }
-        policy = {name: absolute(getattr(self.policy, name)) for name in ("source", "text_encoder", "vae")}
+        policy = {
+            name: absolute(getattr(self.policy, name)) for name in ("source", "vace_module", "text_encoder", "vae")
+        }
         reward = {name: absolute(getattr(self.reward, name)) for name in ("source", "base_model")}
         return self.model_copy(
             update=own

@@ -101,6 +101,7 @@ class Weights:
         keys = set(keys)
         scales = {key: scale for key in keys if (scale := self._scale(key))}
         formats = self._stated_formats(keys)
+        scaled = {self._paths[key] for key in (*scales, *formats)}
         for key in sorted(keys):
             shape, dtype = self.shape(key), self.dtype(key)
             form, what = formats.get(key), None
@@ -108,7 +109,9 @@ class Weights:
                 what = f"{key} is {form}"
             elif dtype not in PLAIN_TYPES + FLOAT8_TYPES + gguf_file.TYPES and (dtype != INT8 or not form):
                 what = f"{key} is {dtype}"
-            elif (scales or formats) and dtype in (*FLOAT8_TYPES, INT8) and len(shape) == 2 and key not in scales:
+            elif (
+                self._paths[key] in scaled and dtype in (*FLOAT8_TYPES, INT8) and len(shape) == 2 and key not in scales
+            ):
                 what = f"{key} has no scale"
             if not what and key in scales and not _one_or_per_row(self.shape(scales[key]), shape):
                 what = f"{key} has scales of shape {list(self.shape(scales[key]))} instead of one, or one per row"
@@ -180,8 +183,8 @@ def without_wrappers(key: str) -> str:
 
 
 @contextmanager
-def open_weights(place: Path, kind: str, remedy: str) -> Iterator[Weights]:
-    """The weights at `place` (see `weight_files`), open within the block; nothing but their headers is read yet.
+def open_weights(place: Path, kind: str, remedy: str, beside: Path | None = None) -> Iterator[Weights]:
+    """The weights at `place` (see `weight_files`) and at `beside`, open within the block; only headers are read yet.
 
     `kind` and `remedy` are for messages: `the transformer`, `give ...`. Raises UserError when they cannot be read, also
     from within the block.
@@ -189,6 +192,7 @@ def open_weights(place: Path, kind: str, remedy: str) -> Iterator[Weights]:
     from safetensors import SafetensorError
 
     try:
-        yield Weights({path: open_container(path, remedy) for path in weight_files(place, remedy)})
+        files = [file for part in (place, beside) if part for file in weight_files(part, remedy)]
+        yield Weights({path: open_container(path, remedy) for path in files})
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {kind} {place} ({error}); {remedy}, downloaded to its end") from error

@@ -32,6 +32,8 @@ TEXT_LENGTH = 512
 POLICIES = {"vace": VacePolicy, "phantom": PhantomPolicy}
 # By the least width of the transformer: those of 14B and of 1.3B parameters, and smaller ones.
 NATIVE_SIZES = {5120: VideoSize(720, 1280, 81), 1536: VideoSize(480, 832, 81), 0: VideoSize(48, 80, 9)}
+# Beside the transformer in the original releases of Wan 2.1.
+ORIGINAL_FILES = {"text_encoder": "models_t5_umt5-xxl-enc-bf16.pth", "vae": "Wan2.1_VAE.pth"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,15 @@ class Parts:
     transformer: Path
     text_encoder: Path
     vae: Path
+    vace_module: Path | None = None
 
 
-def find_parts(source: str | Path, text_encoder: str | Path | None = None, vae: str | Path | None = None) -> Parts:
+def find_parts(
+    source: str | Path,
+    text_encoder: str | Path | None = None,
+    vae: str | Path | None = None,
+    vace_module: str | Path | None = None,
+) -> Parts:
     """The parts of the policy at `source` (see `load_policy`). Raises UserError that lists what was not found."""
     if not os.path.exists(source) and str(source) not in BUILT_IN:
         raise UserError(
@@ -55,9 +63,11 @@ def find_parts(source: str | Path, text_encoder: str | Path | None = None, vae: 
         wanted["text_encoder"] = Path(text_encoder)
     if vae:
         wanted["vae"] = Path(vae)
+    if vace_module:
+        wanted["vace_module"] = Path(vace_module)
     for name, path in wanted.items():
         if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            raise UserError(f"{name} {path} is neither a file nor a folder; give a .safetensors file or a folder")
+            raise UserError(f"{name} {path} is neither a file nor a folder; give a file of weights or a folder")
     missing = [f"{name}: {path}" for name, path in wanted.items() if not os.path.exists(path)]
     texts = wanted["text_encoder"]
     tokenizers = [texts, texts.parent / "tokenizer", texts / "tokenizer"]
@@ -82,6 +92,7 @@ def _places(source: str | Path) -> dict[str, Path]:
     source = Path(source)
     root = source if os.path.isdir(source) else source.parent
     places = {name: root / name for name in ("transformer", "text_encoder", "vae")}
+    places |= {part: root / name for part, name in ORIGINAL_FILES.items() if os.path.isfile(root / name)}
     # The original releases keep config.json and shards at the top of their folder.
     if not os.path.isdir(source) or _is_transformer_folder(source):
         places["transformer"] = source
@@ -94,7 +105,8 @@ def _is_transformer_folder(folder: Path) -> bool:
 
 def policy_of(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
     """The policy that a run's settings name; see `load_policy`."""
-    return load_policy(config.source, getattr(torch, config.dtype), device, config.text_encoder, config.vae)
+    dtype = getattr(torch, config.dtype)
+    return load_policy(config.source, dtype, device, config.text_encoder, config.vae, config.vace_module)
 
 
 def load_policy(
@@ -103,20 +115,22 @@ def load_policy(
     device: torch.device | str = "cpu",
     text_encoder: str | Path | None = None,
     vae: str | Path | None = None,
+    vace_module: str | Path | None = None,
 ) -> Policy:
     """The policy at `source`, frozen, in evaluation mode: VACE or Phantom, as its weights show.
 
-    source: `tinyworld`, `tinyworld-phantom`, a diffusers folder (transformer/, vae/, text_encoder/, tokenizer/), or a
-    transformer alone (see `load_transformer`). `text_encoder`, `vae`: a folder or a .safetensors file each, if they do
-    not lie in the folder or beside the file. `dtype` is that of transformer and text encoder; the VAE stays float32.
+    source: `tinyworld`, `tinyworld-phantom`, a diffusers folder (transformer/, vae/, text_encoder/, tokenizer/), the
+    folder of an original release, or a transformer alone (see `load_transformer`, also for `vace_module`).
+    `text_encoder`, `vae`: a folder or a file each, if they do not lie in the folder or beside the file. `dtype` is that
+    of transformer and text encoder; the VAE stays float32.
     Nothing is downloaded. Raises UserError that lists what was looked for.
 
     Phantom has the weights of Wan's text-to-video model and no others, so that one is taken for Phantom; it was not
     trained with reference images.
     """
-    parts = find_parts(source, text_encoder, vae)
-    policy = POLICIES[describe_transformer(parts.transformer).kind]
-    transformer = load_transformer(parts.transformer, dtype)
+    parts = find_parts(source, text_encoder, vae, vace_module)
+    policy = POLICIES[describe_transformer(parts.transformer, parts.vace_module).kind]
+    transformer = load_transformer(parts.transformer, dtype, parts.vace_module)
     encoder, tokenizer = load_text_encoder(parts.text_encoder, dtype)
     return policy(
         transformer.to(device),
@@ -127,14 +141,16 @@ def load_policy(
     )
 
 
-def recognise(source: str | Path) -> PolicyKind:
+def recognise(source: str | Path, vace_module: str | Path | None = None) -> PolicyKind:
     """Which policy is at `source` (see `load_policy`), without loading it. Raises UserError when none is."""
-    return BUILT_IN[str(source)] if str(source) in BUILT_IN else describe_transformer(_transformer(source)).kind
+    if str(source) in BUILT_IN and not vace_module:
+        return BUILT_IN[str(source)]
+    return describe_transformer(_transformer(source), vace_module).kind
 
 
-def count_parameters(source: str | Path) -> int:
+def count_parameters(source: str | Path, vace_module: str | Path | None = None) -> int:
     """How many parameters the transformer of the policy at `source` has, without loading it. Raises UserError."""
-    return describe_transformer(_transformer(source)).parameters
+    return describe_transformer(_transformer(source), vace_module).parameters
 
 
 def native_size(source: str | Path) -> VideoSize:

@@ -10,6 +10,7 @@ LATENT_CHANNELS = 16
 """Of Wan 2.1's VAE, which VACE and Phantom read and write."""
 CONTROL_CHANNELS = 96
 """Of VACE's control input: inactive and reactive latents, and the mask of every 8x8 cell."""
+IMAGE_TO_VIDEO = "a Wan image-to-video model"
 # Parts that only other Wan transformers have; the first that is there names the model.
 OTHER_TRANSFORMERS = {
     "face_adapter.": "Wan Animate",
@@ -22,9 +23,9 @@ OTHER_TRANSFORMERS = {
     "patch_embedding_pose.": "SCAIL",
     "patch_embedding_mask.": "SCAIL",
     "patch_embedding_global.": "WanDancer",
-    "img_emb.": "a Wan image-to-video model",
-    "condition_embedder.image_embedder.": "a Wan image-to-video model",
-    "blocks.0.cross_attn.k_img.": "a Wan image-to-video model",
+    "img_emb.": IMAGE_TO_VIDEO,
+    "condition_embedder.image_embedder.": IMAGE_TO_VIDEO,
+    "blocks.0.cross_attn.k_img.": IMAGE_TO_VIDEO,
 }
 # What else lies in the folders of models, by parts of its names.
 OTHER_FILES = {
@@ -48,7 +49,10 @@ def refuse_other_models(shapes: Mapping[str, tuple[int, ...]], path: object) -> 
     vace = any(name.startswith(("vace_blocks.", "vace_patch_embedding.")) for name in shapes)
     if "patch_embedding.weight" not in shapes or "head.head.weight" not in shapes:
         if vace and not any(name.startswith("blocks.") for name in shapes):
-            raise UserError(f"{path} holds only VACE's control blocks; give a full VACE model")
+            raise UserError(
+                f"{path} holds only VACE's control blocks; give a full VACE model, or its text-to-video model "
+                "with this file as policy.vace_module"
+            )
         what = _first(OTHER_FILES, shapes, str.__contains__)
         found = f"is {what}, not a Wan transformer" if what else "is not a Wan transformer"
         raise UserError(f"{path} {found}: it has no patch_embedding.weight or no head.head.weight; {REMEDY}")
@@ -57,7 +61,10 @@ def refuse_other_models(shapes: Mapping[str, tuple[int, ...]], path: object) -> 
     if not cell or len(head) != 2:
         raise UserError(f"{path} is not a Wan transformer: its weights have other dimensions; {REMEDY}")
     inputs, outputs = embedding[1], head[0] // cell
-    what = _first(OTHER_TRANSFORMERS, shapes, str.startswith) or _by_channels(inputs, outputs)
+    what = _first(OTHER_TRANSFORMERS, shapes, str.startswith)
+    # Many relatives have an image embedder, and the channels show which it is.
+    if what in (None, IMAGE_TO_VIDEO):
+        what = _by_channels(inputs, outputs) or what
     if what:
         base = f"VACE on {what}" if vace else what
         raise UserError(
@@ -75,10 +82,10 @@ def refuse_other_models(shapes: Mapping[str, tuple[int, ...]], path: object) -> 
 def _by_channels(inputs: int, outputs: int) -> str | None:
     if (inputs, outputs) == (LATENT_CHANNELS, LATENT_CHANNELS):
         return None
-    if (inputs, outputs) == (48, 48):
-        return "Wan 2.2 TI2V-5B"
+    if outputs == 48 and inputs >= 48:
+        return "Wan 2.2 TI2V-5B" if inputs == 48 else "a relative of Wan 2.2 TI2V-5B"
     if outputs == LATENT_CHANNELS:
-        return {36: "a Wan image-to-video model", 48: "Wan Fun-Control"}.get(inputs, "another Wan transformer")
+        return {36: IMAGE_TO_VIDEO, 48: "Wan Fun-Control"}.get(inputs, "another Wan transformer")
     return "another Wan transformer"
 
 

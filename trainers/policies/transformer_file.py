@@ -6,8 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from .wan import use_exact_time_features
 CLASSES: dict[str, PolicyKind] = {"WanVACETransformer3DModel": "vace", "WanTransformer3DModel": "phantom"}
 KINDS: dict[str, PolicyKind] = CLASSES | {"VaceWanModel": "vace", "WanModel": "phantom"}
 REMEDY = "give the fp16 or bf16 file of a VACE or Phantom transformer"
+CONTROL = ("vace_blocks.", "vace_patch_embedding.")
+MODULE_REMEDY = "as vace_module give a file such as Wan2_1-VACE_module_1_3B_bf16.safetensors, or none"
 HEAD_WIDTH = 128  # of every published Wan transformer
 # What a checkpoint of a whole pipeline holds beside the transformer.
 OTHER_PARTS = {
@@ -69,19 +71,23 @@ class Description:
         return self.config["num_attention_heads"] * self.config["attention_head_dim"]
 
 
-def describe_transformer(path: str | Path) -> Description:
+def describe_transformer(path: str | Path, vace_module: str | Path | None = None) -> Description:
     """What is at `path` (see `load_transformer`), from its configuration and headers. Raises UserError."""
     path = Path(path)
-    with _opened(path) as weights:
+    with _opened(path, vace_module) as weights:
         return _description(weights, path)
 
 
-def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_transformer(
+    path: str | Path, dtype: torch.dtype = torch.float32, vace_module: str | Path | None = None
+) -> nn.Module:
     """A frozen transformer of diffusers, VACE's or Phantom's, in evaluation mode.
 
-    path: a folder with config.json and weights, a .safetensors file, any shard of several, or their index. Names may be
-    the original's or diffusers', with the prefixes of wrappers; of a checkpoint of a whole pipeline the transformer is
-    read. Weights may be float8 with one scale for each matrix. What must stay float32 does; the rest becomes `dtype`.
+    path: a folder with config.json and weights, a file (.safetensors, .pth, .gguf), any shard of several, or their
+    index. Names may be the original's or diffusers', with the prefixes of wrappers; of a checkpoint of a whole pipeline
+    the transformer is read. Weights may be quantised as `Weights.require_readable` says. What must stay float32 does;
+    the rest becomes `dtype`. vace_module: a file with VACE's control blocks alone, for the text-to-video model at
+    `path`, as WanVideoWrapper splits VACE.
 
     Raises UserError for anything else, for missing shards or weights, and where configuration and weights disagree.
     """
@@ -89,7 +95,7 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
     from accelerate import init_empty_weights
 
     path = Path(path)
-    with _opened(path) as weights:
+    with _opened(path, vace_module) as weights:
         found = _description(weights, path)
         name = next(name for name, kind in CLASSES.items() if kind == found.kind)
         with init_empty_weights(include_buffers=False):
@@ -104,10 +110,25 @@ def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> nn
     return model.eval().requires_grad_(False)
 
 
-def _opened(path: Path) -> AbstractContextManager[Weights]:
+@contextmanager
+def _opened(path: Path, vace_module: str | Path | None) -> Iterator[Weights]:
     if os.path.isdir(path):
         _check_class(path)
-    return open_weights(path, "the transformer", REMEDY)
+    if vace_module:
+        _check_module(Path(vace_module), path)
+    with open_weights(path, "the transformer", REMEDY, Path(vace_module) if vace_module else None) as weights:
+        yield weights
+
+
+def _check_module(module: Path, path: Path) -> None:
+    """Raises UserError unless `module` holds VACE's control blocks and nothing else, and `path` has none."""
+    with open_weights(module, "VACE's control blocks", MODULE_REMEDY) as weights:
+        names = original_names(weights.keys, module)
+    if not names or not all(name.startswith(CONTROL) for name in names):
+        raise UserError(f"{module} is no file of VACE's control blocks alone; {MODULE_REMEDY}")
+    with open_weights(path, "the transformer", REMEDY) as weights:
+        if any(name.startswith(CONTROL) for name in original_names(weights.keys, path)):
+            raise UserError(f"{path} has VACE's control blocks itself; give it without vace_module {module}")
 
 
 def _check_class(folder: Path) -> None:

@@ -64,6 +64,14 @@ def test_text_encoder_and_vae_may_lie_elsewhere(folder, size, make_item, tmp_pat
     assert torch.equal(ours.control, theirs.control)
 
 
+def test_the_folder_of_an_original_release_has_its_other_parts_by_their_names(tmp_path):
+    for name in ("config.json", "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"):
+        (tmp_path / name).touch()
+    found = find_parts(tmp_path)
+    assert found.transformer == tmp_path and found.vae.name == "Wan2.1_VAE.pth"
+    assert found.text_encoder.name == "models_t5_umt5-xxl-enc-bf16.pth"
+
+
 def test_a_transformers_own_folder_is_a_source_too(folder, parts, kind):
     assert recognise(folder / "transformer") == kind
     loaded = load_policy(folder / "transformer", text_encoder=folder / "text_encoder", vae=folder / "vae")

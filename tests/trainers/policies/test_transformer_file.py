@@ -224,6 +224,8 @@ def embedding(channels):
         (embedding(36) | {"img_emb.proj.0.weight": torch.zeros(8)}, "a Wan image-to-video model"),
         (embedding(48) | {"head.head.weight": torch.zeros(192, 24)}, "Wan 2.2 TI2V-5B"),
         (embedding(48), "Wan Fun-Control"),
+        (embedding(48) | {"img_emb.proj.0.weight": torch.zeros(8)}, "Wan Fun-Control"),
+        (embedding(100) | {"head.head.weight": torch.zeros(192, 24)}, "a relative of Wan 2.2 TI2V-5B"),
         (embedding(32) | {"control_adapter.conv.weight": torch.zeros(1)}, "Wan Fun-Camera"),
         (embedding(36) | {"face_adapter.fuser_blocks.0.k_norm.weight": torch.zeros(1)}, "Wan Animate"),
         ({"casual_audio_encoder.encoder.final_linear.weight": torch.zeros(1)}, "Wan 2.2 S2V"),
@@ -251,7 +253,52 @@ def test_a_folder_of_another_wan_model_is_named(tmp_path):
 def test_vaces_control_blocks_alone_are_named(transformer, write):
     for prefix in ("", "diffusion_model."):
         weights = {n: v for n, v in original_weights(transformer, prefix).items() if n.startswith(f"{prefix}vace_")}
-        assert "holds only VACE's control blocks; give a full VACE model" in refusal(write(weights))
+        assert (
+            "holds only VACE's control blocks; give a full VACE model, or its text-to-video model with this"
+            in refusal(write(weights))
+        )
+
+
+@pytest.fixture
+def split(transformer, write):
+    """A text-to-video model and VACE's control blocks in two files, as WanVideoWrapper has them."""
+    weights = original_weights(transformer)
+    module = {n: v for n, v in weights.items() if n.startswith("vace_")}
+    base = {n: v for n, v in weights.items() if n not in module}
+    return write(base, "t2v.safetensors"), write(module, "vace_module.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["vace"])
+def test_control_blocks_beside_their_text_to_video_model_are_vace(transformer, split):
+    base, module = split
+    assert describe_transformer(base).kind == "phantom"
+    found = describe_transformer(base, module)
+    assert found.kind == "vace" and found.parameters == sum(p.numel() for p in transformer.parameters())
+    assert same_weights(load_transformer(base, vace_module=module), transformer)
+
+
+@pytest.mark.parametrize("kind", ["vace"])
+def test_a_scaled_base_may_have_control_blocks_without_scales(transformer, split, write):
+    base, module = split
+    weights = load_file(base)
+    name = "blocks.0.ffn.0.weight"
+    write(
+        weights | {name: weights[name].to(torch.float8_e4m3fn), name[:-6] + "scale_weight": torch.ones(())}, base.name
+    )
+    part = load_file(module)
+    name = "vace_blocks.0.ffn.0.weight"
+    write(part | {name: part[name].to(torch.float8_e4m3fn)}, module.name)
+    assert describe_transformer(base, module).kind == "vace"
+
+
+@pytest.mark.parametrize("kind", ["vace"])
+def test_another_file_as_the_control_blocks_is_refused(transformer, split, write):
+    base, module = split
+    with pytest.raises(UserError, match="t2v.safetensors is no file of VACE's control blocks alone"):
+        describe_transformer(base, base)
+    full = write(original_weights(transformer), "full.safetensors")
+    with pytest.raises(UserError, match="full.safetensors has VACE's control blocks itself"):
+        describe_transformer(full, module)
 
 
 @pytest.mark.parametrize("kind", ["vace"])
