@@ -71,7 +71,8 @@ class GgufFile:
         found = torch.empty(tensor.n_elements, dtype=dtype).view(len(rows), -1)
         step = max(1, _AT_ONCE // max(1, found.shape[1]))
         for start in range(0, len(rows), step):
-            part = dequantize(rows[start : start + step], tensor.tensor_type)
+            with np.errstate(all="ignore"):  # what is damaged is found in the result
+                part = dequantize(rows[start : start + step], tensor.tensor_type)
             found[start : start + step] = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
         return found
 

@@ -14,7 +14,10 @@ from trainers.errors import UserError
 from trainers.policies.text_file import load_text_encoder
 from trainers.policies.wan import WanText
 
+from ..modelfiles.synthetic import llama_cpp, make_text_encoder, text_weights, write_gguf
+
 TEXTS = ["two people wave", "a person walks", "waves", "a dog and two people walk by the sea and wave " * 9]
+PADDED = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
 TINY = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 # Core recognises the encoder by d_ff and num_layers.
 DEEP = {"vocab_size": 40, "d_model": 8, "d_kv": 4, "d_ff": 10240, "num_layers": 24, "num_heads": 2}
@@ -174,6 +177,29 @@ def test_8_bit_weights_are_multiplied_by_their_scales(encoder, spiece, tmp_path,
         assert torch.allclose(
             read.state_dict()[name], tensor, atol=0 if exact else 1.01 * step, rtol=0 if exact else 1 / 16
         ), name
+
+
+@pytest.mark.parametrize(("form", "rounding"), [("F32", 0), ("Q8_0", 1 / 240), ("Q6_K", 1 / 50), ("Q4_K", 1 / 12)])
+def test_a_gguf_file_of_llama_cpp_gives_weights_and_ids(spiece, tokenizer, tmp_path, form, rounding):
+    encoder = make_text_encoder()
+    weights = llama_cpp(text_weights(encoder))
+    path = write_gguf(tmp_path / "umt5.gguf", weights, form, "t5encoder", spiece)
+    read, found = load_text_encoder(path, torch.float32)
+    for name, expected in encoder.state_dict().items():
+        error = (read.state_dict()[name] - expected).abs().max()
+        assert error <= rounding * expected.abs().max(), name
+    for text in [*TEXTS, "", "a dog, ü \u6771\u4eac"]:
+        ours, theirs = found([text], max_length=24), tokenizer([text], max_length=24, **PADDED)
+        assert torch.equal(ours.input_ids, theirs.input_ids), text
+    if form == "F32":
+        assert same_embeddings(read, found, encoder)
+
+
+def test_a_gguf_file_with_another_tokenizer_is_refused(tmp_path, spiece):
+    weights = llama_cpp(text_weights(make_text_encoder()))
+    path = write_gguf(tmp_path / "t.gguf", weights, "F32", "t5encoder", spiece, model="llama")
+    with pytest.raises(UserError, match="cannot read spiece_model of .*its tokenizer is `llama`, t5 was expected"):
+        load_text_encoder(path, torch.float32)
 
 
 def test_the_embedding_stays_one_tensor_after_a_move(encoder, spiece, tmp_path):
