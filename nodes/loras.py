@@ -21,6 +21,7 @@ from ..trainers.lora.formats import (
     write_peft,
 )
 from ..trainers.lora.inject import check_fits
+from ..trainers.modelfiles.inspection import inspect_file
 from . import folders
 from .inputs import require_choice
 from .types import LazyPolicy, WanPolicyType
@@ -79,11 +80,12 @@ def check_strength(strength: float) -> None:
 def shown(file: folders.LoraFile, lora: LoRA, before: str = "", after: str = "") -> dict[str, tuple]:
     """The node's result in the editor and in ComfyUI's history: a text that names the LoRA, its run and its iteration.
 
-    A file without run and iteration is named by the choice. Iteration 0 is logged as a warning: nothing is trained yet.
+    A file without run and iteration is named by the choice, with what it is. Iteration 0 is logged as a warning:
+    nothing is trained yet.
     """
     run, iteration = lora.metadata.get("run", "")[:100], lora.metadata.get("iteration", "")
     if not (run and len(iteration) < 10 and iteration.isdecimal()):
-        return {"text": (f"{before}{file.label}{after}",)}
+        return {"text": (f"{before}{file.label}{after}\nFile: {inspect_file(file.path)}",)}
     name = f"run {run}, iteration {iteration}"
     if int(iteration) == 0:
         is_base = not any(up.float().any() for _, up in lora.modules.values())

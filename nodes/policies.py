@@ -8,8 +8,9 @@ import comfy.model_management as management
 import torch
 from comfy_api.latest import io, ui
 
-from ..trainers.config import PolicyConfig
+from ..trainers.config import BUILT_IN, PolicyConfig
 from ..trainers.errors import UserError
+from ..trainers.modelfiles.inspection import inspect_file
 from ..trainers.policies.base import Policy
 from ..trainers.policies.load import count_parameters, find_parts, policy_of, recognise
 from . import folders
@@ -156,10 +157,11 @@ def _dtype(choice: str) -> str:
 
 
 def _summary(lazy: LazyPolicy) -> str:
-    """Kind, size, precision and device, shown on the node."""
+    """Kind, size, precision and device, and what the file is, shown on the node."""
     count = count_parameters(lazy.config.source, lazy.config.vace_module)
     size = f"{count / 1e9:.1f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
-    return f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, {management.get_torch_device()}"
+    text = f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, {management.get_torch_device()}"
+    return text if lazy.config.source in BUILT_IN else f"{text}\nFile: {inspect_file(lazy.config.source)}"
 
 
 NODES = [LoadModel]

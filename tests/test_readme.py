@@ -163,6 +163,7 @@ RUN = [words for words in commands(README) if words[0] not in ("train", *LONG)]
 PRINTS = {
     "settings": "rollout.steps",
     "sample": ".webp",
+    "inspect": "LoRA for ",
     "score": "preferred: ",
     "runs": "tiny-",
     "resume": "finished after 1 of 1",

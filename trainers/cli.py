@@ -27,6 +27,7 @@ COMMANDS = {
     "sample": "generate a video of the people on reference images",
     "score": "score clips by the identity reward; a score has no zero, compare it with another",
     "runs": "list runs, show one, or stop one",
+    "inspect": "say what files of weights are: kind, size, types, form, and what they were trained with",
     "settings": "print every setting with its type, default, preset values and meaning",
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",
     "verify": "recompute golden cases and print each quantity's error; exit 1 if one is out of tolerance",

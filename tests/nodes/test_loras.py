@@ -130,14 +130,15 @@ def test_a_file_without_a_run_is_shown_by_its_name(node_output, policy, write):
     write("epoch-000010.safetensors")
     assert (
         text(node_output(LOAD, policy=policy, lora="epoch-000010.safetensors"))
-        == "epoch-000010.safetensors, at strength 1"
+        == "epoch-000010.safetensors, at strength 1\nFile: LoRA for VACE, rank 2, 56 layers, F32, original names"
     )
 
 
 @pytest.mark.parametrize("iteration", ["", "eight", "-1", "9" * 5000])
 def test_an_iteration_that_is_no_number_is_not_shown(node_output, policy, write, iteration):
     write("odd.safetensors", run="run-x", iteration=iteration)
-    assert text(node_output(LOAD, policy=policy, lora="odd.safetensors")) == "odd.safetensors, at strength 1"
+    name, *file = text(node_output(LOAD, policy=policy, lora="odd.safetensors")).splitlines()
+    assert name == "odd.safetensors, at strength 1" and not any("iteration" in line for line in file)
 
 
 @pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])

@@ -18,16 +18,6 @@ from . import gguf_file
 from .containers import Container, open_container
 from .places import weight_files
 
-WRAPPERS = {
-    "model",
-    "diffusion_model",
-    "transformer",
-    "module",
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-}
-"""What ComfyUI, torch.compile, DDP, FSDP and activation checkpointing put in front of names or between their parts."""
 NOTE_LIMIT = 4096  # bytes of the JSON text that ComfyUI stores beside a weight
 SCALES = (".scale_weight", ".weight_scale")
 BESIDE_WEIGHTS = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
@@ -174,12 +164,6 @@ def _format(note: dict) -> str:
 
 def _one_or_per_row(scales: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     return math.prod(scales) == 1 or (scales[0] == weight[0] == math.prod(scales) and len(scales) <= len(weight))
-
-
-def without_wrappers(key: str) -> str:
-    """A key without the parts in WRAPPERS."""
-    # `net` is a part of diffusers' names of feed-forward layers too.
-    return ".".join(part for part in key.split(".") if part not in WRAPPERS).removeprefix("net.")
 
 
 @contextmanager

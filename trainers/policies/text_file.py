@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..modelfiles.inspection import describe
+from ..modelfiles.names import without_wrappers
 from ..modelfiles.places import read_json
-from ..modelfiles.weights import Weights, open_weights, without_wrappers
+from ..modelfiles.weights import Weights, open_weights
 from ..weights import load_full_state
 from .model_config import TextConfig, check_agreement, check_config, count_layers
 
@@ -67,7 +69,7 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, 
         stated = check_config(TextConfig, read_json(path / "config.json"), path / "config.json")
     with open_weights(path, "the text encoder", REMEDY) as weights:
         names = to_transformers(weights.keys)
-        _refuse_other_models(names, path)
+        _refuse_other_models(names, weights, path)
         weights.require_readable(names.values(), path, REMEDY)
         config = infer_config({name: weights.shape(key) for name, key in names.items()}, stated, path)
         tokenizer = _tokenizer_in_folder(path) if os.path.isdir(path) else _tokenizer_of_file(weights, path)
@@ -219,10 +221,13 @@ def _tokenizer_at(folder: Path) -> Any:
     return tokenizer
 
 
-def _refuse_other_models(names: dict[str, str], path: Path) -> None:
+def _refuse_other_models(names: dict[str, str], weights: Weights, path: Path) -> None:
     needed = {"shared.weight", _ATTENTION.format(0, "q"), _ATTENTION.format(0, _BIAS)}
     if not needed <= names.keys():
-        raise UserError(f"{path} is no UMT5 text encoder, neither by transformers' names nor by Wan's own; {REMEDY}")
+        what = describe({key: weights.shape(key) for key in weights.keys})
+        known = f" but {what}" if what and "UMT5" not in what else ""
+        names_of = "by transformers' names, Wan's own or llama.cpp's"
+        raise UserError(f"{path} is no UMT5 text encoder {names_of}{known}; {REMEDY}")
     second = _ATTENTION.format(1, "q") in names and _ATTENTION.format(1, _BIAS) not in names
     if _DENSE.format(0, "wi_0") not in names or second:
         raise UserError(f"{path} is a T5 text encoder, and Wan uses UMT5; {REMEDY}")

@@ -18,11 +18,12 @@ from torch import nn
 from ..config import PolicyKind
 from ..errors import UserError, shorten
 from ..lora.names import to_diffusers, to_original
+from ..modelfiles.names import without_wrappers
+from ..modelfiles.other_models import refuse_other_models
 from ..modelfiles.places import read_json
-from ..modelfiles.weights import Weights, open_weights, without_wrappers
+from ..modelfiles.weights import Weights, open_weights
 from ..weights import load_full_state
 from .model_config import TransformerConfig, check_agreement, check_config, count_layers
-from .other_models import refuse_other_models
 from .wan import use_exact_time_features
 
 CLASSES: dict[str, PolicyKind] = {"WanVACETransformer3DModel": "vace", "WanTransformer3DModel": "phantom"}

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..modelfiles.inspection import PARTS, describe
+from ..modelfiles.names import without_wrappers
+from ..modelfiles.other_models import LATENT_CHANNELS
 from ..modelfiles.places import read_json
-from ..modelfiles.weights import open_weights, without_wrappers
+from ..modelfiles.weights import open_weights
 from ..weights import load_full_state
 from .model_config import VaeConfig, check_config
-from .other_models import LATENT_CHANNELS
 
 COLOURS = 3
 REMEDY = "give wan_2.1_vae.safetensors"
@@ -33,6 +35,9 @@ def load_vae(path: str | Path) -> nn.Module:
     path = Path(path)
     with open_weights(path, "the VAE", REMEDY) as weights:
         keys = _without_prefix(weights.keys)
+        what = describe({key: weights.shape(key) for key in weights.keys})
+        if what and "VAE" not in what and not any(key.startswith(PARTS["VAE"]) for key in weights.keys):
+            raise UserError(f"{path} is {what}, not a VAE; {REMEDY}")
         weights.require_readable(keys.values(), path, REMEDY)
         original = "encoder.conv1.weight" in keys
         if original:

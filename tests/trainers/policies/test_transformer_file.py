@@ -311,9 +311,12 @@ def test_another_control_input_is_refused(transformer, write):
     ("weights", "what"),
     [
         ({"some.weight": torch.zeros(2)}, "is not a Wan transformer"),
-        ({"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 2)}, "is a LoRA, not a Wan transformer"),
-        ({"decoder.conv1.weight": torch.zeros(2)}, "is a VAE, not a Wan transformer"),
-        ({"encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(2)}, "is a text encoder"),
+        (
+            {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 2)},
+            "is a LoRA for Wan, not a Wan transformer",
+        ),
+        ({"decoder.conv1.weight": torch.zeros(2)}, "is a VAE of images, not a Wan transformer"),
+        ({"encoder.block.0.layer.0.SelfAttention.q.weight": torch.zeros(2)}, "is a UMT5 text encoder"),
         (embedding(16) | {"head.head.weight": torch.zeros(64, 24)}, "it lacks blocks.0.ffn.0.weight, text_embedding"),
         ({"patch_embedding.weight": torch.zeros(4), "head.head.weight": torch.zeros(4)}, "has other dimensions"),
     ],

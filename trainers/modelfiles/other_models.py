@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..errors import UserError
+from .identify import identify
 
 LATENT_CHANNELS = 16
 """Of Wan 2.1's VAE, which VACE and Phantom read and write."""
@@ -27,16 +28,6 @@ OTHER_TRANSFORMERS = {
     "condition_embedder.image_embedder.": IMAGE_TO_VIDEO,
     "blocks.0.cross_attn.k_img.": IMAGE_TO_VIDEO,
 }
-# What else lies in the folders of models, by parts of its names.
-OTHER_FILES = {
-    "lora_A.": "a LoRA",
-    "lora_down.": "a LoRA",
-    "decoder.conv1.": "a VAE",
-    "decoder.conv_in.": "a VAE",
-    "SelfAttention.": "a text encoder",
-    "double_blocks.": "a transformer of another family",
-    "joint_blocks.": "a transformer of another family",
-}
 REMEDY = "give a VACE or Phantom transformer of Wan 2.1"
 
 
@@ -53,7 +44,7 @@ def refuse_other_models(shapes: Mapping[str, tuple[int, ...]], path: object) -> 
                 f"{path} holds only VACE's control blocks; give a full VACE model, or its text-to-video model "
                 "with this file as policy.vace_module"
             )
-        what = _first(OTHER_FILES, shapes, str.__contains__)
+        what = identify(shapes)
         found = f"is {what}, not a Wan transformer" if what else "is not a Wan transformer"
         raise UserError(f"{path} {found}: it has no patch_embedding.weight or no head.head.weight; {REMEDY}")
     embedding, head = shapes["patch_embedding.weight"], shapes["head.head.weight"]
@@ -61,11 +52,7 @@ def refuse_other_models(shapes: Mapping[str, tuple[int, ...]], path: object) -> 
     if not cell or len(head) != 2:
         raise UserError(f"{path} is not a Wan transformer: its weights have other dimensions; {REMEDY}")
     inputs, outputs = embedding[1], head[0] // cell
-    what = _first(OTHER_TRANSFORMERS, shapes, str.startswith)
-    # Many relatives have an image embedder, and the channels show which it is.
-    if what in (None, IMAGE_TO_VIDEO):
-        what = _by_channels(inputs, outputs) or what
-    if what:
+    if what := name_relative(shapes, inputs, outputs):
         base = f"VACE on {what}" if vace else what
         raise UserError(
             f"{path} is {base}, with inputs that neither VACE nor Phantom have ({inputs} latent channels in, {outputs} "
@@ -79,6 +66,16 @@ def refuse_other_models(shapes: Mapping[str, tuple[int, ...]], path: object) -> 
         )
 
 
+def name_relative(names: Iterable[str], inputs: int, outputs: int) -> str | None:
+    """Which other Wan model has these weights, by the original's or diffusers' names, and channels of latents.
+
+    None for VACE, Phantom and the text-to-video model.
+    """
+    what = _first(OTHER_TRANSFORMERS, names)
+    # Many relatives have an image embedder, and the channels show which it is.
+    return _by_channels(inputs, outputs) or what if what in (None, IMAGE_TO_VIDEO) else what
+
+
 def _by_channels(inputs: int, outputs: int) -> str | None:
     if (inputs, outputs) == (LATENT_CHANNELS, LATENT_CHANNELS):
         return None
@@ -89,6 +86,6 @@ def _by_channels(inputs: int, outputs: int) -> str | None:
     return "another Wan transformer"
 
 
-def _first(models: Mapping[str, str], names: Iterable[str], fits) -> str | None:
+def _first(models: Mapping[str, str], names: Iterable[str]) -> str | None:
     names = list(names)
-    return next((what for part, what in models.items() if any(fits(name, part) for name in names)), None)
+    return next((what for part, what in models.items() if any(name.startswith(part) for name in names)), None)
