@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
+from torch.utils._triton import has_triton
 
 from .attention import CompiledAttention
 
@@ -36,13 +37,15 @@ def compile_blocks(transformer: nn.Module, wanted: Literal["auto", "always", "ne
 
 def reason_against(transformer: nn.Module) -> str:
     """Why compiling would not pay here, or ""."""
-    from torch.utils._triton import has_triton
-
-    device = next(transformer.parameters()).device
-    if device.type != "cuda":
-        return f"the policy runs on {device.type}, where compiled blocks are not faster"
+    device = device_type(transformer)
+    if device != "cuda":
+        return f"the policy runs on {device}, where compiled blocks are not faster"
     if not has_triton():
         return "Triton is not installed or does not support this GPU"
     if sum(p.numel() for p in transformer.parameters()) < LEAST_PARAMETERS:
         return "the policy is too small to earn the time back"
     return ""
+
+
+def device_type(transformer: nn.Module) -> str:
+    return next(transformer.parameters()).device.type
