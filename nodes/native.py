@@ -185,6 +185,13 @@ def _refuse_misfit(model, loaded: dict, tensors: dict[str, Tensor]) -> None:
                 f"the LoRA's {name} is {shape[0]}x{shape[1]}, the model's {weight.shape[0]}x{weight.shape[1]}: "
                 "it was made for a model of another size"
             )
+    for key in (key for key in tensors if key.endswith((".diff", ".diff_b"))):
+        name, _, kind = key.rpartition(".")
+        own = next((n for n in (f"{name}.{'bias' if kind == 'diff_b' else 'weight'}", name) if n in weights), None)
+        if own is None or own not in loaded or weights[own].shape != tensors[key].shape:
+            raise UserError(
+                f"the LoRA changes {name}, which this model does not have so; it was made for another model"
+            )
 
 
 NODES = [ApplyLoRA, VACEReferences]

@@ -49,6 +49,11 @@ def check_inputs(config: TrainConfig) -> None:
     require_trackers(config.trackers)
     if config.start_lora:
         lora = read_lora(config.start_lora)
+        if lora.differences:
+            raise UserError(
+                f"start_lora {config.start_lora} changes {next(iter(lora.differences))} without factors, which "
+                "training cannot continue; choose a LoRA of A and B factors alone"
+            )
         ranks = sorted({lora.rank(name) for name in lora.modules})
         if ranks != [config.lora.rank]:
             raise UserError(

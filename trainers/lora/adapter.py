@@ -17,28 +17,23 @@ class LoRA:
     """Low-rank changes of linear layers: W + strength alpha / r B A.
 
     `modules`: diffusers' module name -> (A [r, in], B [out, r]); `alpha`: the same names; `metadata`: of the file,
-    without entries about rank and alpha. Raises UserError when the shapes of a pair do not fit, or a value is not
-    finite or not of a floating-point type.
+    without entries about rank and alpha; `differences`: diffusers' parameter name -> what is added to it in full.
+    Raises UserError when the shapes of a pair do not fit, or a value is not finite or not of a floating-point type.
     """
 
     modules: dict[str, tuple[Tensor, Tensor]]
     alpha: dict[str, float]
     metadata: dict[str, str] = field(default_factory=dict)
+    differences: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, (down, up) in self.modules.items():
             check_shapes(name, down.shape, up.shape)
             check_alpha(name, self.alpha[name])
-            for factor in (down, up):
-                if not factor.is_floating_point():
-                    raise UserError(
-                        f"the LoRA holds numbers of type {factor.dtype} in {name}; only floating-point types are read"
-                    )
-                # As float32: torch has no isfinite for 8-bit numbers.
-                if not torch.isfinite(factor.float()).all():
-                    raise UserError(
-                        f"the LoRA holds numbers that are not finite in {name}: it is broken, use an earlier one"
-                    )
+            _check_numbers(name, down)
+            _check_numbers(name, up)
+        for name, difference in self.differences.items():
+            _check_numbers(name, difference)
 
     def rank(self, name: str) -> int:
         return self.modules[name][0].shape[0]
@@ -68,3 +63,11 @@ def check_alpha(name: str, alpha: float) -> None:
         raise UserError(
             f"the LoRA's alpha of {name} is {alpha}, which is not finite: the file is broken, use another one"
         )
+
+
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise UserError(f"the LoRA holds numbers of type {tensor.dtype} in {name}; only floating-point types are read")
+    # As float32: torch has no isfinite for 8-bit numbers.
+    if not torch.isfinite(tensor.float()).all():
+        raise UserError(f"the LoRA holds numbers that are not finite in {name}: it is broken, use an earlier one")

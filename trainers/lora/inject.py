@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import UserError
 from .adapter import LoRA
+from .differences import add_differences, check_differences, differences_disabled, remove_differences
 from .layer import LoraLinear
 
 TARGETS = r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
@@ -61,7 +62,8 @@ def lora_disabled(transformer: nn.Module) -> Iterator[None]:
     for layer in layers:
         layer.enabled = False
     try:
-        yield
+        with differences_disabled(transformer):
+            yield
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.enabled = value
@@ -85,7 +87,13 @@ def check_fits(transformer: nn.Module, lora: LoRA) -> None:
         raise UserError(
             f"this LoRA was trained for {made_for}, and this is a {here} model; give one that was trained for {here}"
         )
+    check_differences(transformer, lora)
     present = dict(_layers(transformer))
+    if present and lora.differences:
+        raise UserError(
+            f"the LoRA changes {next(iter(lora.differences))} without factors, which training cannot continue; choose "
+            "a LoRA of A and B factors alone"
+        )
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     for name, (down, up) in lora.modules.items():
         target = (present or linear).get(name)
@@ -118,6 +126,7 @@ def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) ->
         raise UserError(f"strength {strength} is not a finite number; give one such as 1")
     check_fits(transformer, lora)
     present = dict(_layers(transformer))
+    add_differences(transformer, lora, strength)
     if not present:
         # The scale of the file is divided by that of the layer below, which must not be 0.
         alphas = {name: alpha or 1.0 for name, alpha in lora.alpha.items()}
@@ -138,6 +147,7 @@ def remove_lora(transformer: nn.Module) -> None:
     """Remove the LoRA and its layers: the transformer is as before."""
     for name, layer in list(_layers(transformer)):
         transformer.set_submodule(name, layer.base)
+    remove_differences(transformer)
 
 
 def _inject(transformer: nn.Module, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> None:

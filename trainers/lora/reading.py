@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import stat
@@ -11,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
+from ..modelfiles.identify import name_adapter
+from ..modelfiles.inspection import describe
 from . import alphas
 from .adapter import LoRA, check_alpha, check_shapes
-from .keys import PEFT, ModuleKeys, sort_keys
+from .keys import PEFT, LoRAKeys, ModuleKeys, sort_keys
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+logger = logging.getLogger(__name__)
 LARGEST = 1 << 35  # bytes; rank 1024 in float32 on every layer of the 14B model takes two thirds of it
 
 
@@ -25,11 +31,11 @@ LARGEST = 1 << 35  # bytes; rank 1024 in float32 on every layer of the 14B model
 class LoRAHeader:
     """What a LoRA file holds, without the values of its factors.
 
-    `path`: the file with the weights; `keys` and `alpha`: by diffusers' module name; `metadata`: as in `LoRA`.
+    `path`: the file with the weights; `alpha`: by diffusers' module name; `metadata`: as in `LoRA`.
     """
 
     path: Path
-    keys: Mapping[str, ModuleKeys]
+    keys: LoRAKeys
     alpha: dict[str, float]
     metadata: dict[str, str]
 
@@ -39,13 +45,26 @@ def read_lora(path: str | Path) -> LoRA:
 
     The file's names may be those of PEFT, diffusers, ComfyUI, kohya (musubi-tuner) or DiffSynth. A module's alpha is
     that of its `.alpha` tensor, else that in the file's header or in the adapter_config.json beside it, else its rank
-    (scale 1) as in ComfyUI and diffusers; files with PEFT's names must have one of the former. Raises UserError with
-    the reason for a file that is foreign, broken or not a regular file.
+    (scale 1) as in ComfyUI and diffusers; files with PEFT's names must have one of the former. What only Wan's
+    image-to-video model has is left out, with a warning. Raises UserError with the reason for a file that is foreign,
+    broken or not a regular file.
     """
     header = read_lora_header(path)
+    keys = header.keys
+    if keys.left_out:
+        logger.warning(
+            "%s: %d of its tensors have no effect on this model, such as %s",
+            header.path,
+            len(keys.left_out),
+            keys.left_out[0][:120],
+        )
     with _opened(header.path) as file:
-        modules = {name: (file.get_tensor(keys.down), file.get_tensor(keys.up)) for name, keys in header.keys.items()}
-    return LoRA(modules, header.alpha, header.metadata)
+        for one, other in keys.twins:
+            if not torch.equal(file.get_tensor(one).float(), file.get_tensor(other).float()):
+                raise UserError(f"{header.path} holds {one} and {other}, which differ; choose another file")
+        modules = {name: (file.get_tensor(k.down), file.get_tensor(k.up)) for name, k in keys.modules.items()}
+        differences = {name: file.get_tensor(key) for name, key in keys.differences.items()}
+    return LoRA(modules, header.alpha, header.metadata, differences)
 
 
 def read_lora_header(path: str | Path) -> LoRAHeader:
@@ -53,8 +72,10 @@ def read_lora_header(path: str | Path) -> LoRAHeader:
     path = _weights_file(Path(path))
     with _opened(path) as file:
         metadata, names = file.metadata() or {}, set(file.keys())
-        keys = sort_keys(names, path)
-        shapes = {name: [file.get_slice(key).get_shape() for key in (k.down, k.up)] for name, k in keys.items()}
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        found = _sorted(stored, path)
+        keys = found.modules
+        shapes = {name: [stored[key] for key in (k.down, k.up)] for name, k in keys.items()}
         for name, (down, up) in shapes.items():
             check_shapes(name, down, up)
         alpha = {name: _alpha_tensor(file, name, k.alpha) for name, k in keys.items() if k.alpha}
@@ -62,7 +83,18 @@ def read_lora_header(path: str | Path) -> LoRAHeader:
     ranks = {name: shapes[name][0][0] for name in keys if name not in alpha}
     if ranks:
         alpha |= _alphas_elsewhere(path, metadata, keys, ranks, is_peft)
-    return LoRAHeader(path, keys, {name: alpha[name] for name in keys}, alphas.without_settings(metadata))
+    return LoRAHeader(path, found, {name: alpha[name] for name in keys}, alphas.without_settings(metadata))
+
+
+def _sorted(shapes: Mapping[str, tuple[int, ...]], path: Path) -> LoRAKeys:
+    """The keys by what they hold. Raises UserError that names the file where it is no LoRA."""
+    try:
+        return sort_keys(shapes.keys(), path)
+    except UserError as error:
+        what = None if name_adapter(shapes) else describe(shapes)
+        if what is None:
+            raise
+        raise UserError(f"{path} is {what}, not a LoRA; choose a LoRA for Wan") from error
 
 
 def _weights_file(path: Path) -> Path:

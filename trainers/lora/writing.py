@@ -23,7 +23,10 @@ from .reading import DIFFUSERS_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS
 
 
 def native_tensors(lora: LoRA) -> dict[str, Tensor]:
-    """The LoRA by ComfyUI's names: `diffusion_model.<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`."""
+    """The LoRA by ComfyUI's names: `diffusion_model.<name>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+
+    Full differences are `diffusion_model.<name>.diff` and `.diff_b`.
+    """
     tensors = {}
     for name, (down, up) in lora.modules.items():
         native = f"diffusion_model.{to_original(name)}"
@@ -32,6 +35,12 @@ def native_tensors(lora: LoRA) -> dict[str, Tensor]:
             f"{native}.lora_up.weight": _plain(up),
             f"{native}.alpha": torch.tensor(lora.alpha[name], dtype=torch.float32),
         }
+    for name, difference in lora.differences.items():
+        native = f"diffusion_model.{to_original(name)}"
+        bias = native.endswith(".bias")
+        tensors[f"{native.removesuffix('.bias').removesuffix('.weight')}.diff{'_b' if bias else ''}"] = _plain(
+            difference
+        )
     return tensors
 
 
@@ -87,6 +96,11 @@ def write_diffusers(lora: LoRA, folder: str | Path) -> None:
 
 def _tensors(lora: LoRA, prefix: str) -> dict[str, Tensor]:
     """`<prefix><diffusers' name>.lora_A.weight` and `.lora_B.weight`."""
+    if lora.differences:
+        raise UserError(
+            f"this LoRA changes {next(iter(lora.differences))} without factors, which PEFT and diffusers cannot hold; "
+            "write ComfyUI's format"
+        )
     tensors = {}
     for name, (down, up) in lora.modules.items():
         tensors |= {f"{prefix}{name}.lora_A.weight": _plain(down), f"{prefix}{name}.lora_B.weight": _plain(up)}

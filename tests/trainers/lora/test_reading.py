@@ -18,7 +18,12 @@ def pair(module, down, up, names=("lora_A", "lora_B")):
 
 
 GOOD = pair("blocks.0.ffn.0", torch.ones(2, 3), torch.ones(4, 2))
-NAMES = [("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora_A.default", "lora_B.default")]
+NAMES = [
+    ("lora_A", "lora_B"),
+    ("lora_down", "lora_up"),
+    ("lora_A.default", "lora_B.default"),
+    ("lora_A.default_0", "lora_B.default_0"),
+]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -59,6 +64,11 @@ def test_spellings_of_one_adapter_read_the_same(tmp_path, names, prefix, module)
         ("lora_unet_blocks_0__orig_mod_self_attn_q", "blocks.0.attn1.to_q"),
         ("lora_unet__orig_mod_blocks_0_self_attn_q", "blocks.0.attn1.to_q"),
         ("transformer.vace_blocks.0.proj_out", "vace_blocks.0.proj_out"),
+        ("model.blocks.0.self_attn.q", "blocks.0.attn1.to_q"),
+        ("unet.blocks.0.self_attn.q", "blocks.0.attn1.to_q"),
+        ("net.blocks.0.ffn.0", "blocks.0.ffn.net.0.proj"),
+        ("lora_unet__vace_blocks_0_self_attn_q", "vace_blocks.0.attn1.to_q"),
+        ("blocks.0._checkpoint_wrapped_module.self_attn.q", "blocks.0.attn1.to_q"),
     ],
 )
 def test_the_names_of_other_trainers_are_read_with_their_alpha(tmp_path, spelling, module):
@@ -76,12 +86,16 @@ def test_the_names_of_other_trainers_are_read_with_their_alpha(tmp_path, spellin
         ("lora_unet_blocks_0_self_attn_q.hada_w1_a", "a LoHa"),
         ("diffusion_model.blocks.0.self_attn.q.dora_scale", "a DoRA"),
         ("base_model.model.blocks.0.attn1.to_q.lora_magnitude_vector.weight", "a DoRA"),
-        ("diffusion_model.blocks.0.self_attn.q.diff", "full differences"),
-        ("diffusion_model.blocks.0.self_attn.q.diff_b", "full differences"),
+        ("diffusion_model.blocks.0.self_attn.q.vera_lambda_b", "a VeRA"),
+        ("diffusion_model.blocks.0.self_attn.q.boft_R", "a BOFT"),
+        ("lora_unet_blocks_0_self_attn_q.oft_blocks", "an OFT"),
+        ("lora_unet_blocks_0_self_attn_q.a1.weight", "a GLoRA"),
+        ("lora_unet_blocks_0_norm3.w_norm", "norms of LyCORIS"),
+        ("diffusion_model.blocks.0.self_attn.q.set_weight", "replaces weights"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "changes the text encoder too"),
+        ("lora_te1_encoder_block_0_layer_0_SelfAttention_q.alpha", "changes the text encoder too"),
+        ("text_encoder.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight", "changes the text encoder too"),
         ("transformer.blocks.0.attn1.to_q.lora_B.bias", "biases"),
-        ("diffusion_model.img_emb.proj.1.lora_A.weight", "image-to-video"),
-        ("lora_unet_img_emb_proj_1.lora_down.weight", "image-to-video"),
-        ("transformer.condition_embedder.image_embedder.ff.net.0.proj.lora_A.weight", "image-to-video"),
     ],
 )
 def test_another_kind_of_adapter_is_refused_by_its_name(tmp_path, key, kind):
@@ -89,6 +103,105 @@ def test_another_kind_of_adapter_is_refused_by_its_name(tmp_path, key, kind):
     with pytest.raises(UserError, match=kind) as refusal:
         read_lora(tmp_path / "a.safetensors")
     assert key.split(".lora_")[0] in str(refusal.value)
+
+
+def test_factors_of_two_adapters_in_one_file_are_refused(tmp_path):
+    tensors = {}
+    for name in ("default_0", "default_1"):
+        tensors |= pair("blocks.0.ffn.0", torch.ones(2, 3), torch.ones(4, 2), (f"lora_A.{name}", f"lora_B.{name}"))
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"changes blocks\.0\.ffn\.net\.0\.proj twice"):
+        read_lora(tmp_path / "a.safetensors")
+
+
+def test_one_module_under_two_names_has_to_have_the_same_factors(tmp_path):
+    """PEFT folders that this pack writes hold every factor twice."""
+    down, up = torch.randn(2, 3), torch.randn(4, 2)
+    twice = pair("base_model.model.blocks.0.ffn.net.0.proj", down, up)
+    twice |= pair("transformer.blocks.0.ffn.net.0.proj", down.clone(), up.clone())
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 2}')
+    save_file(twice, tmp_path / "adapter_model.safetensors")
+    assert torch.equal(read_lora(tmp_path).modules["blocks.0.ffn.net.0.proj"][0], down)
+    twice["transformer.blocks.0.ffn.net.0.proj.lora_B.weight"][0, 0] += 1
+    save_file(twice, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"holds transformer\.blocks.*lora_B.* and base_model\.model.*, which differ"):
+        read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "diffusion_model.img_emb.proj.1.lora_A.weight",
+        "lora_unet_img_emb_proj_1.lora_down.weight",
+        "lora_unet__blocks_0_cross_attn_k_img.lora_down.weight",
+        "diffusion_model.blocks.0.cross_attn.v_img.diff_b",
+        "transformer.condition_embedder.image_embedder.ff.net.0.proj.lora_A.weight",
+        "transformer.blocks.0.attn2.add_k_proj.lora_A.weight",
+        "diffusion_model.blocks.0.diff_m",
+    ],
+)
+def test_image_inputs_are_left_out_with_a_warning(tmp_path, caplog, key):
+    save_file(GOOD | {key: torch.ones(4, 4)}, tmp_path / "a.safetensors")
+    assert list(read_lora(tmp_path / "a.safetensors").modules) == ["blocks.0.ffn.net.0.proj"]
+    (record,) = caplog.records
+    assert key in record.getMessage() and "1 of its tensors have no effect" in record.getMessage()
+
+
+DIFFERENCES = {
+    "diffusion_model.blocks.0.self_attn.q.diff_b": "blocks.0.attn1.to_q.bias",
+    "diffusion_model.blocks.0.self_attn.norm_q.diff": "blocks.0.attn1.norm_q.weight",
+    "diffusion_model.blocks.0.norm3.diff": "blocks.0.norm2.weight",
+    "diffusion_model.blocks.0.modulation.diff": "blocks.0.scale_shift_table",
+    "lora_unet_blocks_0_ffn_2.diff_b": "blocks.0.ffn.net.2.bias",
+    "diffusion_model.patch_embedding.diff": "patch_embedding.weight",
+    "diffusion_model.head.head.diff_b": "proj_out.bias",
+    "diffusion_model.text_embedding.0.diff": "condition_embedder.text_embedder.linear_1.weight",
+}
+
+
+@pytest.mark.parametrize("key", DIFFERENCES)
+def test_a_full_difference_has_the_name_of_its_parameter(tmp_path, key):
+    save_file(GOOD | {key: torch.arange(4.0)}, tmp_path / "a.safetensors")
+    found = read_lora(tmp_path / "a.safetensors")
+    assert found.differences.keys() == {DIFFERENCES[key]}
+    assert torch.equal(found.differences[DIFFERENCES[key]], torch.arange(4.0))
+
+
+def test_a_file_of_differences_alone_is_read(tmp_path):
+    save_file({key: torch.arange(4.0) for key in DIFFERENCES}, tmp_path / "a.safetensors")
+    found = read_lora(tmp_path / "a.safetensors")
+    assert not found.modules and len(found.differences) == len(DIFFERENCES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("blocks.0.ffn.0.diff", torch.ones(4, 3), "by factors and by a full difference"),
+        ("blocks.0.ffn.2.diff_b", torch.full((4,), float("nan")), "not finite in blocks.0.ffn.net.2.bias"),
+        ("blocks.0.no_such.diff", torch.ones(4), "changes `blocks.0.no_such`, which a Wan model does not have"),
+    ],
+)
+def test_a_difference_that_cannot_be_used_is_refused(tmp_path, key, value, reason):
+    save_file(GOOD | {key: value}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=reason):
+        read_lora(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "what"),
+    [
+        (
+            {"patch_embedding.weight": torch.ones(8, 16, 1, 2, 2), "head.head.weight": torch.ones(64, 8)},
+            "is Phantom or",
+        ),
+        ({"encoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2)}, "is a UMT5 text encoder, not a LoRA"),
+        ({"decoder.conv_in.weight": torch.ones(2, 2, 3, 3)}, "is a VAE of images, not a LoRA"),
+    ],
+)
+def test_a_model_is_named_where_a_lora_is_wanted(tmp_path, tensors, what):
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=what):
+        read_lora_header(tmp_path / "a.safetensors")
 
 
 # --- alpha ------------------------------------------------------------------------------------------------------------
