@@ -165,6 +165,7 @@ PRINTS = {
     "settings": "rollout.steps",
     "sample": ".webp",
     "inspect": "LoRA for ",
+    "convert": "done",
     "score": "preferred: ",
     "runs": "tiny-",
     "resume": "finished after 1 of 1",

@@ -1,7 +1,9 @@
 """The released layout of an identity reward on disk: finding it, reading its weights, merging them into the base model.
 
 `model_config.json`, and per checkpoint `checkpoint-N/adapter_model.safetensors` with `adapter_config.json` (LoRA of the
-language model) and `non_lora_state_dict.pth` or `.safetensors` (vision tower, token embedding, `rm_head`).
+language model) and `non_lora_state_dict.pth` or `.safetensors` (vision tower, token embedding, `rm_head`). Or all of
+the model's weights in one `model.pth` or `.safetensors`, in `checkpoint-N` or beside `model_config.json`, as the same
+trainer writes with `save_full_model`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from .names import inner_name
 from .tensors import read_tensors
 
 ADAPTER = "adapter_model.safetensors"
+WHOLE = ("model.safetensors", "model.pth")
+"""All weights of a reward in one file."""
 UNPACK = "unpack the whole released archive"
 OTHER_BASE = "give the base model it was trained on"
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
@@ -30,12 +34,17 @@ FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A reward's folder, its configuration, and its newest complete checkpoint."""
+    """A reward's folder, its configuration, and its newest complete checkpoint.
+
+    `whole`: the file with all weights, in place of an adapter's and the others'. `adapter` is None where no LoRA is
+    configured.
+    """
 
     folder: Path
     config: RewardFile
     weights: Path
-    adapter: AdapterFile
+    adapter: AdapterFile | None
+    whole: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,14 @@ def find_checkpoint(folder: Path | str) -> Checkpoint:
     numbered = [
         (int(match[1]), child)
         for child in children
-        if (match := re.fullmatch(r"checkpoint-(\d+)", child.name)) and os.path.isfile(child / ADAPTER)
+        if (match := re.fullmatch(r"checkpoint-(\d+)", child.name)) and (_has(child, ADAPTER) or _whole_file(child))
     ]
+    newest = max(numbered)[1] if numbered else folder
+    whole = None if _has(newest, ADAPTER) else _whole_file(newest)
+    if whole:
+        return Checkpoint(folder, config, newest, config.adapter(folder / "model_config.json"), whole)
     if not numbered:
-        raise UserError(f"{folder} has no checkpoint-N with {ADAPTER}; {UNPACK}")
-    newest = max(numbered)[1]
+        raise UserError(f"{folder} has no checkpoint-N with {ADAPTER} or {WHOLE[1]}; {UNPACK}")
     return Checkpoint(folder, config, newest, read_config_file(newest / "adapter_config.json", AdapterFile, UNPACK))
 
 
@@ -107,10 +119,11 @@ def find_base(checkpoint: Checkpoint, base_model: Path | str | None = None) -> P
 
 
 def read_weights(checkpoint: Checkpoint) -> RewardWeights:
-    """Read a checkpoint's two files. Raises UserError for files that are missing, broken, or no plain LoRA."""
-    folder, rank = checkpoint.weights, checkpoint.adapter.r
-    adapter = read_tensors(folder / ADAPTER)
-    full = _by_inner_name(read_tensors(_full_file(folder)), folder)
+    """Read a checkpoint's files. Raises UserError for files that are missing, broken, or no plain LoRA."""
+    folder = checkpoint.weights
+    source = checkpoint.whole or folder / ADAPTER
+    adapter = read_tensors(source)
+    full = {} if checkpoint.whole else _by_inner_name(read_tensors(_full_file(folder)), folder)
     # As the reference loads them: what is in both files is taken from the adapter's.
     full |= _by_inner_name({key: value for key, value in adapter.items() if "lora_" not in key}, folder)
     full.pop("lm_head.weight", None)
@@ -118,17 +131,24 @@ def read_weights(checkpoint: Checkpoint) -> RewardWeights:
     for key, value in adapter.items():
         if "lora_" not in key:
             continue
-        match = FACTOR.fullmatch(key)
+        if checkpoint.adapter is None:
+            raise UserError(
+                f"{source} holds {key}, and {checkpoint.folder / 'model_config.json'} has no peft_lora_config with "
+                f"lora_r and lora_alpha; {UNPACK}"
+            )
+        rank, match = checkpoint.adapter.r, FACTOR.fullmatch(key)
         if match is None:
-            raise UserError(f"{folder / ADAPTER} holds {key}, which a plain LoRA does not have; {UNPACK}")
+            raise UserError(f"{source} holds {key}, which a plain LoRA does not have; {UNPACK}")
         factors[match["side"]] |= _by_inner_name({match["module"] + ".weight": value}, folder, factors[match["side"]])
         if value.ndim != 2 or value.shape[0 if match["side"] == "A" else 1] != rank:
             raise UserError(
-                f"{folder / ADAPTER} holds {key} of shape {list(value.shape)}, which does not fit the rank {rank} of "
+                f"{source} holds {key} of shape {list(value.shape)}, which does not fit the rank {rank} of "
                 f"adapter_config.json; {UNPACK}"
             )
     _refuse_incomplete(folder, factors["A"].keys() ^ factors["B"].keys(), "both LoRA factors of ")
-    return RewardWeights(folder, full, factors["A"], factors["B"], checkpoint.adapter.scale)
+    return RewardWeights(
+        folder, full, factors["A"], factors["B"], checkpoint.adapter.scale if checkpoint.adapter else 1.0
+    )
 
 
 @torch.no_grad()
@@ -154,6 +174,14 @@ def merge_weights(model: RewardModel, checkpoint: Checkpoint, weights: RewardWei
         weight.copy_(weight.float() + weights.scale * delta)
         if not is_finite(weight):
             raise UserError(f"the LoRA of {folder} makes {name} infinite; {UNPACK}")
+
+
+def _has(folder: Path, name: str) -> bool:
+    return os.path.isfile(folder / name)
+
+
+def _whole_file(folder: Path) -> Path | None:
+    return next((folder / name for name in WHOLE if _has(folder, name)), None)
 
 
 def _full_file(folder: Path) -> Path:
@@ -184,9 +212,9 @@ def _full_names(config: ModelSection, own: Iterable[str]) -> set[str]:
     return trained | {"rm_head.weight", "language_model.embed_tokens.weight"}
 
 
-def _lora_names(config: AdapterFile, own: Iterable[str]) -> set[str]:
+def _lora_names(config: AdapterFile | None, own: Iterable[str]) -> set[str]:
     """The weights that the adapter's configuration lists; the released one lists every module by its whole name."""
-    listed = config.target_modules
+    listed = config.target_modules if config else None
     return {inner_name(f"{module}.weight") for module in listed} & set(own) if isinstance(listed, list) else set()
 
 

@@ -58,13 +58,6 @@ class ModelSection(File):
         return name
 
 
-class RewardFile(File):
-    """`model_config.json`."""
-
-    data: DataSection = Field(DataSection(), alias="data_config")
-    model: ModelSection = Field(ModelSection(), alias="model_config")
-
-
 class AdapterFile(File):
     """`adapter_config.json` of a plain LoRA."""
 
@@ -86,6 +79,35 @@ class AdapterFile(File):
     def scale(self) -> float:
         """alpha / r."""
         return self.lora_alpha / self.r
+
+
+class LoraSection(File):
+    """The LoRA that the reward was trained with, where there is no `adapter_config.json`."""
+
+    lora_r: Annotated[int, Field(ge=1, le=2**16)]
+    lora_alpha: Annotated[float, Field(gt=0, le=2**16)]
+    use_rslora: Literal[False] = False
+
+
+class RewardFile(File):
+    """`model_config.json`."""
+
+    data: DataSection = Field(DataSection(), alias="data_config")
+    model: ModelSection = Field(ModelSection(), alias="model_config")
+
+    def adapter(self, source: Path) -> AdapterFile | None:
+        """What an `adapter_config.json` of this training would say; None where `peft_lora_config` is missing.
+
+        `source` is for the message. Raises UserError when that section is invalid.
+        """
+        section = (self.model_extra or {}).get("peft_lora_config")
+        if section is None:
+            return None
+        try:
+            lora = LoraSection.model_validate(section)
+            return AdapterFile(peft_type="LORA", r=lora.lora_r, lora_alpha=lora.lora_alpha)
+        except ValidationError as error:
+            raise UserError(f"{source}, peft_lora_config: {_first_problem(error)}; use the reward's own file") from None
 
 
 class Rope(File):

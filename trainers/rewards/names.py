@@ -10,8 +10,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def inner_name(key: str) -> str:
-    """The name in `RewardModel` of a weight named by any version of transformers, with or without PEFT's prefix."""
-    key = key.removeprefix(PREFIX).removeprefix("model.")
+    """The name in `RewardModel` of a weight named by any version of transformers, with or without PEFT's prefix
+    and the part that it puts into the names of adapted layers."""
+    key = key.removeprefix(PREFIX).removeprefix("model.").replace(".base_layer.", ".")
     if key.split(".")[0] in ("embed_tokens", "layers", "norm"):
         return "language_model." + key
     return key

@@ -203,3 +203,70 @@ def test_a_tower_that_was_not_trained_need_not_be_in_the_checkpoint(released: Pa
         IdentityReward.load(released / "identity_reward")
     edit_json(config, "model_config", tune_merger=False)
     IdentityReward.load(released / "identity_reward")
+
+
+WEIGHTS = "model.safetensors"
+
+# --- all weights in one file -----------------------------------------------------------------------------------------
+
+
+def _whole_state(released: Path) -> dict[str, torch.Tensor]:
+    """What the trainer's PEFT model has as its state: base layers, factors, and all that was trained in full."""
+    checkpoint = released / "identity_reward" / "checkpoint-21"
+    adapter = load_file(checkpoint / "adapter_model.safetensors")
+    state = {f"base_model.model.{key}": value for key, value in load_file(released / "base_model" / WEIGHTS).items()}
+    state |= torch.load(checkpoint / "non_lora_state_dict.pth", weights_only=True)
+    for key, value in adapter.items():
+        if "lora_" in key:
+            module = key.split(".lora_")[0]
+            if (weight := f"{module}.weight") in state:
+                state[f"{module}.base_layer.weight"] = state.pop(weight)
+            state[key.replace(".weight", ".default.weight")] = value
+    assert any("base_layer" in key for key in state)
+    return state
+
+
+@pytest.mark.parametrize("place", ["checkpoint-21", "."])
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_all_weights_in_one_file_score_alike(released: Path, place: str, name: str) -> None:
+    before = _score(IdentityReward.load(released / "identity_reward"))
+    state = _whole_state(released)
+    shutil.rmtree(released / "identity_reward" / "checkpoint-21")
+    folder = released / "identity_reward" / place
+    folder.mkdir(exist_ok=True)
+    if name.endswith(".pth"):
+        torch.save(state, folder / name)
+    else:
+        save_file({key: value.clone().contiguous() for key, value in state.items()}, folder / name)
+    assert _score(IdentityReward.load(released / "identity_reward")) == pytest.approx(before, abs=1e-5)
+
+
+def test_one_file_that_lacks_the_tower_is_refused(released: Path) -> None:
+    state = {key: value for key, value in _whole_state(released).items() if "visual.blocks.0" not in key}
+    shutil.rmtree(released / "identity_reward" / "checkpoint-21")
+    torch.save(state, released / "identity_reward" / "model.pth")
+    with pytest.raises(UserError, match="not a complete identity reward: it lacks visual.blocks.0"):
+        IdentityReward.load(released / "identity_reward")
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (None, "holds .*lora_A.* has no peft_lora_config with lora_r and lora_alpha"),
+        ({"lora_r": 4}, "peft_lora_config: `lora_alpha` is missing"),
+        ({"lora_r": 4, "lora_alpha": 8, "use_rslora": True}, "`use_rslora` is True"),
+        ({"lora_r": 8, "lora_alpha": 8}, "does not fit the rank 8"),
+    ],
+)
+def test_one_file_needs_the_scale_of_its_lora(released: Path, section: dict | None, said: str) -> None:
+    state = _whole_state(released)
+    shutil.rmtree(released / "identity_reward" / "checkpoint-21")
+    torch.save(state, released / "identity_reward" / "model.pth")
+    edit_json(released / "identity_reward" / "model_config.json", peft_lora_config=section)
+    with pytest.raises(UserError, match=said):
+        IdentityReward.load(released / "identity_reward")
+
+
+def test_an_adapter_is_taken_before_one_file(released: Path) -> None:
+    (released / "identity_reward" / "checkpoint-21" / "model.pth").write_bytes(b"half a download")
+    assert find_checkpoint(released / "identity_reward").whole is None

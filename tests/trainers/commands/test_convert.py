@@ -1,0 +1,23 @@
+"""The command that converts pickled weights."""
+
+from __future__ import annotations
+
+import shutil
+
+from safetensors.torch import load_file
+
+from trainers.cli import main
+from trainers.rewards.checkpoint import find_checkpoint, read_weights
+
+
+def test_a_reward_of_safetensors_alone_has_the_same_weights(repository, tmp_path, capsys):
+    shutil.copytree(repository / "tests" / "golden" / "identity_reward" / "identity_reward", tmp_path / "reward")
+    before = read_weights(find_checkpoint(tmp_path / "reward")).full
+    assert main(["convert", str(tmp_path / "reward")]) == 0
+    assert "non_lora_state_dict.pth: written as non_lora_state_dict.safetensors" in capsys.readouterr().out
+    (pickled,) = tmp_path.glob("reward/*/*.pth")
+    pickled.unlink()
+    assert load_file(pickled.with_suffix(".safetensors"))
+    after = read_weights(find_checkpoint(tmp_path / "reward")).full
+    assert before.keys() == after.keys() and all((value == after[name]).all() for name, value in before.items())
+    assert main(["convert", str(tmp_path / "reward")]) == 0
