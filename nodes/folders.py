@@ -142,14 +142,16 @@ def reward_source(choice: str) -> str:
 
 
 def base_choices() -> list[str]:
-    """`as the checkpoint says`, then the Qwen2.5-VL folders beside the rewards."""
-    return [AS_CHECKPOINT, *_base_models()]
+    """`as the checkpoint says`, Qwen2.5-VL folders beside the rewards, then such files of `models/text_encoders`."""
+    return [AS_CHECKPOINT, *_base_models(), *_base_files()]
 
 
 def base_source(choice: str) -> str | None:
     """The path behind a choice of `base_choices`; None for what the checkpoint says."""
     if choice == AS_CHECKPOINT:
         return None
+    if choice in _base_files():
+        return str(_file_path("text_encoders", choice.removeprefix("text_encoders/")))
     if choice not in _base_models():
         raise UserError(
             f"there is no base model `{choice}`; put the Qwen2.5-VL folder into models/{REWARDS} and refresh"
@@ -159,6 +161,10 @@ def base_source(choice: str) -> str | None:
 
 def _checkpoints() -> dict[str, Path]:
     return _folders(REWARDS, "model_config.json")
+
+
+def _base_files() -> list[str]:
+    return [f"text_encoders/{name}" for name in _files("text_encoders") if re.search("qwen.*vl", name, re.IGNORECASE)]
 
 
 def _base_models() -> dict[str, Path]:

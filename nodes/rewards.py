@@ -62,8 +62,9 @@ class LoadReward(io.ComfyNode):
                 io.Combo.Input(
                     "base_model",
                     options=folders.base_choices(),
-                    tooltip="The Qwen2.5-VL folder that the checkpoint was trained on, in "
-                    f"models/{folders.REWARDS}; `{folders.AS_CHECKPOINT}` uses the one that it names.",
+                    tooltip="The Qwen2.5-VL that the checkpoint was trained on: a folder in "
+                    f"models/{folders.REWARDS}, or a file of models/text_encoders; `{folders.AS_CHECKPOINT}` uses the "
+                    "one that it names.",
                 ),
                 io.Combo.Input(
                     "dtype",

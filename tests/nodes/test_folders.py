@@ -295,6 +295,14 @@ def test_rewards_and_their_base_models_are_kept_apart(folders, base):
     assert folders.base_source("qwen") == str(rewards / "qwen") and folders.base_source(folders.AS_CHECKPOINT) is None
 
 
+def test_a_base_model_may_be_a_file_of_the_text_encoders(folders, base):
+    for name in ("qwen_2.5_vl_fp16.safetensors", "umt5_xxl_fp16.safetensors"):
+        touch(base / "models" / "text_encoders" / name)
+    assert folders.base_choices() == [folders.AS_CHECKPOINT, "text_encoders/qwen_2.5_vl_fp16.safetensors"]
+    source = folders.base_source("text_encoders/qwen_2.5_vl_fp16.safetensors")
+    assert source == str(base / "models" / "text_encoders" / "qwen_2.5_vl_fp16.safetensors")
+
+
 @pytest.mark.parametrize("find", ["policy_source", "reward_source", "base_source", "prompt_set_path"])
 @pytest.mark.parametrize(
     "choice", ["../../secret", "diffusers/../../secret", "diffusion_models/../../secret.safetensors", "/etc/passwd", ""]

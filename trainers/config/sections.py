@@ -75,7 +75,7 @@ class RewardConfig(Section):
 
     source: Place = Field("tinyworld", description="folder of a reward checkpoint, or tinyworld for the built-in one")
     base_model: Place | None = Field(
-        None, description="folder of the Qwen2.5-VL it was trained on; null: as the checkpoint names it"
+        None, description="folder or file of the Qwen2.5-VL it was trained on; null: as the checkpoint names it"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the reward model; its head stays float32")
     fps: Number = Field(

@@ -25,7 +25,7 @@ from .names import inner_name
 from .tensors import read_tensors
 
 ADAPTER = "adapter_model.safetensors"
-WHOLE = ("model.safetensors", "model.pth")
+SINGLE = ("model.safetensors", "model.pth")
 """All weights of a reward in one file."""
 UNPACK = "unpack the whole released archive"
 OTHER_BASE = "give the base model it was trained on"
@@ -36,7 +36,7 @@ FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight"
 class Checkpoint:
     """A reward's folder, its configuration, and its newest complete checkpoint.
 
-    `whole`: the file with all weights, in place of an adapter's and the others'. `adapter` is None where no LoRA is
+    `single`: the file with all weights, in place of an adapter's and the others'. `adapter` is None where no LoRA is
     configured.
     """
 
@@ -44,7 +44,7 @@ class Checkpoint:
     config: RewardFile
     weights: Path
     adapter: AdapterFile | None
-    whole: Path | None = None
+    single: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,27 @@ def find_checkpoint(folder: Path | str) -> Checkpoint:
     numbered = [
         (int(match[1]), child)
         for child in children
-        if (match := re.fullmatch(r"checkpoint-(\d+)", child.name)) and (_has(child, ADAPTER) or _whole_file(child))
+        if (match := re.fullmatch(r"checkpoint-(\d+)", child.name)) and (_has(child, ADAPTER) or _single_file(child))
     ]
     newest = max(numbered)[1] if numbered else folder
-    whole = None if _has(newest, ADAPTER) else _whole_file(newest)
-    if whole:
-        return Checkpoint(folder, config, newest, config.adapter(folder / "model_config.json"), whole)
+    single = None if _has(newest, ADAPTER) else _single_file(newest)
+    if single:
+        return Checkpoint(folder, config, newest, config.adapter(folder / "model_config.json"), single)
     if not numbered:
-        raise UserError(f"{folder} has no checkpoint-N with {ADAPTER} or {WHOLE[1]}; {UNPACK}")
+        raise UserError(f"{folder} has no checkpoint-N with {ADAPTER} or {SINGLE[1]}; {UNPACK}")
     return Checkpoint(folder, config, newest, read_config_file(newest / "adapter_config.json", AdapterFile, UNPACK))
 
 
 def find_base(checkpoint: Checkpoint, base_model: Path | str | None = None) -> Path:
-    """The folder of the base model: `base_model` if given, else the one that the checkpoint names.
+    """The folder or file of the base model: `base_model` if given, else the one that the checkpoint names.
 
     A name is looked up in the checkpoint's folder, beside it, as a path, and in the local Hugging Face cache, never
     on the network. Raises UserError.
     """
     if base_model is not None:
-        if os.path.isfile(Path(base_model) / "config.json"):
+        if os.path.isfile(base_model) or os.path.isfile(Path(base_model) / "config.json"):
             return Path(base_model)
-        raise UserError(f"the base model {base_model} holds no config.json; give a Qwen2.5-VL folder")
+        raise UserError(f"the base model {base_model} holds no config.json; give a Qwen2.5-VL folder or file")
     name = checkpoint.config.model.model_name_or_path
     if not name:
         raise UserError(f"{checkpoint.folder / 'model_config.json'} names no base model; give one (base_model)")
@@ -121,9 +121,9 @@ def find_base(checkpoint: Checkpoint, base_model: Path | str | None = None) -> P
 def read_weights(checkpoint: Checkpoint) -> RewardWeights:
     """Read a checkpoint's files. Raises UserError for files that are missing, broken, or no plain LoRA."""
     folder = checkpoint.weights
-    source = checkpoint.whole or folder / ADAPTER
+    source = checkpoint.single or folder / ADAPTER
     adapter = read_tensors(source)
-    full = {} if checkpoint.whole else _by_inner_name(read_tensors(_full_file(folder)), folder)
+    full = {} if checkpoint.single else _by_inner_name(read_tensors(_full_file(folder)), folder)
     # As the reference loads them: what is in both files is taken from the adapter's.
     full |= _by_inner_name({key: value for key, value in adapter.items() if "lora_" not in key}, folder)
     full.pop("lm_head.weight", None)
@@ -180,8 +180,8 @@ def _has(folder: Path, name: str) -> bool:
     return os.path.isfile(folder / name)
 
 
-def _whole_file(folder: Path) -> Path | None:
-    return next((folder / name for name in WHOLE if _has(folder, name)), None)
+def _single_file(folder: Path) -> Path | None:
+    return next((folder / name for name in SINGLE if _has(folder, name)), None)
 
 
 def _full_file(folder: Path) -> Path:

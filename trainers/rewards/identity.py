@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..pictures.reading import Picture, open_picture, read_pixels
+from .base_file import TOKENS_PER_SECOND, find_tokenizer, load_base_file
 from .checkpoint import find_base, find_checkpoint, merge_weights, read_weights
 from .collator import Collator, frame_rates
 from .config_files import BaseFile, read_config_file
-from .model import RewardModel, load_base
+from .model import RewardModel, as_reward, load_base
 from .pixels import MERGE, Grid
 from .sequence import Sequencer
 
@@ -53,7 +54,8 @@ class IdentityReward:
         checkpoint = find_checkpoint(checkpoint_dir)
         base = find_base(checkpoint, base_model)
         weights = read_weights(checkpoint)
-        model, sequencer = open_base(base, dtype, attention or _attention(torch.device(device), dtype))
+        attention = attention or _attention(torch.device(device), dtype)
+        model, sequencer = open_base(base, dtype, attention, (checkpoint.weights, checkpoint.folder))
         merge_weights(model, checkpoint, weights)
         data = checkpoint.config.data
         return cls(model.requires_grad_(False).to(device), Collator(sequencer, data.num_frames, data.max_frame_pixels))
@@ -133,10 +135,20 @@ class IdentityReward:
         return found
 
 
-def open_base(folder: Path, dtype: torch.dtype, attention: str = "sdpa") -> tuple[RewardModel, Sequencer]:
-    """A base model with a new head, and the sequencer of its tokenizer. Raises UserError if it is no Qwen2.5-VL."""
+def open_base(
+    folder: Path, dtype: torch.dtype, attention: str = "sdpa", tokenizers: Sequence[Path] = ()
+) -> tuple[RewardModel, Sequencer]:
+    """A base model with a new head, and the sequencer of its tokenizer.
+
+    A base model in one file has its tokenizer beside it or in one of the folders `tokenizers`. Raises UserError if it
+    is no Qwen2.5-VL.
+    """
     from transformers import AutoConfig
 
+    if folder.is_file():
+        sequencer = Sequencer.load(find_tokenizer(folder, tokenizers), TOKENS_PER_SECOND)
+        loaded = load_base_file(folder, dtype, attention)
+        return as_reward(loaded, sequencer.vocabulary, sequencer.image_token, sequencer.video_token), sequencer
     read_config_file(folder / "config.json", BaseFile, "give a Qwen2.5-VL folder as the base model")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -126,6 +126,11 @@ def load_base(
     for name, weight in model.named_parameters():
         if damage := find_damage(name, weight.detach()):
             raise UserError(f"the base model in {folder} holds {damage} in {name}; download it again")
+    return as_reward(model, vocabulary, image_token, video_token)
+
+
+def as_reward(model: nn.Module, vocabulary: int, image_token: int, video_token: int) -> RewardModel:
+    """The parts of transformers' Qwen2_5_VLForConditionalGeneration as a reward model; see `load_base`."""
     model.resize_token_embeddings(vocabulary, mean_resizing=False)
     inner = model.model
     visual = inner.visual if hasattr(inner, "visual") else model.visual

@@ -210,7 +210,7 @@ WEIGHTS = "model.safetensors"
 # --- all weights in one file -----------------------------------------------------------------------------------------
 
 
-def _whole_state(released: Path) -> dict[str, torch.Tensor]:
+def _single_state(released: Path) -> dict[str, torch.Tensor]:
     """What the trainer's PEFT model has as its state: base layers, factors, and all that was trained in full."""
     checkpoint = released / "identity_reward" / "checkpoint-21"
     adapter = load_file(checkpoint / "adapter_model.safetensors")
@@ -230,7 +230,7 @@ def _whole_state(released: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
 def test_all_weights_in_one_file_score_alike(released: Path, place: str, name: str) -> None:
     before = _score(IdentityReward.load(released / "identity_reward"))
-    state = _whole_state(released)
+    state = _single_state(released)
     shutil.rmtree(released / "identity_reward" / "checkpoint-21")
     folder = released / "identity_reward" / place
     folder.mkdir(exist_ok=True)
@@ -242,7 +242,7 @@ def test_all_weights_in_one_file_score_alike(released: Path, place: str, name: s
 
 
 def test_one_file_that_lacks_the_tower_is_refused(released: Path) -> None:
-    state = {key: value for key, value in _whole_state(released).items() if "visual.blocks.0" not in key}
+    state = {key: value for key, value in _single_state(released).items() if "visual.blocks.0" not in key}
     shutil.rmtree(released / "identity_reward" / "checkpoint-21")
     torch.save(state, released / "identity_reward" / "model.pth")
     with pytest.raises(UserError, match="not a complete identity reward: it lacks visual.blocks.0"):
@@ -259,7 +259,7 @@ def test_one_file_that_lacks_the_tower_is_refused(released: Path) -> None:
     ],
 )
 def test_one_file_needs_the_scale_of_its_lora(released: Path, section: dict | None, said: str) -> None:
-    state = _whole_state(released)
+    state = _single_state(released)
     shutil.rmtree(released / "identity_reward" / "checkpoint-21")
     torch.save(state, released / "identity_reward" / "model.pth")
     edit_json(released / "identity_reward" / "model_config.json", peft_lora_config=section)
@@ -269,4 +269,4 @@ def test_one_file_needs_the_scale_of_its_lora(released: Path, section: dict | No
 
 def test_an_adapter_is_taken_before_one_file(released: Path) -> None:
     (released / "identity_reward" / "checkpoint-21" / "model.pth").write_bytes(b"half a download")
-    assert find_checkpoint(released / "identity_reward").whole is None
+    assert find_checkpoint(released / "identity_reward").single is None
