@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ class GgufFile:
             raise UserError(f"{path} is a GGUF file, which needs the package gguf (pip install gguf)") from error
         self._path, self._remedy = path, remedy
         try:
+            # The reader would count to any length that a damaged header says.
+            _check_header(path)
             reader = GGUFReader(path)
             self._fields = reader.fields
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -102,6 +105,59 @@ class GgufFile:
             for text, score, kind in zip(tokens, scores, types, strict=True)
         )
         return _messages(1, pieces) + _bytes_field(2, _integers(trainer)) + _bytes_field(3, normalizer)
+
+
+# Bytes of a value in a header by its type's number; 8 is a string and 9 a list.
+_VALUE_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _LIST, _DIMENSIONS = 8, 9, 4
+
+
+def _check_header(path: Path) -> None:
+    """Raises ValueError or struct.error for lengths that lead out of the file. Format: ggml-org/ggml docs/gguf.md."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = 4
+
+        def number(form: str) -> int:
+            nonlocal place
+            (value,) = struct.unpack_from(form, content, place)
+            place += struct.calcsize(form)
+            return value
+
+        def skip(count: int, size: int = 1) -> None:
+            nonlocal place
+            if count * size > len(content) - place:
+                raise ValueError("its header ends after the file")
+            place += count * size
+
+        def value(kind: int) -> None:
+            if kind == _STRING:
+                skip(number("<Q"))
+            elif kind in _VALUE_SIZES:
+                skip(_VALUE_SIZES[kind])
+            else:
+                raise ValueError(f"its header has a value of unknown type {kind}")
+
+        number("<I")  # version
+        tensors, entries = number("<Q"), number("<Q")
+        for _ in range(entries):
+            value(_STRING)
+            kind = number("<I")
+            if kind != _LIST:
+                value(kind)
+                continue
+            kind, count = number("<I"), number("<Q")
+            if kind in _VALUE_SIZES:
+                skip(count, _VALUE_SIZES[kind])
+                continue
+            for _ in range(count):
+                value(kind)
+        for _ in range(tensors):
+            value(_STRING)
+            dimensions = number("<I")
+            if dimensions > _DIMENSIONS:
+                raise ValueError(f"a tensor has {dimensions} dimensions")
+            skip(dimensions + 1, 8)  # and its place
+            skip(4)  # type
 
 
 # Protocol buffers' wire format, of sentencepiece_model.proto (google/sentencepiece).

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..modelfiles.inspection import describe
-from ..modelfiles.names import without_wrappers
+from ..modelfiles.names import by_plain_name
 from ..modelfiles.places import read_json
 from ..modelfiles.weights import Weights, open_weights
 from ..weights import load_full_state
@@ -68,7 +68,7 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, 
     if os.path.isdir(path):
         stated = check_config(TextConfig, read_json(path / "config.json"), path / "config.json")
     with open_weights(path, "the text encoder", REMEDY) as weights:
-        names = to_transformers(weights.keys)
+        names = to_transformers(weights.keys, path)
         _refuse_other_models(names, weights, path)
         weights.require_readable(names.values(), path, REMEDY)
         config = infer_config({name: weights.shape(key) for name, key in names.items()}, stated, path)
@@ -83,13 +83,13 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, 
     return model.eval().requires_grad_(False), tokenizer
 
 
-def to_transformers(keys: Iterable[str]) -> dict[str, str]:
+def to_transformers(keys: Iterable[str], path: Path) -> dict[str, str]:
     """The key of each of UMT5's encoder weights by transformers' name, without prefixes and wrappers.
 
     Empty if the keys are neither transformers', nor those of Wan's own T5 (Wan-Video/Wan2.1, wan/modules/t5.py), nor
-    llama.cpp's.
+    llama.cpp's. Raises UserError when two keys have the same name.
     """
-    keys = {without_wrappers(key): key for key in keys}
+    keys = by_plain_name(keys, path)
     for first, rename in (
         ("shared.weight", _kept),
         ("encoder.embed_tokens.weight", _kept),

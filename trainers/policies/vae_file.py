@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modelfiles.inspection import PARTS, describe
-from ..modelfiles.names import without_wrappers
+from ..modelfiles.names import by_plain_name
 from ..modelfiles.other_models import LATENT_CHANNELS
 from ..modelfiles.places import read_json
 from ..modelfiles.weights import open_weights
@@ -34,7 +34,7 @@ def load_vae(path: str | Path) -> nn.Module:
 
     path = Path(path)
     with open_weights(path, "the VAE", REMEDY) as weights:
-        keys = _without_prefix(weights.keys)
+        keys = _without_prefix(weights.keys, path)
         what = describe({key: weights.shape(key) for key in weights.keys})
         if what and "VAE" not in what and not any(key.startswith(PARTS["VAE"]) for key in weights.keys):
             raise UserError(f"{path} is {what}, not a VAE; {REMEDY}")
@@ -53,9 +53,9 @@ def load_vae(path: str | Path) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _without_prefix(keys: Iterable[str]) -> dict[str, str]:
+def _without_prefix(keys: Iterable[str], path: Path) -> dict[str, str]:
     """The key of each of the VAE's weights by its name without prefixes, wrappers and the other parts of a pipeline."""
-    names = {without_wrappers(key): key for key in keys}
+    names = by_plain_name(keys, path)
     first = ("encoder.conv1.weight", "encoder.conv_in.weight")
     prefix = next((name.removesuffix(end) for name in names for end in first if name.endswith(end)), "")
     return {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}

@@ -1,7 +1,7 @@
 """Small files with the key names, types, shapes and headers of those that people have.
 
-`transformer_weights`, `text_weights`, `vae_weights` give a model's weights by the names of one release; `write_gguf`
-writes them as ComfyUI-GGUF and llama.cpp do. Quantisers are simple, not good.
+`transformer_weights` and `text_weights` give a model's weights by the names of one release, `scaled_fp8`, `int8` and
+`write_gguf` quantise them as ComfyUI, ComfyUI-GGUF and llama.cpp do. Quantisers are simple, not good.
 """
 
 from __future__ import annotations

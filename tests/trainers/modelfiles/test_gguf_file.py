@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import sys
 
 import gguf
@@ -80,6 +81,25 @@ def test_a_damaged_header_is_one_error_or_harmless(tmp_path, matrix, place):
     # Any other exception fails the test.
     with contextlib.suppress(UserError):
         read(path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "rest",
+    [
+        struct.pack("<QQ", 0, 2**40),
+        struct.pack("<QQ", 2**40, 0),
+        struct.pack("<QQQ", 0, 1, 2**62),
+        struct.pack("<QQQ3sIIQ", 0, 1, 3, b"abc", 9, 0, 2**40),
+        struct.pack("<QQQ3sIIQ", 0, 1, 3, b"abc", 9, 8, 2**40),
+        struct.pack("<QQQ3sIIQ", 0, 1, 3, b"abc", 9, 9, 2**40),
+        struct.pack("<QQQ1sI", 1, 0, 1, b"a", 2**31),
+    ],
+)
+def test_a_header_of_absurd_lengths_is_refused_quickly(tmp_path, rest):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<I", 3) + rest + bytes(64))
+    with pytest.raises(UserError, match=r"cannot read .*m\.gguf"):
+        read(tmp_path / "m.gguf")
 
 
 def test_damaged_blocks_are_found(tmp_path, matrix):

@@ -293,6 +293,13 @@ def test_wrappers_inside_blocks_are_stripped(encoder, spiece, tmp_path):
     assert same_embeddings(read, tokenizer, encoder)
 
 
+def test_a_weight_under_two_names_is_refused(encoder, spiece, tmp_path):
+    weights = weights_of(encoder)
+    path = save(weights | {f"module.{Q}": weights[Q].clone()}, spiece, tmp_path / "umt5.safetensors")
+    with pytest.raises(UserError, match=f"holds {Q} twice, as .* and .*; give a file of one model"):
+        load_text_encoder(path, torch.float32)
+
+
 def test_the_pickled_file_of_the_original_release_is_read(encoder, tokenizer, tmp_path):
     torch.save(original(weights_of(encoder)), tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
     tokenizer.save_pretrained(tmp_path / "google" / "umt5-xxl")
