@@ -16,7 +16,7 @@ from .errors import UserError, shorten
 
 _AT_ONCE = 2**22  # numbers; in parts of this size the check takes no measurable time of a load
 # Matrices that training starts at zero; one of a new model may still be.
-MAY_BE_ZERO = re.compile(r"before_proj|after_proj|proj_in|proj_out|lora_B|lora_up")
+MAY_BE_ZERO = re.compile(r"vace_blocks\.\d+\..*(before_proj|after_proj|proj_in|proj_out)|lora_B|lora_up")
 
 
 def find_damage(name: str, tensor: Tensor) -> str | None:

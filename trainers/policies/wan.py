@@ -210,6 +210,12 @@ class WanVideoPolicy(Policy):
             )
         if size.frames < 1 or size.frames % self.vae.temporal != 1:
             raise UserError(f"{size.frames} frames cannot be encoded; use a multiple of {self.vae.temporal}, plus 1")
+        limit = self.transformer.config.rope_max_seq_len
+        if max(size.height // steps[0], size.width // steps[1], 1 + (size.frames - 1) // self.vae.temporal) > limit:
+            raise UserError(
+                f"a video of {size.width}x{size.height} with {size.frames} frames has more positions than this model "
+                f"knows ({limit} of rows, columns and latent frames each); use a smaller one"
+            )
 
     def encode_references(self, sources: Sequence, size: VideoSize) -> list[Tensor]:
         """Latents [z, 1, h, w] of each reference image, in order, cached by content."""

@@ -128,3 +128,9 @@ def test_a_policy_without_a_lora_gets_no_gradient(policy, size, make_item, noise
     assert not velocity.requires_grad
     assert velocity.dtype == torch.float32
     assert velocity.shape == (1, *policy.latent_shape(size, 2))
+
+
+@pytest.mark.parametrize("wrong", [VideoSize(32, 16 * 65, 5), VideoSize(16 * 65, 32, 5), VideoSize(32, 48, 4 * 64 + 1)])
+def test_a_video_beyond_the_positions_of_the_model_is_refused(policy, make_item, wrong):
+    with pytest.raises(UserError, match=r"has more positions than this model knows \(64 of rows"):
+        policy.encode(make_item(), wrong)
