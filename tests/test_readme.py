@@ -149,6 +149,10 @@ def folder(small_models, tmp_path_factory) -> Path:
     shutil.copy(small_models["prompts"], folder / "people.csv")
     shutil.copy(folder / "face0.png", folder / "anna.png")
     shutil.copy(folder / "face1.png", folder / "ben.png")
+    (folder / "PORTRAITS").mkdir()
+    for number in range(4):
+        shutil.copy(folder / "face0.png", folder / "PORTRAITS" / f"{number}.png")
+    (folder / "scenes.txt").write_text("{people} walk\n{people} dance", encoding="utf-8")
     frames = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
     for name in ("a", "b"):
         write_animation(frames, folder / f"{name}.webp", 10)
@@ -166,6 +170,7 @@ PRINTS = {
     "sample": ".webp",
     "inspect": "LoRA for ",
     "convert": "done",
+    "prompts": "made.csv: 1 rows of 2 people",
     "score": "preferred: ",
     "runs": "tiny-",
     "resume": "finished after 1 of 1",

@@ -29,6 +29,7 @@ COMMANDS = {
     "runs": "list runs, show one, or stop one",
     "inspect": "say what files of weights are: kind, size, types, form, and what they were trained with",
     "convert": "write pickled weights (.pth) as .safetensors, without running code in them",
+    "prompts": "make a prompt set of portraits and scenes, with people and scenes held out",
     "settings": "print every setting with its type, default, preset values and meaning",
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",
     "bench": "measure seconds, TFLOP/s and memory of every phase of an iteration on this machine",

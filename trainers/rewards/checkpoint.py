@@ -63,8 +63,15 @@ class RewardWeights:
 
 
 def find_checkpoint(folder: Path | str) -> Checkpoint:
-    """The newest complete `checkpoint-N` of a reward's folder. Raises UserError for missing or invalid files."""
+    """The newest complete `checkpoint-N` of a reward's folder, or the one whose `model.pth` or `.safetensors` is given.
+
+    Raises UserError for missing or invalid files.
+    """
     folder = Path(folder)
+    if folder.name in SINGLE and os.path.isfile(folder):
+        file, folder = folder, folder.parent if _has(folder.parent, "model_config.json") else folder.parent.parent
+        config = read_config_file(folder / "model_config.json", RewardFile, "put the reward's own file there")
+        return Checkpoint(folder, config, file.parent, config.adapter(folder / "model_config.json"), file)
     try:
         children = list(folder.iterdir())
     except OSError as error:

@@ -238,7 +238,8 @@ def test_all_weights_in_one_file_score_alike(released: Path, place: str, name: s
         torch.save(state, folder / name)
     else:
         save_file({key: value.clone().contiguous() for key, value in state.items()}, folder / name)
-    assert _score(IdentityReward.load(released / "identity_reward")) == pytest.approx(before, abs=1e-5)
+    for source in (released / "identity_reward", folder / name):
+        assert _score(IdentityReward.load(source)) == pytest.approx(before, abs=1e-5)
 
 
 def test_one_file_that_lacks_the_tower_is_refused(released: Path) -> None:
