@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
+import math
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,35 @@ _SHAPE = "comfy.gguf.orig_shape."  # of tensors with more dimensions than GGUF h
 _AT_ONCE = 2**24  # numbers that are dequantised together, so that float32 copies stay below 1 GB
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor lies: `shape` with the rows last to first, `kind` by ggml's number, `place` in bytes."""
+
+    shape: tuple[int, ...]
+    kind: int
+    place: int
+
+
 class GgufFile:
-    """An open GGUF file; `read` dequantises by the package gguf."""
+    """An open GGUF file; `read` dequantises by the package gguf.
+
+    The header is read here: the package's reader takes 15 s for the vocabulary of UMT5, and counts to any length that
+    a damaged header says.
+    """
 
     def __init__(self, path: Path, remedy: str) -> None:
         """Raises UserError for a damaged file and when the package is missing."""
         try:
-            from gguf import GGUFReader
+            from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         except ImportError as error:
             raise UserError(f"{path} is a GGUF file, which needs the package gguf (pip install gguf)") from error
         self._path, self._remedy = path, remedy
+        self._sizes, self._kinds = GGML_QUANT_SIZES, GGMLQuantizationType
         try:
-            # The reader would count to any length that a damaged header says.
-            _check_header(path)
-            reader = GGUFReader(path)
-            self._fields = reader.fields
-            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-            self._shapes = {name: self._shape(tensor) for name, tensor in self._tensors.items()}
-        except Exception as error:  # the reader raises almost anything for a damaged file
+            self._content = np.memmap(path, np.uint8, "r")
+            self._fields, self._tensors = _read_header(memoryview(self._content))
+            self._shapes = {name: self._shape(name) for name in self._tensors}
+        except (ValueError, struct.error, UnicodeDecodeError, TypeError, OverflowError, KeyError) as error:
             raise UserError(f"cannot read {path} ({error}); {remedy}, downloaded to its end") from error
         self.keys = [*self._tensors, *([TOKENIZER] if "tokenizer.ggml.tokens" in self._fields else [])]
         self.metadata: Mapping[str, str] = {}
@@ -47,48 +59,49 @@ class GgufFile:
         return self._shapes[key]
 
     def dtype(self, key: str) -> str:
-        return "U8" if key == TOKENIZER else self._tensors[key].tensor_type.name
+        return "U8" if key == TOKENIZER else self._kinds(self._tensors[key].kind).name
 
     def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor in `dtype` (float32); the tokenizer as uint8. Raises UserError for a damaged file."""
         try:
             if key == TOKENIZER:
                 return torch.frombuffer(bytearray(self._tokenizer()), dtype=torch.uint8)
-            return self._dequantised(self._tensors[key], dtype or torch.float32).reshape(self._shapes[key])
-        except Exception as error:  # as above
+            return self._dequantised(key, dtype or torch.float32).reshape(self._shapes[key])
+        except Exception as error:  # the package raises almost anything
             raise UserError(f"cannot read {key} of {self._path} ({error}); {self._remedy}") from error
 
-    def _shape(self, tensor: Any) -> tuple[int, ...]:
-        stated = self._value(_SHAPE + tensor.name)
-        shape = tuple(map(int, reversed(tensor.shape) if stated is None else stated))
-        if any(size < 0 for size in shape) or np.prod(shape, dtype=object) != tensor.n_elements:
-            raise ValueError(f"{tensor.name} has {tensor.n_elements} numbers and the shape {shape}")
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor. Raises ValueError for one whose numbers do not fit it, or lie beyond the file."""
+        tensor = self._tensors[name]
+        stated = self._fields.get(_SHAPE + name)
+        shape = tuple(reversed(tensor.shape)) if stated is None else tuple(map(int, stated))
+        count, (numbers, size) = math.prod(tensor.shape), self._sizes[self._kinds(tensor.kind)]
+        if math.prod(shape) != count or any(length < 0 for length in shape) or tensor.shape[0] % numbers:
+            raise ValueError(f"{name} has {count} numbers and the shape {shape}")
+        if tensor.place + count // numbers * size > len(self._content):
+            raise ValueError(f"{name} ends after the file")
         return shape
 
-    def _dequantised(self, tensor: Any, dtype: torch.dtype) -> Tensor:
+    def _dequantised(self, name: str, dtype: torch.dtype) -> Tensor:
         from gguf.quants import dequantize
 
-        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-        if tensor.tensor_type.name == "F32":
-            return torch.from_numpy(np.array(rows)).to(dtype)
-        found = torch.empty(tensor.n_elements, dtype=dtype).view(len(rows), -1)
-        step = max(1, _AT_ONCE // max(1, found.shape[1]))
-        for start in range(0, len(rows), step):
+        tensor, kind = self._tensors[name], self._kinds(self._tensors[name].kind)
+        numbers, size = self._sizes[kind]
+        columns, count = tensor.shape[0], math.prod(tensor.shape)
+        stored = self._content[tensor.place : tensor.place + count // numbers * size].reshape(count // columns, -1)
+        found = torch.empty(count // columns, columns, dtype=dtype)
+        step = max(1, _AT_ONCE // columns)
+        for start in range(0, len(stored), step):
             with np.errstate(all="ignore"):  # what is damaged is found in the result
-                part = dequantize(rows[start : start + step], tensor.tensor_type)
+                part = dequantize(np.array(stored[start : start + step]), kind)
             found[start : start + step] = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
         return found
-
-    def _value(self, name: str) -> Any:
-        field = self._fields.get(name)
-        return None if field is None else field.contents()
 
     def _tokenizer(self) -> bytes:
         """The sentencepiece model of which llama.cpp's converter made the entries `tokenizer.ggml.*`."""
 
         def value(name: str, otherwise: Any) -> Any:
-            found = self._value(f"tokenizer.ggml.{name}")
-            return otherwise if found is None else found
+            return self._fields.get(f"tokenizer.ggml.{name}", otherwise)
 
         if value("model", None) != "t5":
             raise ValueError(f"its tokenizer is `{value('model', None)}`, t5 was expected")
@@ -107,57 +120,72 @@ class GgufFile:
         return _messages(1, pieces) + _bytes_field(2, _integers(trainer)) + _bytes_field(3, normalizer)
 
 
-# Bytes of a value in a header by its type's number; 8 is a string and 9 a list.
-_VALUE_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+# How a header has its values, by the number of their type.
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _LIST, _DIMENSIONS = 8, 9, 4
+_VERSIONS = (2, 3)
 
 
-def _check_header(path: Path) -> None:
-    """Raises ValueError or struct.error for lengths that lead out of the file. Format: ggml-org/ggml docs/gguf.md."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        place = 4
+def _read_header(content: memoryview) -> tuple[dict[str, Any], dict[str, _Tensor]]:
+    """The entries and the tensors of a GGUF file. Format: docs/gguf.md of ggml-org/ggml.
 
-        def number(form: str) -> int:
-            nonlocal place
-            (value,) = struct.unpack_from(form, content, place)
-            place += struct.calcsize(form)
-            return value
+    Raises ValueError or struct.error for another file, and for lengths that lead out of it.
+    """
+    place = 4
 
-        def skip(count: int, size: int = 1) -> None:
-            nonlocal place
-            if count * size > len(content) - place:
-                raise ValueError("its header ends after the file")
-            place += count * size
+    def numbers(form: str, count: int = 1) -> tuple:
+        nonlocal place
+        size = struct.calcsize(f"<{form}") * count
+        if size > len(content) - place:
+            raise ValueError("its header ends after the file")
+        found = struct.unpack_from(f"<{count}{form}", content, place)
+        place += size
+        return found
 
-        def value(kind: int) -> None:
-            if kind == _STRING:
-                skip(number("<Q"))
-            elif kind in _VALUE_SIZES:
-                skip(_VALUE_SIZES[kind])
-            else:
-                raise ValueError(f"its header has a value of unknown type {kind}")
+    def text() -> str:
+        nonlocal place
+        (length,) = numbers("Q")
+        if length > len(content) - place:
+            raise ValueError("its header ends after the file")
+        place += length
+        return bytes(content[place - length : place]).decode()
 
-        number("<I")  # version
-        tensors, entries = number("<Q"), number("<Q")
-        for _ in range(entries):
-            value(_STRING)
-            kind = number("<I")
-            if kind != _LIST:
-                value(kind)
-                continue
-            kind, count = number("<I"), number("<Q")
-            if kind in _VALUE_SIZES:
-                skip(count, _VALUE_SIZES[kind])
-                continue
-            for _ in range(count):
-                value(kind)
-        for _ in range(tensors):
-            value(_STRING)
-            dimensions = number("<I")
-            if dimensions > _DIMENSIONS:
-                raise ValueError(f"a tensor has {dimensions} dimensions")
-            skip(dimensions + 1, 8)  # and its place
-            skip(4)  # type
+    def value(kind: int) -> Any:
+        if kind == _STRING:
+            return text()
+        if kind not in _NUMBERS:
+            raise ValueError(f"its header has a value of the unknown type {kind}")
+        return numbers(_NUMBERS[kind])[0]
+
+    def entry(kind: int) -> Any:
+        if kind != _LIST:
+            return value(kind)
+        ((inner,), (count,)) = numbers("I"), numbers("Q")
+        if inner in _NUMBERS:
+            return list(numbers(_NUMBERS[inner], count))
+        if 8 * count > len(content) - place:  # every text begins with its length
+            raise ValueError("its header ends after the file")
+        return [value(inner) for _ in range(count)]
+
+    (version,) = numbers("I")
+    if version not in _VERSIONS:
+        raise ValueError(f"it is of version {version}; {_VERSIONS} are read")
+    tensors, entries = numbers("Q", 2)
+    fields = {text(): entry(numbers("I")[0]) for _ in range(entries)}
+    found: dict[str, _Tensor] = {}
+    for _ in range(tensors):
+        name, (dimensions,) = text(), numbers("I")
+        if not 1 <= dimensions <= _DIMENSIONS:
+            raise ValueError(f"{name[:80]} has {dimensions} dimensions")
+        shape, (kind,), (offset,) = numbers("Q", dimensions), numbers("I"), numbers("Q")
+        if name in found or not all(shape):
+            raise ValueError(f"{name[:80]} is empty, or there twice")
+        found[name] = _Tensor(shape, kind, offset)
+    alignment = int(fields.get("general.alignment", 32))
+    if alignment < 1:
+        raise ValueError(f"its alignment is {alignment}")
+    start = -(-place // alignment) * alignment
+    return fields, {name: replace(tensor, place=start + tensor.place) for name, tensor in found.items()}
 
 
 # Protocol buffers' wire format, of sentencepiece_model.proto (google/sentencepiece).

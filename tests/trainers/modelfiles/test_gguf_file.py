@@ -32,6 +32,16 @@ def read(path, dtype=torch.float32):
         return {key: weights.read(key, dtype) for key in weights.keys}
 
 
+def test_the_package_reads_the_same_tensors_and_entries(tmp_path, matrix):
+    path = write_gguf(tmp_path / "m.gguf", {NAME: matrix, "b": torch.ones(3), "c": torch.ones(2, 3, 4, 5, 6)}, "Q8_0")
+    theirs, ours = gguf.GGUFReader(path), gguf_file.GgufFile(path, REMEDY)
+    assert {t.name: (t.tensor_type.name, t.data_offset) for t in theirs.tensors} == {
+        name: (ours.dtype(name), tensor.place) for name, tensor in ours._tensors.items()
+    }
+    entries = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
+    assert ours._fields == entries
+
+
 def dequantised(path, name):
     """The tensor by the package's own function on the whole of it."""
     (tensor,) = (t for t in gguf.GGUFReader(path).tensors if t.name == name)
