@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -35,11 +37,37 @@ class Clock:
         self.wall, self.cpu = time.perf_counter() - self._started[0], time.process_time() - self._started[1]
 
 
+class _EnoughSteps(Exception):
+    """Ends a loop whose timed steps are done."""
+
+
+@contextmanager
+def timed_steps(clock: Clock, steps: int) -> Iterator[Callable[[], None]]:
+    """A function to be called once per step of a loop, always at the same place: `steps` steps are timed.
+
+    The clock starts at its first call; when the steps are done, the function raises and the block ends.
+    """
+    calls = itertools.count()
+
+    def step() -> None:
+        done = next(calls)
+        if done == 0:
+            clock.start()
+        elif done == steps:
+            clock.stop()
+            raise _EnoughSteps
+
+    with suppress(_EnoughSteps):
+        yield step
+
+
 @dataclass(frozen=True)
 class Phase:
     """A piece of work: `run` gets a clock, prepares what it needs, and times the rest.
 
-    `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products.
+    `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products. `counted`: whether `run`
+    does nothing but what it times, so that its operations can be counted. `ours`: the phase that a peer's is compared
+    with.
     """
 
     name: str
@@ -47,6 +75,8 @@ class Phase:
     units: int
     dtype: torch.dtype
     run: Callable[[Clock], None]
+    counted: bool = True
+    ours: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +86,7 @@ class Row:
     `seconds`, `cpu_seconds`: of each repeat; `first_seconds`: of the first run, with compilation and caches to fill.
     `flops`: operations of one unit, recomputed ones included, 0 when they could not be counted. `peak_bytes`: the most
     memory the device (on a CPU: this process, ever) held, models included; 0 when unknown. `error`: why there is no
-    measurement, else empty.
+    measurement, else empty. `ours`: of a peer's row, the phase that it is compared with.
     """
 
     name: str
@@ -69,6 +99,7 @@ class Row:
     flops: float = 0.0
     peak_bytes: int = 0
     error: str = ""
+    ours: str = ""
 
     @property
     def median(self) -> float:
@@ -81,7 +112,7 @@ def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
 
     When memory runs out, compilation fails or the product refuses its inputs, that becomes the row's `error`.
     """
-    base = Row(phase.name, phase.per, str(phase.dtype).removeprefix("torch."), phase.units)
+    base = Row(phase.name, phase.per, str(phase.dtype).removeprefix("torch."), phase.units, ours=phase.ours)
     try:
         return _measured(base, phase, device, repeats)
     except (RuntimeError, MemoryError, UserError) as error:
@@ -92,7 +123,7 @@ def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
 
 
 def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Row:
-    flops = _count(phase, device) / phase.units
+    flops = _count(phase, device) / phase.units if phase.counted else 0.0
     clock = Clock(device)
     phase.run(clock)
     first = clock.wall / phase.units

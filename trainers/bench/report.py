@@ -33,18 +33,24 @@ class Report:
 
     def iteration(self) -> tuple[dict[str, float], list[str]]:
         """Seconds per video of an iteration by phase, and the phases that are missing."""
-        return seconds_per_video(self.config, {KEYS[row.name]: row.median for row in self.rows if not row.error})
+        known = {KEYS[row.name]: row.median for row in self.rows if row.name in KEYS and not row.error}
+        return seconds_per_video(self.config, known)
+
+    def cells(self, row: Row) -> dict[str, Any]:
+        """The cells of one row, beside ours if it is a peer's."""
+        ours = next((other for other in self.rows if other.name == row.ours and not other.error), None)
+        return table_row(row, self.rates, ours)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per phase, and the iteration's, by the names of the columns."""
-        rows = [table_row(row, self.rates) for row in self.rows]
+        """The phases, the iteration that they add up to, then all else; by the names of the columns."""
         parts, missing = self.iteration()
         total = {"phase": f"iteration of {self.config.preset}", "per": "video"}
-        lacking = ", ".join(PHASES[name] for name in missing)
-        rows.append(
-            total | ({"note": f"not measured: {lacking}"} if missing else {"seconds": number(sum(parts.values()))})
-        )
-        return rows
+        if missing:
+            total["note"] = f"not measured: {', '.join(PHASES[name] for name in missing)}"
+        else:
+            total["seconds"] = number(sum(parts.values()))
+        phases = [self.cells(row) for row in self.rows if row.name in KEYS]
+        return [*phases, total, *(self.cells(row) for row in self.rows if row.name not in KEYS)]
 
     def to_json(self) -> str:
         parts, missing = self.iteration()
@@ -69,12 +75,19 @@ class Report:
         write_atomic(path, self.to_json())
 
 
-def table_row(row: Row, rates: dict[str, float]) -> dict[str, Any]:
-    """A phase's cells, as text: seconds, TFLOP, TFLOP/s, its share of the matrix products' rate in the same type."""
+def table_row(row: Row, rates: dict[str, float], ours: Row | None = None) -> dict[str, Any]:
+    """A phase's cells, as text: seconds, TFLOP, TFLOP/s, its share of the matrix products' rate in the same type.
+
+    `ours`: the phase that a peer's is compared with.
+    """
     cells = {"phase": row.name, "per": row.per}
     if row.error:
         return cells | {"note": row.error}
-    cells |= {"seconds": number(row.median), "first": number(row.first_seconds)}
+    cells |= {"seconds": number(row.median)}
+    if row.first_seconds:
+        cells["first"] = number(row.first_seconds)
+    if ours:
+        cells["note"] = f"{number(row.median / ours.median)} times ours"
     if row.flops:
         achieved = row.flops / row.median
         cells |= {"TFLOP": number(row.flops / 1e12), "TFLOP/s": number(achieved / 1e12)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.bench.measure import OUT_OF_MEMORY, Phase, count_flops, measure
+from trainers.bench.measure import OUT_OF_MEMORY, Clock, Phase, count_flops, measure, timed_steps
 from trainers.errors import UserError
 
 CPU = torch.device("cpu")
@@ -84,3 +84,25 @@ def test_a_programming_error_is_raised():
 
     with pytest.raises(TypeError):
         measure(phase(wrong), CPU, repeats=1)
+
+
+def test_steps_are_timed_from_the_first_call_and_end_the_loop():
+    clock, done = Clock(CPU), []
+    with timed_steps(clock, 2) as step:
+        for index in range(10):
+            step()
+            done.append(index)
+    assert done == [0, 1] and clock.wall > 0
+
+
+def test_an_error_in_timed_steps_is_raised():
+    with pytest.raises(KeyError), timed_steps(Clock(CPU), 2) as step:
+        step()
+        raise KeyError
+
+
+def test_a_phase_that_does_more_than_it_times_is_not_counted():
+    a = torch.ones(2, 2)
+    part = Phase("part", "video", 1, torch.float32, phase(lambda: a @ a).run, counted=False, ours="decode")
+    row = measure(part, CPU, repeats=1)
+    assert (row.flops, row.ours) == (0, "decode")

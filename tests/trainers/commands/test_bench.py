@@ -52,6 +52,33 @@ def test_it_prints_a_table_and_writes_the_numbers(capsys, tmp_path):
     assert values["matmul_flops_per_second"]["float32"] > 0
 
 
+def test_other_numbers_of_people_profiles_and_other_programs_follow(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    (tmp_path / "comfyui_version.py").touch()
+    (tmp_path / "requirements.txt").touch()
+    size = ["--resolution", "5x32x32", "--micro-batch", "1", "--phases", "ode", "--repeats", "1"]
+    extra = ["--repeat-references", "1,3", "--profile", "--peers", "diffusers", "comfyui", f"published={tmp_path}"]
+    assert main(["bench", "--device", "cpu", *size, *extra]) == 1
+    printed = capsys.readouterr().out
+    for text in ("people: 1", "people: 3", "times ours", "ComfyUI has no model with", "give a checkout"):
+        assert text in printed
+    assert printed.count("calls that wait") == 2
+
+
+@pytest.mark.parametrize("text", ["published", "comfyui=/somewhere", "other"])
+def test_an_unknown_program_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        options("--peers", text)
+    assert "published=FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "1,x", "9"])
+def test_numbers_of_people_are_from_1_to_8(text, capsys):
+    with pytest.raises(SystemExit):
+        options("--repeat-references", text)
+    assert "from 1 to 8" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["33x240", "33x240x416x3", "ax240x416", "33x-240x416"])
 def test_a_resolution_in_another_form_is_refused(text, capsys):
     with pytest.raises(SystemExit):
