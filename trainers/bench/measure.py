@@ -37,6 +37,32 @@ class Clock:
         self.wall, self.cpu = time.perf_counter() - self._started[0], time.process_time() - self._started[1]
 
 
+class FlopClock(Clock):
+    """A clock that counts floating-point operations between `start` and `stop`: those of products, convolutions and
+    attention, two for a multiply-add.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
+        self.counting = False
+
+    @property
+    def flops(self) -> float:
+        return float(self._counter.get_total_flops())
+
+    def start(self) -> None:
+        super().start()
+        self._counter.__enter__()
+        self.counting = True
+
+    def stop(self) -> None:
+        if self.counting:
+            self.counting = False
+            self._counter.__exit__(None, None, None)
+        super().stop()
+
+
 class _EnoughSteps(Exception):
     """Ends a loop whose timed steps are done."""
 
@@ -65,9 +91,8 @@ def timed_steps(clock: Clock, steps: int) -> Iterator[Callable[[], None]]:
 class Phase:
     """A piece of work: `run` gets a clock, prepares what it needs, and times the rest.
 
-    `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products. `counted`: whether `run`
-    does nothing but what it times, so that its operations can be counted. `ours`: the phase that a peer's is compared
-    with.
+    `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products. `ours`: the phase
+    that a peer's is compared with.
     """
 
     name: str
@@ -75,7 +100,6 @@ class Phase:
     units: int
     dtype: torch.dtype
     run: Callable[[Clock], None]
-    counted: bool = True
     ours: str = ""
 
 
@@ -123,7 +147,7 @@ def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
 
 
 def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Row:
-    flops = _count(phase, device) / phase.units if phase.counted else 0.0
+    flops = _count(phase, device) / phase.units
     clock = Clock(device)
     phase.run(clock)
     first = clock.wall / phase.units
@@ -146,15 +170,16 @@ def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Ro
     )
 
 
-def count_flops(work: Callable[[], None]) -> float:
-    """Floating-point operations of products, convolutions and attention in `work`, two for a multiply-add.
-
-    Compiled code would hide them, so that everything runs eagerly.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
-    with torch.compiler.set_stance("force_eager"), counter:
-        work()
-    return float(counter.get_total_flops())
+def count_flops(run: Callable[[Clock], None], device: torch.device) -> float:
+    """The operations that `run` times with the clock it gets. It runs eagerly: compiled code would hide them."""
+    clock = FlopClock(device)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            run(clock)
+    finally:
+        if clock.counting:  # an error came between
+            clock.stop()
+    return clock.flops
 
 
 def synchronize(device: torch.device) -> None:
@@ -192,7 +217,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def _count(phase: Phase, device: torch.device) -> float:
     """0 where this takes more memory than there is: the phase itself may take less."""
     try:
-        return count_flops(lambda: phase.run(Clock(device)))
+        return count_flops(phase.run, device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

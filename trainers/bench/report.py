@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,10 @@ class Report:
     def cells(self, row: Row) -> dict[str, Any]:
         """The cells of one row, beside ours if it is a peer's."""
         ours = next((other for other in self.rows if other.name == row.ours and not other.error), None)
-        return table_row(row, self.rates, ours)
+        cells = table_row(row, self.rates, ours)
+        if row.cpu_seconds and self.machine.get("device", "").startswith("cpu"):
+            cells["CPU s"] = number(statistics.median(row.cpu_seconds))
+        return cells
 
     def table(self) -> list[dict[str, Any]]:
         """The phases, the iteration that they add up to, then all else; by the names of the columns."""

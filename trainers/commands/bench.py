@@ -104,7 +104,7 @@ def peer(text: str) -> tuple[str, str]:
 def main(options: Namespace) -> int:
     """Print the table when all is measured; 0, or 1 when a phase failed for another reason than memory."""
     config = config_of(options)
-    from ..bench.measure import OUT_OF_MEMORY, release_memory
+    from ..bench.measure import OUT_OF_MEMORY, is_out_of_memory, release_memory
     from ..bench.rates import matmul_rates
     from ..bench.report import Report, machine
     from .progress import quiet_libraries
@@ -116,7 +116,12 @@ def main(options: Namespace) -> int:
     say("matrix products")
     report.rates = matmul_rates(device)
     say(", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in report.rates.items()))
-    measure_ours(options, report, device)
+    try:
+        measure_ours(options, report, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say("out of memory while the models were made: nothing more is measured of them")
     for name, folder in options.peers:
         # Only one program's models at a time.
         release_memory(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from trainers.cli import COMMANDS, main, make_parser
 from trainers.commands.bench import config_of
@@ -105,3 +106,13 @@ def test_a_phase_that_fails_is_a_row_and_the_exit_status(capsys, monkeypatch):
     assert main(["bench", "--device", "cpu", "--phases", "optimiser", "text", "--repeats", "1"]) == 1
     printed = capsys.readouterr().out
     assert "RuntimeError: no kernel for this card" in printed and "| encode text" in printed
+
+
+def test_models_that_do_not_fit_leave_the_table_and_the_other_programs(capsys, monkeypatch, tmp_path):
+    def hungry(*_) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trainers.bench.models.make_policy", hungry)
+    assert main(["bench", "--device", "cpu", "--peers", f"published={tmp_path}"]) == 1
+    printed = capsys.readouterr()
+    assert "out of memory" in printed.err and "give a checkout" in printed.out

@@ -29,7 +29,7 @@ class PlainDiffusers:
 
     def phases(self) -> list[Phase]:
         dtype = getattr(torch, self.config.policy.dtype)
-        step = Phase("diffusers: sample step", "video", STEPS, dtype, self._sample, counted=False, ours=PHASES["ode"])
+        step = Phase("diffusers: sample step", "video", STEPS, dtype, self._sample, ours=PHASES["ode"])
         decode = Phase("diffusers: decode", "video", 1, torch.float32, self._decode, ours=PHASES["decode"])
         return [step, decode]
 

@@ -41,7 +41,7 @@ class Published:
         self._plain = PlainDiffusers(size, kind, config.model_copy(update={"policy": policy}), references, device)
 
     def phases(self) -> list[Phase]:
-        made = partial(Phase, per="video", dtype=torch.bfloat16, counted=False)
+        made = partial(Phase, per="video", dtype=torch.bfloat16)
         batch = self.config.optim.micro_batch
         return [
             made("published: sample step", units=STEPS, run=self._sample, ours=PHASES["sde"]),
