@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -39,13 +39,13 @@ class Clock:
 
 class FlopClock(Clock):
     """A clock that counts floating-point operations between `start` and `stop`: those of products, convolutions and
-    attention, two for a multiply-add.
+    attention, two for a multiply-add. Compiled code would hide them, so that it runs eagerly in between.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
-        self.counting = False
+        self._between = ExitStack()
 
     @property
     def flops(self) -> float:
@@ -53,13 +53,11 @@ class FlopClock(Clock):
 
     def start(self) -> None:
         super().start()
-        self._counter.__enter__()
-        self.counting = True
+        self._between.enter_context(torch.compiler.set_stance("force_eager"))
+        self._between.enter_context(self._counter)
 
     def stop(self) -> None:
-        if self.counting:
-            self.counting = False
-            self._counter.__exit__(None, None, None)
+        self._between.close()
         super().stop()
 
 
@@ -171,14 +169,12 @@ def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Ro
 
 
 def count_flops(run: Callable[[Clock], None], device: torch.device) -> float:
-    """The operations that `run` times with the clock it gets. It runs eagerly: compiled code would hide them."""
+    """The operations of what `run` times with the clock it gets."""
     clock = FlopClock(device)
     try:
-        with torch.compiler.set_stance("force_eager"):
-            run(clock)
+        run(clock)
     finally:
-        if clock.counting:  # an error came between
-            clock.stop()
+        clock.stop()  # also where an error came between
     return clock.flops
 
 
