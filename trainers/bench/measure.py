@@ -27,6 +27,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.wall, self.cpu = 0.0, 0.0
+        self._started = 0.0, 0.0
 
     def start(self) -> None:
         synchronize(self.device)

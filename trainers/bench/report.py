@@ -22,7 +22,11 @@ KEYS = {name: key for key, name in PHASES.items()}
 
 @dataclass
 class Report:
-    """What one call of `bench` has measured so far. `rates`: operations per second of matrix products by type."""
+    """What one call of `bench` has measured so far.
+
+    `rates`: operations per second of matrix products by type. `ratio_error`: how far the probability ratio of the
+    trained step was from 1, where the policy was still the one that sampled.
+    """
 
     size: str
     policy: str
@@ -31,6 +35,7 @@ class Report:
     machine: dict[str, Any]
     rates: dict[str, float] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    ratio_error: float | None = None
 
     def iteration(self) -> tuple[dict[str, float], list[str]]:
         """Seconds per video of an iteration by phase, and the phases that are missing."""
@@ -71,6 +76,7 @@ class Report:
                 "parts": parts,
                 "missing": missing,
             },
+            "ratio_error": self.ratio_error,
             "settings": self.config.model_dump(mode="json"),
         }
         return json.dumps(values, indent=1) + "\n"

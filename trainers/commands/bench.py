@@ -150,7 +150,11 @@ def measure_ours(options: Namespace, report: Report, device: torch.device) -> No
         made.warm_caches()
         return made
 
-    _measure_all(workload().phases(options.phases), options, report, device)
+    own = workload()
+    _measure_all(own.phases(options.phases), options, report, device)
+    report.ratio_error = own.ratio_error
+    if own.ratio_error is not None:
+        say(f"ratio error, rollout against training: {own.ratio_error:.2g}")
     for references in options.repeat_references:
         (phase,) = workload(references).phases(["ode"])
         named = replace(phase, name=f"{phase.name}, people: {references}")
