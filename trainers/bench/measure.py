@@ -106,7 +106,8 @@ class Phase:
 class Row:
     """What was measured of a phase, by its unit.
 
-    `seconds`, `cpu_seconds`: of each repeat; `first_seconds`: of the first run, with compilation and caches to fill.
+    `seconds`, `cpu_seconds`: of each repeat. `first_seconds`: of the whole first run, all its units, with compilation
+    and caches to fill.
     `flops`: operations of one unit, recomputed ones included, 0 when they could not be counted. `peak_bytes`: the most
     memory the device (on a CPU: this process, ever) held, models included; 0 when unknown. `error`: why there is no
     measurement, else empty. `ours`: of a peer's row, the phase that it is compared with.
@@ -149,7 +150,7 @@ def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Ro
     flops = _count(phase, device) / phase.units
     clock = Clock(device)
     phase.run(clock)
-    first = clock.wall / phase.units
+    first = clock.wall
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     wall, cpu = [], []

@@ -95,7 +95,7 @@ def table_row(row: Row, rates: dict[str, float], ours: Row | None = None) -> dic
         return cells | {"note": row.error}
     cells |= {"seconds": number(row.median)}
     if row.first_seconds:
-        cells["first"] = number(row.first_seconds)
+        cells["first +s"] = number(max(0.0, row.first_seconds - row.units * row.median))
     if ours:
         cells["note"] = f"{number(row.median / ours.median)} times ours"
     if row.flops:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 
 from ...config import PolicyKind, TrainConfig
 from ...errors import UserError
@@ -63,8 +63,7 @@ class Published:
         model = pipeline.transformer = get_peft_model(pipeline.transformer, lora)
         model.enable_gradient_checkpointing()
         # What accelerate's `prepare` makes of a model at mixed_precision bf16.
-        autocast = torch.autocast(self.device.type, torch.bfloat16)
-        model.forward = convert_outputs_to_fp32(autocast(model.forward))
+        model.forward = convert_outputs_to_fp32(autocast(self.device.type, torch.bfloat16)(model.forward))
         pipeline.progress_bar = lambda total=None, iterable=None: self._bar
         return pipeline
 
