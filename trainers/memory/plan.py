@@ -76,6 +76,13 @@ class MemoryPlan:
         """The phase that needs the most."""
         return max(self.phases, key=lambda phase: phase.total)
 
+    def lines(self) -> Iterator[str]:
+        """A line for each phase with what it holds; the largest is marked."""
+        for phase in self.phases:
+            parts = ", ".join(f"{name} {gib(size)}" for name, size in phase.parts.items() if size)
+            mark = "  <- peak" if phase is self.largest else ""
+            yield f"{phase.name:18} {gib(phase.total):>9}: {parts}, working {gib(phase.working + OVERHEAD)}{mark}"
+
     @property
     def fits(self) -> bool:
         return self.available is None or self.largest.total <= self.available
@@ -122,15 +129,32 @@ class Workload:
         phases.append(Phase("update", parts("transformer"), self._updating(name == "block_swap")))
         return MemoryPlan(name, tuple(phases), swap_text, pixels if pixels < VAE_PIXELS["other"] else None, available)
 
+    def tokens(self, evaluation: bool = False) -> float:
+        """Of one video and its references, in one guidance branch."""
+        size = self._size(evaluation)
+        frames = 1 + (size.frames - 1) // LATENT_FRAMES + self.references
+        return frames * size.height * size.width / LATENT_SIDE**2 / math.prod(self.sizes.patch)
+
+    def copied(self, name: PlanName, processes: int = 1) -> int:
+        """Bytes that one device gets from host memory in an iteration, its evaluation left out."""
+        sizes, rollout, optim = self.sizes, self.config.rollout, self.config.optim
+        if name == "resident":
+            return 0
+        if name == "phases":
+            return 2 * sizes.transformer + sizes.vae + sizes.reward
+        videos = rollout.groups * rollout.group_size / processes
+        sampled = math.ceil(videos / rollout.micro_batch) * rollout.steps
+        # Forward, recomputed, and the base policy for the KL.
+        trained = math.ceil(videos / optim.micro_batch) * rollout.window.size * (3 if optim.kl else 2)
+        return (sampled + trained) * sizes.transformer_blocks + sizes.vae + sizes.reward
+
     def _size(self, evaluation: bool) -> VideoSize:
         video = (evaluation and self.config.evaluation.video) or self.config.video
         return VideoSize(video.height, video.width, video.frames)
 
-    def _unit(self, size: VideoSize, videos: int, evaluation: bool) -> float:
+    def _unit(self, videos: int, evaluation: bool) -> float:
         """Bytes of one unit for so many videos at once."""
-        frames, side = 1 + (size.frames - 1) // LATENT_FRAMES + self.references, LATENT_SIDE**2
-        tokens = frames * size.height * size.width / side / math.prod(self.sizes.patch)
-        return videos * self._branches(evaluation) * tokens * self.sizes.width * self.sizes.item
+        return videos * self._branches(evaluation) * self.tokens(evaluation) * self.sizes.width * self.sizes.item
 
     def _branches(self, evaluation: bool) -> int:
         rollout, own = self.config.rollout, self.config.evaluation
@@ -148,13 +172,13 @@ class Workload:
         if evaluation:
             each = size.frames * size.height * size.width
             videos = max(1, videos * training.frames * training.height * training.width // each)
-        return int(self._unit(size, videos, evaluation) * (self.sizes.control_blocks + SAMPLED))
+        return int(self._unit(videos, evaluation) * (self.sizes.control_blocks + SAMPLED))
 
     def _updating(self, swapped: bool) -> int:
         optim, blocks = self.config.optim, self.sizes.blocks + self.sizes.control_blocks
         checkpointed = swapped or optim.gradient_checkpointing
         units = blocks + CHECKPOINTED if checkpointed else blocks * GRAPH
-        return int(self._unit(self._size(False), optim.micro_batch, False) * units)
+        return int(self._unit(optim.micro_batch, False) * units)
 
     def _scoring(self, size: VideoSize) -> int:
         height, width = resized(size.height, size.width, VIDEO_MIN_PIXELS)
@@ -209,11 +233,3 @@ def _remedy(phase: str) -> str:
 
 def gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB"
-
-
-def plan_lines(plan: MemoryPlan) -> Iterator[str]:
-    """The plan as a table: a line for each phase with its parts, the largest marked."""
-    for phase in plan.phases:
-        parts = ", ".join(f"{name} {gib(size)}" for name, size in phase.parts.items() if size)
-        mark = "  <- peak" if phase is plan.largest else ""
-        yield f"{phase.name:22} {gib(phase.total):>9}: {parts}, working {gib(phase.working + OVERHEAD)}{mark}"
