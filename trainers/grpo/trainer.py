@@ -23,7 +23,7 @@ from ..diffusion.schedule import flow_schedule
 from ..errors import UserError
 from ..lora.formats import read_lora
 from ..lora.inject import add_lora, load_lora_into, to_lora
-from ..memory.placement import TRANSFORMER, Placement
+from ..memory.placement import TRANSFORMER, Placement, metric_name
 from ..memory.plan import MemoryPlan, gib
 from ..policies.base import Policy, VideoSize
 from ..runs.exports import Exports
@@ -232,7 +232,6 @@ class Trainer:
         self.unsaved = None
         updated = time.perf_counter()
         self._advance(iteration=iteration + 1)
-        peaks = self.placement.take_peaks()
         metrics |= {
             "kind": "train",
             "iteration": iteration + 1,
@@ -240,7 +239,7 @@ class Trainer:
             "reward_std_in_group": rewards.view(-1, config.rollout.group_size).std(1, correction=0).mean().item(),
             "seconds_rollout": sampled - started,
             "seconds_update": updated - sampled,
-            **{f"gib_{phase.replace(': ', '_').replace(' ', '_')}": peak for phase, peak in peaks.items()},
+            **{metric_name(phase): peak for phase, peak in self.placement.take_peaks().items()},
         }
         if self.ranks.is_main:
             self.run.append_metrics(metrics)

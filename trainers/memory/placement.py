@@ -83,6 +83,11 @@ class Placement:
         return peaks
 
 
+def metric_name(phase: str) -> str:
+    """What a phase's peak is called in metrics.jsonl: `gib_evaluation_score`."""
+    return "gib_" + phase.replace(":", "").replace(" ", "_")
+
+
 def move_rest(model: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:
     """Move everything that is in none of the blocks."""
     inside = {id(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}

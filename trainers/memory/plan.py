@@ -8,7 +8,8 @@ branches of all videos at once, references included), L blocks and V control blo
 - a trained step with gradient checkpointing: T (L + V + 51): the input of every block, and the graph of one;
 - a trained step without: T (L + V) 37.5: the graphs of all blocks;
 - the VAE: 28 KB per pixel of a frame and clip at once (footprint.py), in float32, less for narrower VAEs;
-- scoring: 100 KB per token of the language model and 70 KB per patch of the vision tower.
+- scoring: 3 numbers per channel of the feed-forward, and 8 per channel of the states, for each token of the language
+  model (99 KB for Qwen2.5-VL-3B); 3 and 20 for each patch of the vision tower (72 KB).
 
 The first three are counts of all tensors alive, made with the real classes at 1.3B for 4,290 to 35,880 tokens a
 sequence: VACE 32.4, 95.6 and 1,678 units, Phantom 16.2, 80.3 and 1,120. VACE-1.3B with 4 videos of 33x240x416, trained
@@ -36,7 +37,6 @@ PlanName = Literal["resident", "phases", "block_swap"]
 PLANS: tuple[PlanName, ...] = ("resident", "phases", "block_swap")
 """From the fastest to that with the least memory."""
 SAMPLED, CHECKPOINTED, GRAPH = 17.5, 51.0, 37.5
-SCORED_TOKEN, SCORED_PATCH = 100_000, 70_000  # bytes
 PATCHES_OF_TOKEN = 4
 SCORED_STEPS, INSTRUCTION_TOKENS = 2, 200  # of the released reward: 4 frames, two to a step
 TEXT_BYTES = GIB // 2
@@ -119,7 +119,7 @@ class Workload:
         phases.append(Phase("encode references", {"VAE": sizes.vae}, max(map(self._vae_bytes, videos))))
         for evaluation, prefix in ((False, ""), (True, "evaluation: ")):
             size = videos[evaluation]
-            clips = max(1, pixels // (size.frames * size.height * size.width))
+            clips = max(1, min(self._at_once(evaluation), pixels // (size.frames * size.height * size.width)))
             decoding = clips * self._vae_bytes(size)
             phases += [
                 Phase(prefix + "sample", parts("transformer"), self._sampling(evaluation)),
@@ -167,12 +167,13 @@ class Workload:
         return sum(weight != 0 for weight in branch_weights(Guidance(text, image)))
 
     def _sampling(self, evaluation: bool) -> int:
+        return int(self._unit(self._at_once(evaluation), evaluation) * (self.sizes.control_blocks + SAMPLED))
+
+    def _at_once(self, evaluation: bool) -> int:
+        """Videos that are sampled, and decoded, together."""
         size, training = self._size(evaluation), self._size(False)
-        videos = self.config.rollout.micro_batch
-        if evaluation:
-            each = size.frames * size.height * size.width
-            videos = max(1, videos * training.frames * training.height * training.width // each)
-        return int(self._unit(videos, evaluation) * (self.sizes.control_blocks + SAMPLED))
+        pixels = training.frames * training.height * training.width
+        return max(1, self.config.rollout.micro_batch * pixels // (size.frames * size.height * size.width))
 
     def _updating(self, swapped: bool) -> int:
         optim, blocks = self.config.optim, self.sizes.blocks + self.sizes.control_blocks
@@ -185,7 +186,7 @@ class Workload:
         clip = SCORED_STEPS * height * width // SIDE**2
         tokens = clip + self.references * MAX_PIXELS // SIDE**2 + INSTRUCTION_TOKENS
         patches = PATCHES_OF_TOKEN * clip
-        return self.config.reward.micro_batch * max(tokens * SCORED_TOKEN, patches * SCORED_PATCH)
+        return self.config.reward.micro_batch * max(tokens * self.sizes.reward_token, patches * self.sizes.reward_patch)
 
     def _vae_bytes(self, size: VideoSize) -> int:
         return VAE_BYTES_PER_PIXEL * size.height * size.width * self.sizes.vae_width // VAE_WIDTH
@@ -193,7 +194,7 @@ class Workload:
     def _vae_pixels(self, size: VideoSize, room: float) -> int:
         """Pixels that the VAE takes at once, within `room` bytes; at least one clip."""
         clip = size.frames * size.height * size.width
-        most = max(1, VAE_PIXELS["other"] // clip)
+        most = max(1, min(self.config.rollout.micro_batch, VAE_PIXELS["other"] // clip))
         clips = max(1, min(most, int(min(room, 1e15) // self._vae_bytes(size))))
         return VAE_PIXELS["other"] if clips == most else clips * clip
 

@@ -18,6 +18,9 @@ REMEDY = "download it again"
 ITEM_SIZE = {"float32": 4, "bfloat16": 2}
 TEXT_BLOCK = re.compile(r"(?:^|\.)blocks?\.\d+\.")
 FIRST_CONVOLUTION = re.compile(r"encoder\.(conv1|conv_in)\.weight$")
+GATE = re.compile(r"(visual\.)?(?:layers|blocks)\.0\.mlp\.gate_proj\.weight$")
+QWEN = {False: (11008, 2048), True: (3420, 1280)}
+"""Shapes of the feed-forward of Qwen2.5-VL-3B's language model (False) and vision tower (True)."""
 ADAPTED = 8  # attention projections of a block that get a LoRA
 KEPT_OF_LORA = 5  # the LoRA in float32, its gradient, AdamW's two averages, the moving average
 
@@ -29,7 +32,7 @@ class Sizes:
     `transformer_blocks`, `text_blocks`: bytes of all blocks that can be swapped, `largest_block` and
     `largest_text_block` of one. `lora`: with gradient, optimiser and average. Of the transformer: `width` of the hidden
     states, `blocks`, `control_blocks`, `patch` of its tokens, `item` bytes of a number. `vae_width`: channels of the
-    VAE's first layer.
+    VAE's first layer. `reward_token`, `reward_patch`: working memory of scoring per token and per patch.
     """
 
     kind: PolicyKind
@@ -42,6 +45,8 @@ class Sizes:
     largest_text_block: int
     vae: int
     reward: int
+    reward_token: int
+    reward_patch: int
     width: int
     blocks: int
     control_blocks: int
@@ -65,6 +70,7 @@ def read_sizes(config: TrainConfig) -> Sizes:
         if layer := TEXT_BLOCK.search(key):
             layers[layer[0]] = layers.get(layer[0], 0) + math.prod(shape) * item
     vae = _shapes(parts.vae, "the VAE")
+    reward, token, patch = _reward_bytes(find_reward(config.reward)[1], ITEM_SIZE[config.reward.dtype])
     return Sizes(
         found.kind,
         found.parameters * item,
@@ -75,7 +81,9 @@ def read_sizes(config: TrainConfig) -> Sizes:
         sum(layers.values()),
         max(layers.values(), default=0),
         _numbers(vae) * 4,
-        _reward_bytes(find_reward(config.reward)[1], ITEM_SIZE[config.reward.dtype]),
+        reward,
+        token,
+        patch,
         width,
         blocks,
         controls,
@@ -85,13 +93,23 @@ def read_sizes(config: TrainConfig) -> Sizes:
     )
 
 
-def _reward_bytes(base: Path, item: int) -> int:
-    """Of the base model, whose heads for text are not loaded."""
+def _reward_bytes(base: Path, item: int) -> tuple[int, int, int]:
+    """Of the base model without its head for text, of a token in one of its layers, and of a patch of a picture.
+
+    A token needs its three feed-forward states and eight of the width, a patch three and twenty.
+    """
     try:
-        return _numbers(_shapes(base, "the base model", lambda key: not key.startswith("lm_head"))) * item
+        shapes = _shapes(base, "the base model", lambda key: not key.startswith("lm_head"))
     except UserError:
-        # transformers also reads other formats, whose headers are not read here.
-        return sum(path.stat().st_size for path in base.glob("*.bin"))
+        # transformers also reads other formats, whose headers are not read here: then it is taken for Qwen2.5-VL-3B.
+        return sum(path.stat().st_size for path in base.glob("*.bin")), *_working(QWEN, item)
+    gates = {bool(GATE.search(key)[1]): shape for key, shape in shapes.items() if GATE.search(key)}
+    return _numbers(shapes) * item, *_working({**QWEN, **gates}, item)
+
+
+def _working(gates: dict[bool, tuple[int, ...]], item: int) -> tuple[int, int]:
+    (inner, width), (patch_inner, patch_width) = gates[False], gates[True]
+    return (3 * inner + 8 * width) * item, (3 * patch_inner + 20 * patch_width) * item
 
 
 def _shapes(place: Path, kind: str, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, tuple[int, ...]]:
