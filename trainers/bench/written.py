@@ -20,7 +20,7 @@ from ..policies.transformer_file import CLASSES
 from ..rewards.names import PREFIX, released_name
 from ..tinyworld.models import build_tokenizer
 from .models import fill_randomly
-from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config, vae_config
+from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config
 
 PROMPT = "two people wave"
 PEOPLE, ROWS = 8, 12
@@ -42,7 +42,7 @@ class Sizes:
 
 def published(size: Size, kind: PolicyKind) -> Sizes:
     """Those of the published models, with UMT5-XXL and Qwen2.5-VL-3B."""
-    return Sizes(kind, transformer_config(size, kind), vae_config(size), TEXT_ENCODER, REWARD)
+    return Sizes(kind, transformer_config(size, kind), {}, TEXT_ENCODER, REWARD)
 
 
 def write_models(
