@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..config import PolicyKind, TrainConfig
-from ..diffusion.noise import derive_seed
-from ..lora.inject import add_lora
+from ..grpo.prepare import prepare
+from ..policies.fp8 import add_fp8
 from ..policies.load import POLICIES, TEXT_LENGTH, policy_of
 from ..policies.transformer_file import CLASSES
 from ..policies.wan import WanVideoPolicy
@@ -29,9 +29,7 @@ from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config
 def make_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device) -> WanVideoPolicy:
     """The policy with a LoRA to be trained, as a run of `config` prepares it."""
     policy = policy_of(config.policy, device) if size == "tiny" else _random_policy(size, kind, config, device)
-    add_lora(policy.transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
-    if config.optim.gradient_checkpointing:
-        policy.transformer.enable_gradient_checkpointing()
+    prepare(policy, config)
     return policy
 
 
@@ -91,8 +89,11 @@ def _random_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: to
     encoder = _without_weights(lambda: UMT5EncoderModel(UMT5Config(**TEXT_ENCODER)))
     # One tensor, as in the loaded model.
     encoder.encoder.embed_tokens = encoder.shared
+    transformer = fill_randomly(transformer, dtype, device)
+    if config.policy.fp8:
+        add_fp8(transformer)
     return POLICIES[kind](
-        fill_randomly(transformer, dtype, device),
+        transformer,
         fill_randomly(_without_weights(diffusers.AutoencoderKLWan), torch.float32, device),
         fill_randomly(encoder, dtype, device),
         build_tokenizer(["two people wave"]),

@@ -59,6 +59,7 @@ class Workload:
         video = config.video
         self.size = VideoSize(video.height, video.width, video.frames)
         self.schedule = flow_schedule(config.rollout.steps, config.rollout.shift, policy.device)
+        self.ratio_error: float | None = None
         self._numbers = count()
         self._random = np.random.default_rng(0)
 
@@ -147,8 +148,9 @@ class Workload:
         batch, update = self._rollout_batch, self.update
         advantages = torch.tensor([1.0, -1.0]).repeat(len(batch))[: len(batch)]
         clock.start()
-        update.accumulate([batch], advantages, len(batch), lambda: None, lambda _: None)
+        sums = update.accumulate([batch], advantages, len(batch), lambda: None, lambda _: None, on_policy=True)
         clock.stop()
+        self.ratio_error = sums["ratio_error"] / len(batch)
 
     def _optimise(self, clock: Clock) -> None:
         # Gradients that are missing count as zero, and take as long.

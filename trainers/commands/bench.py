@@ -91,6 +91,8 @@ def main(options: Namespace) -> int:
         report.rows.append(measure(phase, device, options.repeats))
         _save(report, options.json)
         say("  " + _short(report))
+    if workload.ratio_error is not None:
+        say(f"ratio drift between rollout and training: {workload.ratio_error:.2g}")
     print(markdown_table(report.table()), flush=True)
     return int(any(row.error and row.error != OUT_OF_MEMORY for row in report.rows))
 

@@ -55,10 +55,10 @@ def load_models(
     device: torch.device,
     encodings: Path,
     plan: MemoryPlan,
-    adapt: Callable[[nn.Module], None],
+    adapt: Callable[[Policy, TrainConfig], None],
     encode: Callable[[Policy, Placement], None],
 ) -> Models:
-    """Load what `config` names. `adapt` puts a LoRA into the transformer.
+    """Load what `config` names. `adapt` makes the policy ready for its work (with its LoRA), by the settings it gets.
 
     `encode` encodes all items (see `encode_items`), before the reward is loaded and the transformer is moved; encoded
     texts and references are kept in the folder `encodings`. With `memory.limit` PyTorch enforces the limit. Raises
@@ -77,14 +77,15 @@ def load_models(
         return encoder
 
     placement = Placement(plan, device)
-    policy = load_policy_in_parts(config.policy, encodings, place_text_encoder)
+    policy = load_policy_in_parts(config.policy, encodings, device, place_text_encoder)
     policy.vae.pixels = plan.vae_pixels
     encode(policy, placement)
     reward = load_reward(config.reward, device)
     placement.add(REWARD, reward.model)
-    adapt(policy.transformer)
-    if config.optim.gradient_checkpointing or plan.name == "block_swap":
-        policy.transformer.enable_gradient_checkpointing()
+    if plan.name == "block_swap":
+        # What the backward pass needs of a block is computed again when the block is back.
+        config = config.model_copy(update={"optim": config.optim.model_copy(update={"gradient_checkpointing": 1.0})})
+    adapt(policy, config)
     blocks = [*getattr(policy.transformer, "vace_blocks", ()), *policy.transformer.blocks]
     placement.add(TRANSFORMER, policy.transformer, blocks)
     return Models(policy, reward, placement)

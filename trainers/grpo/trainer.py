@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
 from ..diffusion.schedule import flow_schedule
 from ..errors import UserError
 from ..lora.formats import read_lora
-from ..lora.inject import add_lora, load_lora_into, to_lora
+from ..lora.inject import load_lora_into, to_lora
 from ..memory.placement import TRANSFORMER, Placement, metric_name
 from ..memory.plan import MemoryPlan, gib
 from ..policies.base import Policy, VideoSize
@@ -36,6 +36,7 @@ from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt, Stopped
 from .models import encode_items, load_models, plan_memory
 from .plan import Planned, plan_iteration, plan_windows, used_items
+from .prepare import prepare
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker
 from .update import KL_METRICS, METRICS, PolicyUpdate
@@ -157,11 +158,12 @@ class Trainer:
             )
         return plan
 
-    def _adapt(self, transformer: nn.Module) -> None:
-        config = self.config
-        add_lora(transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
+    def _adapt(self, policy: Policy, config: TrainConfig) -> None:
+        reason = prepare(policy, config, self.ranks.device)
+        if self.ranks.is_main:
+            self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
         if config.start_lora and not self.resuming:
-            load_lora_into(transformer, read_lora(config.start_lora))
+            load_lora_into(policy.transformer, read_lora(config.start_lora))
 
     def _encode(self, policy: Policy, placement: Placement) -> None:
         """All items that the run samples, once: the main process encodes them, the others read them from the disk."""
@@ -323,7 +325,7 @@ class Trainer:
             self._report("update", (number + done) / count)
 
         with self.placement.phase("update", TRANSFORMER):
-            return self.update.accumulate(batches, advantages, terms, self.check, report)
+            return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
 
     # --- evaluation and saving ---------------------------------------------------------------------------------------
 

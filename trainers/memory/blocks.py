@@ -6,8 +6,9 @@ following one in the forward pass, the one before in the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,10 +35,14 @@ class BlockSwap:
         self._copied: list[torch.cuda.Event | None] = [None] * SLOTS
         self._last = -1
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(partial(self._enter, index))
+            # What `block(...)` calls: around a compiled block, where a hook would be compiled with it.
+            block._compiled_call_impl = partial(self._call, index, block._compiled_call_impl or block._call_impl)
 
-    @torch.compiler.disable
-    def _enter(self, index: int, *_) -> None:
+    def _call(self, index: int, compute: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        self._enter(index)
+        return compute(*inputs, **named)
+
+    def _enter(self, index: int) -> None:
         """Block `index` is about to compute: it is on the device then, and the next one on its way."""
         forward = index == 0 or index > self._last
         self._last = index

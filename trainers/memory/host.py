@@ -16,35 +16,36 @@ ALIGNMENT = 256  # bytes: kernels and copies are fastest from such addresses
 
 
 class HostWeights:
-    """The frozen parameters of a module, in one buffer of host memory that is pinned for a CUDA device.
+    """The frozen tensors of a module, in one piece of host memory that is pinned for a CUDA device.
 
-    The parameters are views of that buffer, or of the buffer that `attach` names. Trainable parameters (a LoRA) and
-    buffers are moved to `device`, for good.
+    They are views of that memory, or of what `attach` names. Trainable parameters (a LoRA) are moved to `device`, for
+    good.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        parameters = list(module.parameters())
-        self._frozen = [p for p in parameters if not p.requires_grad]
-        for tensor in [*(p for p in parameters if p.requires_grad), *module.buffers()]:
-            tensor.data = tensor.data.to(device)
+        tensors = [*module.parameters(), *module.buffers()]
+        self._frozen = [tensor for tensor in tensors if not tensor.requires_grad]
+        for tensor in tensors:
+            if tensor.requires_grad:
+                tensor.data = tensor.data.to(device)
         self._offsets = list(_offsets(self._frozen))
         self.bytes = self._offsets.pop()
         self.buffer = torch.empty(self.bytes, dtype=torch.uint8)
-        for parameter, view in zip(self._frozen, self._views(self.buffer), strict=True):
-            view.copy_(parameter.data)
-            parameter.data = view
+        for tensor, view in zip(self._frozen, self._views(self.buffer), strict=True):
+            view.copy_(tensor.data)
+            tensor.data = view
         if device.type == "cuda" and self.bytes and _pin(self.buffer, device):
             # At the end of the program the driver itself unpins.
             weakref.finalize(self, _unpin, self.buffer).atexit = False
 
     def attach(self, buffer: Tensor) -> None:
-        """Make the parameters views of `buffer`, uint8 of at least `bytes`, which holds their values."""
-        for parameter, view in zip(self._frozen, self._views(buffer), strict=True):
-            parameter.data = view
+        """Make the tensors views of `buffer`, uint8 of at least `bytes`, which holds their values."""
+        for tensor, view in zip(self._frozen, self._views(buffer), strict=True):
+            tensor.data = view
 
     def _views(self, buffer: Tensor) -> Iterator[Tensor]:
-        for parameter, start in zip(self._frozen, self._offsets, strict=True):
-            yield buffer[start : start + parameter.nbytes].view(parameter.dtype).view(parameter.shape)
+        for tensor, start in zip(self._frozen, self._offsets, strict=True):
+            yield buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
 class Offloaded:
@@ -67,12 +68,12 @@ class Offloaded:
         self._copy = None
 
 
-def _offsets(parameters: list[nn.Parameter]) -> Iterator[int]:
-    """Where each parameter begins in a buffer, and the buffer's size."""
+def _offsets(tensors: list[Tensor]) -> Iterator[int]:
+    """Where each tensor begins in a buffer, and the buffer's size."""
     start = 0
-    for parameter in parameters:
+    for tensor in tensors:
         yield start
-        start += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
+        start += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
     yield start
 
 

@@ -6,7 +6,8 @@ branches of all videos at once, references included), L blocks and V control blo
 
 - a sampled step: T (V + 17.5) units: the hints of all control blocks, and the feed-forward of one block;
 - a trained step with gradient checkpointing: T (L + V + 51): the input of every block, and the graph of one;
-- a trained step without: T (L + V) 37.5: the graphs of all blocks;
+- a trained step without: T (L + V) 37.5: the graphs of all blocks. `auto` takes what is free for such graphs, and is
+  counted with one;
 - the VAE: 28 KB per pixel of a frame and clip at once (footprint.py), in float32, less for narrower VAEs;
 - scoring: 3 numbers per channel of the feed-forward, and 8 per channel of the states, for each token of the language
   model (99 KB for Qwen2.5-VL-3B); 3 and 20 for each patch of the vision tower (72 KB).
@@ -177,8 +178,10 @@ class Workload:
 
     def _updating(self, swapped: bool) -> int:
         optim, blocks = self.config.optim, self.sizes.blocks + self.sizes.control_blocks
-        checkpointed = swapped or optim.gradient_checkpointing
-        units = blocks + CHECKPOINTED if checkpointed else blocks * GRAPH
+        share = 1.0 if swapped else optim.gradient_checkpointing
+        # `auto` keeps the graph of one block at least.
+        kept = 1 if share == "auto" else blocks - int(blocks * share)
+        units = kept * GRAPH + (blocks - kept + CHECKPOINTED if kept < blocks else 0)
         return int(self._unit(optim.micro_batch, False) * units)
 
     def _scoring(self, size: VideoSize) -> int:

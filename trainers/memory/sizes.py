@@ -62,7 +62,9 @@ def read_sizes(config: TrainConfig) -> Sizes:
     width, ffn = found.width, found.config["ffn_dim"]
     blocks, controls = found.config["num_layers"], len(found.config.get("vace_layers", ()))
     # Two attentions of four projections and a feed-forward; a control block has one or two projections more.
-    block = (8 * width**2 + 2 * width * ffn) * item
+    # With FP8 products a second copy of them, of one byte a number.
+    products = item + config.policy.fp8
+    block = (8 * width**2 + 2 * width * ffn) * products
     control = block + width**2 * item
     text = _shapes(parts.text_encoder, "the text encoder")
     layers: dict[str, int] = {}
@@ -73,7 +75,7 @@ def read_sizes(config: TrainConfig) -> Sizes:
     reward, token, patch = _reward_bytes(find_reward(config.reward)[1], ITEM_SIZE[config.reward.dtype])
     return Sizes(
         found.kind,
-        found.parameters * item,
+        found.parameters * item + (blocks + controls) * block // products * config.policy.fp8,
         blocks * block + controls * control,
         (control if controls else block) + width**2 * item * bool(controls),
         ADAPTED * (blocks + controls) * 2 * width * config.lora.rank * 4 * KEPT_OF_LORA,

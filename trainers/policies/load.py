@@ -14,6 +14,7 @@ from ..config import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind
 from ..errors import UserError
 from .base import Policy, VideoSize
 from .encodings import EncodingStore, files_digest
+from .fp8 import add_fp8
 from .phantom import PhantomPolicy
 from .text_file import load_text_encoder, load_tokenizer, text_encoder_files
 from .transformer_file import describe_transformer, load_transformer
@@ -99,7 +100,10 @@ def _is_transformer_folder(folder: Path) -> bool:
 
 def policy_of(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
     """The policy that a run's settings name; see `load_policy`."""
-    return load_policy(config.source, getattr(torch, config.dtype), device, config.text_encoder, config.vae)
+    policy = load_policy(config.source, getattr(torch, config.dtype), device, config.text_encoder, config.vae)
+    if config.fp8:
+        add_fp8(policy.transformer)
+    return policy
 
 
 def load_policy(
@@ -160,9 +164,14 @@ class LazyTextEncoder:
 
 
 def load_policy_in_parts(
-    config: PolicyConfig, encodings: Path, place_text_encoder: Callable[[nn.Module], nn.Module]
+    config: PolicyConfig,
+    encodings: Path,
+    device: torch.device,
+    place_text_encoder: Callable[[nn.Module], nn.Module],
 ) -> Policy:
     """The policy that a run's settings name, on the CPU; its text encoder is loaded at the first text not encoded yet.
+
+    `device`: where it will compute.
 
     Encoded texts and references are kept in the folder `encodings`, which runs share: what an earlier run encoded with
     the same files is found there. `place_text_encoder` moves the loaded text encoder to where it computes, and returns
@@ -183,6 +192,8 @@ def load_policy_in_parts(
         # Each kind of policy fits pictures in its own way.
         EncodingStore(encodings, files_digest(vae_files(parts.vae), "latents", kind)),
     )
+    if config.fp8:
+        add_fp8(policy.transformer, device)
     return policy
 
 

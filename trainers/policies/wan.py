@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..pictures.reading import read_pixels
 from .base import Policy, VideoSize
 from .encodings import EncodingStore
+from .patches import use_patch_products
 from .vae import WanVae
 
 CACHE_BYTES = 2**30
@@ -198,6 +199,7 @@ class WanVideoPolicy(Policy):
     ) -> None:
         self.transformer = transformer
         use_exact_time_features(transformer)
+        use_patch_products(transformer)
         self.vae = WanVae(vae, vae_pixels)
         self.text = WanText(text_encoder, tokenizer, text_len)
         self.patch = tuple(transformer.config.patch_size)

@@ -52,10 +52,11 @@ def test_a_policy_has_the_types_of_a_loaded_one_and_a_finite_velocity(small, kin
     assert policy.decode(latents, conditions.references).shape == (1, 5, 32, 48, 3)
 
 
-def test_a_policy_recomputes_activations_where_the_settings_say_so(small):
-    for asked in (True, False):
-        config = make_config("fast", {**CONFIG, "optim": {"gradient_checkpointing": asked}})
-        assert make_policy("1.3b", "vace", config, CPU).transformer.gradient_checkpointing == asked
+def test_a_policy_is_prepared_as_a_run_prepares_it(small):
+    config = make_config("fast", {**CONFIG, "optim": {"gradient_checkpointing": 0.5}})
+    transformer = make_policy("1.3b", "vace", config, CPU).transformer
+    assert lora_parameters(transformer)
+    assert transformer._gradient_checkpointing_func.share == 0.5
 
 
 def test_a_reward_scores(small):

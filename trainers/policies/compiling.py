@@ -1,0 +1,55 @@
+"""Compiled blocks of a transformer: fewer, larger kernels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import nn
+from torch.utils._triton import has_triton
+
+from .attention import CompiledAttention
+
+LEAST_PARAMETERS = 100_000_000
+"""Smaller transformers do not earn back the minutes that a compilation can take."""
+VARIANTS = 64
+"""Compiled forms of one block: with and without gradient, LoRA and FP8, for one size and for any."""
+
+
+def compile_blocks(
+    transformer: nn.Module, wanted: Literal["auto", "always", "never"], device: torch.device | None = None
+) -> str:
+    """Compile the repeated blocks (diffusers' regional compilation), or say why not; returns that reason, or "".
+
+    `device`: where they will compute, if not where they are now.
+
+    They are compiled at their first use, once for all blocks of a kind. A second size is compiled for any size.
+    Inductor keeps what it compiled on disk, so that another process starts sooner.
+    """
+    reason = "" if wanted != "never" else "policy.compile is `never`"
+    if wanted == "auto":
+        reason = reason_against(transformer, device)
+    if not reason:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+        for module in transformer.modules():
+            if isinstance(module, WanAttention):
+                module.set_processor(CompiledAttention())
+        transformer.compile_repeated_blocks()
+    return reason
+
+
+def reason_against(transformer: nn.Module, device: torch.device | None = None) -> str:
+    """Why compiling would not pay here, or ""."""
+    kind = device.type if device else device_type(transformer)
+    if kind != "cuda":
+        return f"the policy runs on {kind}, where compiled blocks are not faster"
+    if not has_triton():
+        return "Triton is not installed or does not support this GPU"
+    if sum(p.numel() for p in transformer.parameters()) < LEAST_PARAMETERS:
+        return "the policy is too small to earn the time back"
+    return ""
+
+
+def device_type(transformer: nn.Module) -> str:
+    return next(transformer.parameters()).device.type
