@@ -94,3 +94,18 @@ def test_the_slots_hold_one_block_each_so_a_wrong_one_would_show(models):
         assert not torch.equal(velocity(swapped), before)
         swap._weights[2].buffer.copy_(kept)
         assert torch.equal(velocity(swapped), velocity(resident))
+
+
+def test_a_compiled_block_is_called_with_its_weights_in_place():
+    block, calls = torch.nn.Linear(2, 2).requires_grad_(False), []
+    home = None
+
+    def compiled(x):
+        calls.append(block.weight.data_ptr() != home)
+        return block._call_impl(x)
+
+    block._compiled_call_impl = compiled  # as nn.Module.compile sets it
+    swap = BlockSwap([block], torch.device("cpu"))
+    home = swap._weights[0].buffer.data_ptr()
+    block(torch.ones(1, 2))
+    assert calls == [True]
