@@ -19,7 +19,7 @@ ORDER = (
     "lora",
     "policies tinyworld",
     "diffusion rewards",
-    "runs preference",
+    "memory runs preference",
     "grpo",
     "bench parity tinyworld.making",
     "commands",

@@ -258,6 +258,20 @@ class CheckpointConfig(Section):
     )
 
 
+class MemoryConfig(Section):
+    """What of a run's models is on the GPU at the same time. All plans give the same run."""
+
+    plan: Literal["auto", "resident", "phases", "block_swap"] = Field(
+        "auto",
+        description="resident: transformer, VAE and reward stay on the GPU; phases: each is there only while it works; "
+        "block_swap: as phases, and of the transformer only two blocks (this sets optim.gradient_checkpointing); "
+        "auto: the first of these that fits",
+    )
+    limit: Number | None = Field(
+        None, gt=0, le=1024, description="GiB of GPU memory that each process may use; null: what is free at its start"
+    )
+
+
 class TrainConfig(Section):
     """Everything that decides a run. The same config and seed give the same run."""
 
@@ -295,6 +309,7 @@ class TrainConfig(Section):
     ema: EmaConfig = EmaConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    memory: MemoryConfig = MemoryConfig()
 
     @model_validator(mode="after")
     def _ratio_fits_dynamics(self) -> TrainConfig:
