@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import UserError
+from ..files import require_regular
 from .plain_yaml import LONGEST, parse_yaml
 from .presets import PRESETS, RECIPES, WAN_NEGATIVE_PROMPT, merge
 from .refusals import explain
@@ -54,6 +55,7 @@ def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) ->
 def read_config(path: str | Path) -> TrainConfig:
     """Read a run's frozen `config.yaml`. Raises UserError when it cannot be read, or is of another version."""
     try:
+        require_regular(path)
         with open(path, encoding="utf-8") as file:
             values = parse_yaml(file.read(LONGEST + 1))
     except (OSError, ValueError) as error:

@@ -46,6 +46,11 @@ def run_name(name: str | None, config: TrainConfig) -> str:
     return plain[:LONGEST_NAME].strip("-") or "run"
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether the folder is a run's: it has a config.yaml, readable or not."""
+    return os.path.lexists(os.path.join(path, "config.yaml"))
+
+
 class RunFolder:
     """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `control/`, `checkpoints/`,
     `evaluation/`, `samples/`, `exports/` of one run.
@@ -53,7 +58,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
-        if not (self.path / "config.yaml").is_file():
+        if not is_run(self.path):
             raise UserError(f"{self.path} is not a run: it has no config.yaml")
 
     @classmethod
@@ -110,14 +115,19 @@ class RunFolder:
 
     def require_exists(self) -> None:
         """Raises UserError when the folder was deleted: writing would make a part of it anew."""
-        if not (self.path / "config.yaml").is_file():
+        if not is_run(self.path):
             raise UserError(f"the folder of run {self.id} was deleted; the run ends")
 
     def prepare(self) -> None:
-        """Before a process of the run starts: make missing parts, remove what killed writers left, forget old
-        requests."""
+        """Before a process of the run starts: make missing parts, remove what killed writers left, forget old requests.
+
+        Raises UserError when something else is in the place of a part.
+        """
         for part in PARTS:
-            (self.path / part).mkdir(exist_ok=True)
+            try:
+                (self.path / part).mkdir(exist_ok=True)
+            except FileExistsError as error:
+                raise UserError(f"{self.path / part} is not a folder; remove it, then start the run again") from error
             sweep(self.path / part)
         sweep(self.path)
         for name in REQUESTS:

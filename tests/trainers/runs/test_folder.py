@@ -222,7 +222,14 @@ def test_the_log_s_tail_is_its_last_lines(run):
     assert run.log_tail(3).splitlines() == ["line 4997", "line 4998", "line 4999"]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_file_in_the_place_of_a_part_is_named(run):
+    (run.path / "samples").rmdir()
+    (run.path / "samples").write_text("")
+    with pytest.raises(UserError, match="samples is not a folder; remove it"):
+        run.prepare()
+
+
+@pytest.mark.pipes
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run):
     for name in ("status.json", "metrics.jsonl", "log.txt"):
         (run.path / name).unlink(missing_ok=True)
