@@ -182,7 +182,7 @@ def test_a_file_is_checked_by_its_header_and_again_when_it_changes(pack, loras, 
     assert opened == [path, path]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.pipes
 @pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])
 def test_a_named_pipe_is_refused_and_not_waited_for(pack, loras, node):
     folder = loras / f"pipe-{node}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -206,7 +205,7 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     assert load_prompt_set("~/set.csv")[0].references[0].is_file()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+@pytest.mark.pipes
 def test_pipes_are_refused_as_sets_and_as_pictures(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "it is not a file" in problems(tmp_path / "pipe")
