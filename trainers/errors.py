@@ -23,6 +23,21 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(named[:shown]) + (f" and {len(named) - shown} more" if len(named) > shown else "")
 
 
+def shown(value: object, most: int = 200) -> str:
+    """A value for a message; what was given by mistake (a data URL, a prompt, a page of digits) is shortened."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 5 :]}"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written: names of files that are no UTF-8 hold lone surrogates in Python."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def program() -> str:
     """How the user called this program, for commands that a message proposes."""
     name = Path(sys.argv[0]).name

@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, shown
 from .files import atomic_file, write_atomic
-from .pictures.reading import format_problem, read_picture, shown
+from .pictures.reading import format_problem, read_picture
 
 T = TypeVar("T")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, parse_yaml, preset_for
-from ..errors import UserError
+from ..config.plain_yaml import DEEPEST
+from ..errors import UserError, shown
 from .numbers import number_between
 
 # Options of commands that are settings by another name.
@@ -81,13 +82,17 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not all(name.split(".")):
-            raise UserError(f"--set {setting}: write it as NAME=VALUE, e.g. --set rollout.group_size=4")
+            raise UserError(f"--set {shown(setting)}: write it as NAME=VALUE, e.g. --set rollout.group_size=4")
+        if name.count(".") > DEEPEST:
+            raise UserError(f"there is no setting `{shown(name)}`; the command `settings` prints them all")
         try:
             _put(changes, name, parse_yaml(value))
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"--set {name}: the value cannot be read as YAML: {error}; put a text in quotes") from error
+            raise UserError(
+                f"--set {shown(name)}: the value cannot be read as YAML: {error}; put a text in quotes"
+            ) from error
     return changes
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,12 +97,6 @@ def format_problem(path: str | Path, what: str = "reference image") -> str | Non
 
 def _unreadable(path: str | Path, what: str, reason: object) -> str:
     return f"{what} {shown(path)} cannot be read ({reason}); give an existing PNG, JPEG or WebP file"
-
-
-def shown(path: str | Path) -> str:
-    """A path for a message; what was given by mistake (a data URL, a prompt) is shortened."""
-    text = str(path)
-    return text if len(text) <= 200 else f"{text[:100]}…{text[-40:]}"
 
 
 def to_rgb(picture: Image.Image, max_pixels: int = KEPT_PIXELS) -> Image.Image:

@@ -63,7 +63,7 @@ def hold_device(device: str, run: Path) -> Iterator[None]:
     except Timeout:
         raise _busy(device, _holder(device)) from None
     try:
-        write_atomic(folder / f"{device}.run", str(run), sync=False)
+        write_atomic(folder / f"{device}.run", os.fsencode(run), sync=False)
         yield
     finally:
         lock.release()
@@ -78,4 +78,4 @@ def _busy(device: str, holder: Path) -> UserError:
 
 def _holder(device: str) -> Path:
     file = locks_folder() / f"{device}.run"
-    return Path(file.read_text(encoding="utf-8")) if file.is_file() else Path("unknown")
+    return Path(os.fsdecode(file.read_bytes())) if file.is_file() else Path("unknown")

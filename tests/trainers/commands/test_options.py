@@ -43,9 +43,10 @@ BOMB = "a: &a [x, x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a]" for i in range(30))
         (f"prompts={BOMB}", "anchors"),
         ("prompts=*a", "aliases"),
         ("seed=!!python/object/apply:os.getcwd []", "tags"),
-        ("seed=" + "9" * 5_000, "--set seed: "),
+        ("seed=" + "9" * 5_000, "--set seed: .* a number of 5000 digits is not read"),
+        ("9" * 5_000, "--set 9+…9+: write it as NAME=VALUE"),
+        ("a." * 3_000 + "b=1", "there is no setting `.*…"),
         ("rollout={steps: 3, group_size: 2, steps: 4}", "`steps` is given twice"),
-        ("prompts=2024-99-99", "month must be in 1..12; put a text in quotes"),
         ("negative_prompt=" + "x" * 200_000, "has 200000 characters"),
     ],
     ids=lambda value: value[:20],
@@ -55,7 +56,7 @@ def test_a_malformed_setting_is_refused_at_once(setting, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         parse_settings([setting])
     assert time.monotonic() - started < 5
-    assert "--set" in str(caught.value)
+    assert "set" in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_a_formula_is_no_number():
