@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -27,6 +28,12 @@ def shown(value: object, most: int = 200) -> str:
     """A value for a message; what was given by mistake (a data URL, a prompt, a page of digits) is shortened."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 5 :]}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names as the end of a sentence; empty when none is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def is_utf8(text: str) -> bool:

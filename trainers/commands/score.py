@@ -9,8 +9,11 @@ from ..config import make_config
 from ..errors import UserError
 from ..pictures.clips import read_clip
 from ..pictures.reading import read_pixels
+from .options import refuse_misspelt
 from .progress import quiet_libraries
 from .tables import markdown_table
+
+OPTIONS = {"reward.source": "--reward", "reward.base_model": "--base-model", "reward.fps": "--fps"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,7 +42,9 @@ def main(options: Namespace) -> int:
     """Print the score of every clip; of two, the probability that one is preferred."""
     given = {"source": options.reward, "base_model": options.base_model, "dtype": options.dtype, "fps": options.fps}
     changes = {name: value for name, value in given.items() if value is not None}
-    config = make_config(changes={"reward": changes}).with_absolute_paths().reward
+    chosen = make_config(changes={"reward": changes}, options=OPTIONS)
+    refuse_misspelt(chosen, OPTIONS)
+    config = chosen.with_absolute_paths().reward
     if not options.clip:
         raise UserError("no clip is given: name the clips before --reference, which takes all files that follow it")
     clips = [read_clip(path) for path in options.clip]

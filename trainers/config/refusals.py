@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -36,12 +36,15 @@ def allowed(field: FieldInfo) -> str:
     return _allowed(field.annotation, field.metadata)
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence for every setting that was refused: its name, its value and what it may be; one a line."""
-    return "\n  ".join(dict.fromkeys(_sentence(one, model) for one in error.errors(include_url=False)))
+def explain(error: ValidationError, model: type[BaseModel], options: Mapping[str, str]) -> str:
+    """One sentence for every setting that was refused: its name, its value and what it may be; one a line.
+
+    Settings in `options` go by the name that is given there.
+    """
+    return "\n  ".join(dict.fromkeys(_sentence(one, model, options) for one in error.errors(include_url=False)))
 
 
-def _sentence(error: Any, model: type[BaseModel]) -> str:
+def _sentence(error: Any, model: type[BaseModel], options: Mapping[str, str]) -> str:
     location = [part for part in error["loc"] if isinstance(part, str)]
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
@@ -49,7 +52,12 @@ def _sentence(error: Any, model: type[BaseModel]) -> str:
     field = _find(model, location)
     section = model if not location else field and section_of(field)
     if error["type"] == "value_error" and section is not None:
-        return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+        text = str(error["ctx"]["error"])
+        setting, _, rest = text.partition(" ")
+        if option := options.get(f"{name}.{setting}"):
+            return f"{option} {rest}"
+        return f"{name}: {text}" if name else text
+    name = options.get(name, name)
     if error["type"] == "string_unicode":
         return f"{name} is {_shown(error['input'])}, which is not UTF-8; give a text or a name that is"
     if field is None:

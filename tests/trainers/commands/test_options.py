@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -131,6 +132,64 @@ def test_the_frozen_config_is_what_was_asked_for(tmp_path, small):
     run = RunFolder.create(tmp_path, config)
     assert (config.rollout.groups_per_update, config.held_out, config.iterations) == (2, 2, 2)
     assert run.config() == config
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("trian",), "`trian` is unknown; choose one of demo, train, .*; did you mean `train`\\?"),
+        (("train", "--preset", "fsat"), "`fsat` is unknown; choose one of paper, .*; did you mean `fast`\\?"),
+        (("demo", "--policy", "fantom"), "`fantom` is unknown; choose one of vace, phantom; did you mean `phantom`\\?"),
+        (("runs", "lst"), "did you mean `list`\\?"),
+        (("runs", "x"), "`x` is unknown; choose one of list, show, stop$"),
+        (("train", "--seed", "9" * 5000), "invalid int value: '9{50,150}…9+'"),
+    ],
+)
+def test_a_choice_that_is_not_there_is_answered_with_the_nearest(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as caught:
+        options(*arguments)
+    assert caught.value.code == 2
+    assert re.search(sentence, capsys.readouterr().err.strip(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            ("train", "--policy", "tinywrld"),
+            "--policy tinywrld: there is no such file or folder; did you mean `tinyworld`",
+        ),
+        (("sample", "--policy", "tinyworld-fantom"), "did you mean `tinyworld-phantom`"),
+        (("train", "--reward", "tinyword"), "--reward tinyword: .* did you mean `tinyworld`"),
+        (("train", "--prompts", "TinyWorld"), "--prompts TinyWorld: .* did you mean `tinyworld`"),
+    ],
+)
+def test_a_built_in_name_that_is_misspelt_is_answered_with_the_right_one(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config_from(options(*arguments))
+
+
+def test_a_file_whose_name_is_near_a_built_in_one_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tinywrld").touch()
+    assert config_from(options("train", "--prompts", "tinywrld")).prompts == "tinywrld"
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("sample", "--steps", "0"), "--steps is `0`; expected: integer from 2 to 1000"),
+        (("sample", "--set", "evaluation.steps=0"), "  evaluation.steps is `0`"),
+        (("sample", "--frames", "34"), r"--frames 34 must be 4n\+1"),
+        (("sample", "--set", "evaluation.video={frames: 34}"), "evaluation.video: frames 34 must be"),
+        (("sample", "--image-guidance", "0"), "--image-guidance is `0.0`"),
+        (("sample", "--policy", ""), "--policy is ``; expected: path"),
+        (("train", "--held-out", "-1"), "--held-out is `-1`"),
+    ],
+)
+def test_a_value_is_refused_by_the_name_it_was_given_by(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config_from(options(*arguments))
 
 
 @pytest.mark.parametrize(
