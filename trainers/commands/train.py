@@ -29,7 +29,7 @@ def main(options: Namespace) -> int:
     """Returns 0 when the run finished, 130 when it was stopped. Raises UserError, and leaves no run, for bad inputs."""
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
-    check_devices(options.processes)
+    check_devices(options.runs, options.processes)
     return train_to_end(RunFolder.create(options.runs, config, options.name), False, options.processes)
 
 
