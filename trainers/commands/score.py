@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -55,9 +56,13 @@ def main(options: Namespace) -> int:
 
     from ..rewards.identity import preference_probabilities
     from ..rewards.load import load_reward
+    from ..rewards.scoring import short_clip_warning
 
     quiet_libraries()
     reward = load_reward(config, PartialState().device)
+    named = {str(path): frames for path, (frames, _) in zip(options.clip, clips, strict=True)}
+    if warning := short_clip_warning(named, reward.collator.frames):
+        print(f"warning: {warning}", file=sys.stderr)
     scores = reward.score([frames for frames, _ in clips], [pictures] * len(clips), fps=rates).tolist()
     print(
         markdown_table(

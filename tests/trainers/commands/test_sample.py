@@ -107,6 +107,14 @@ def test_score_prints_a_number_for_every_clip(here, capsys, small_models, faces)
     assert sum(map(float, re.findall(r"(\d+\.\d)%", output))) == pytest.approx(100, abs=0.2)
 
 
+def test_a_picture_given_as_a_clip_is_scored_with_a_warning(here, capsys, small_models, faces):
+    write_animation(np.zeros((5, 32, 48, 3), np.uint8), "a.webp")
+    reward = ["--reward", small_models["reward"]["source"], "--base-model", small_models["reward"]["base_model"]]
+    assert main(["score", "a.webp", faces[0], "--reference", faces[0], *reward]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: {faces[0]} has 1 frame, and the reward reads" in said and "a.webp" not in said
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [
