@@ -127,7 +127,8 @@ def load_prompt_set(
     Raises UserError that lists the first 10 problems with their rows, or for more than MAX_ROWS rows, MAX_LINES or
     MAX_BYTES.
     """
-    path = Path(os.path.expanduser(path))
+    # No home is looked up for a name that no file can have.
+    path = Path(path if "\0" in str(path) else os.path.expanduser(path))
     header, rows, delimiters = _table(path)
     problems: list[str] = []
     items: list[PromptItem] = []

@@ -291,7 +291,9 @@ def test_nothing_is_overwritten(saved, format):
     assert saved(format, "loras/twice") and saved(format, "loras/twice")
 
 
-@pytest.mark.parametrize("prefix", ["../out", "/etc/out", "a/../../out", "", ".", "a/..", ".."])
+@pytest.mark.parametrize(
+    "prefix", ["../out", "/etc/out", "a/../../out", "", ".", "a/..", "..", "a\0", "a/\ud800", "x" * 200]
+)
 @pytest.mark.parametrize("format", [COMFYUI, PEFT, DIFFUSERS])
 def test_a_name_outside_the_output_folder_is_refused(saved, format, prefix):
     def files():

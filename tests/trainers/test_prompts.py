@@ -244,7 +244,7 @@ def test_pipes_are_refused_as_sets_and_as_pictures(tmp_path):
     assert "row 2: reference image" in problems(write(tmp_path, "ref_paths,prompt", "pipe,x"))
 
 
-@pytest.mark.parametrize("name", ["~nobody-here/set.csv", "x" * 5000, "a\0b.csv"])
+@pytest.mark.parametrize("name", ["~nobody-here/set.csv", "x" * 5000, "a\0b.csv", "~\0"])
 def test_a_set_that_is_no_path_is_a_user_error(tmp_path, name):
     assert "there is no such file" in problems(name)
 

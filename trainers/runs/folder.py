@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..files import full_disk_explained, read_regular, sweep, write_atomic
 from ..processes import host, start_token
 from .status import RunStatus, read_status
@@ -58,9 +58,9 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not is_run(path):
+            raise UserError(f"{shown(os.path.abspath(path))} is not a run: it has no config.yaml")
         self.path = Path(path).resolve()
-        if not is_run(self.path):
-            raise UserError(f"{self.path} is not a run: it has no config.yaml")
 
     @classmethod
     def create(cls, root: str | Path, config: TrainConfig, name: str | None = None) -> RunFolder:

@@ -39,6 +39,11 @@ def test_the_config_is_frozen_as_it_was(run):
     assert run.config() == make_config("tiny")
 
 
+def test_a_name_that_no_folder_can_have_is_no_run():
+    with pytest.raises(UserError, match="is not a run"):
+        RunFolder("a\0b")
+
+
 def test_a_folder_without_a_config_is_no_run(tmp_path):
     with pytest.raises(UserError, match="not a run"):
         RunFolder(tmp_path)
