@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import UserError, shown
-from ..files import full_disk_explained, read_regular, sweep, write_atomic
+from ..files import full_disk_explained, read_regular, require_regular, sweep, write_atomic
 from ..processes import host, start_token
 from .status import RunStatus, read_status
 
@@ -130,6 +130,9 @@ class RunFolder:
             except FileExistsError as error:
                 raise UserError(f"{self.path / part} is not a folder; remove it, then start the run again") from error
             sweep(self.path / part)
+        for file in (self.log_file, self.path / "metrics.jsonl"):
+            if os.path.lexists(file) and not file.is_file():
+                raise UserError(f"{file} is not a file; remove it, then start the run again")
         sweep(self.path)
         for name in REQUESTS:
             self.take(name)
@@ -293,11 +296,11 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Add a line with the local time to log.txt."""
-        with (
-            contextlib.suppress(OSError),
-            open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        with contextlib.suppress(OSError):
+            require_regular(self.log_file)
+            with open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line)
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of log.txt, empty when there is none; a log of any size is read in constant time."""

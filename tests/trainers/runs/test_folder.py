@@ -235,6 +235,15 @@ def test_a_file_in_the_place_of_a_part_is_named(run):
 
 
 @pytest.mark.pipes
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_that_a_run_writes_is_named(run, name):
+    os.mkfifo(run.path / name)
+    with pytest.raises(UserError, match=f"{name} is not a file; remove it"):
+        run.prepare()
+    run.log("not waited for")
+
+
+@pytest.mark.pipes
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run):
     for name in ("status.json", "metrics.jsonl", "log.txt"):
         (run.path / name).unlink(missing_ok=True)
