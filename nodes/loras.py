@@ -190,6 +190,7 @@ def _free_place(prefix: str, suffix: str) -> Path:
 
     Raises UserError for an empty prefix, one outside that folder, or one that no file can have.
     """
+    prefix = str(prefix)  # a link may bring any type
     if "\0" in prefix or not is_utf8(prefix) or any(len(part.encode()) > LONGEST for part in Path(prefix).parts):
         raise UserError(
             f"filename_prefix `{short_value(prefix)}` is no name for a file; give one such as loras/identity_grpo"

@@ -466,7 +466,7 @@ def test_a_set_smaller_than_an_update_says_the_numbers(tmp_path):
 
 
 def test_nothing_held_out_is_refused(tmp_path):
-    with pytest.raises(UserError, match="set evaluation_prompts to a second CSV, or held_out"):
+    with pytest.raises(UserError, match="a second CSV with --evaluation-prompts, or give with --held-out"):
         resolve_prompts(settings(prompts=many(tmp_path, 5)))
 
 
@@ -482,7 +482,7 @@ def test_held_out_items_that_are_trained_on_are_refused(tmp_path):
 
 
 def test_two_ways_to_hold_out_are_refused(tmp_path):
-    with pytest.raises(UserError, match="set only one"):
+    with pytest.raises(UserError, match="both name .*; give only one"):
         resolve_prompts(
             settings(prompts=many(tmp_path, 5), held_out=1, evaluation_prompts=many(tmp_path, 2, "second.csv", 9))
         )

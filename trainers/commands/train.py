@@ -51,6 +51,6 @@ def check_inputs(config: TrainConfig) -> None:
         ranks = sorted({lora.rank(name) for name in lora.modules})
         if ranks != [config.lora.rank]:
             raise UserError(
-                f"start_lora {config.start_lora} has rank {', '.join(map(str, ranks))}, but lora.rank is "
+                f"--start-lora {config.start_lora} has rank {', '.join(map(str, ranks))}, but lora.rank is "
                 f"{config.lora.rank}; both must be the same"
             )
