@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from ..diffusion.noise import noise_generators, unit_noise
 from ..diffusion.sampling import micro_batches
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import ode_step
+from ..memory.placement import REWARD, TRANSFORMER, VAE, Placement
 from ..policies.base import Conditions, Guidance, Policy, VideoSize
 from ..policies.fp8 import fast_products
 from ..prompts import PromptItem
@@ -29,7 +30,7 @@ class RolloutBatch:
     `steps` int64 [B, K]: the K trained steps of each rollout. `states` float32 [B, M, C, F, h, w]: the latents entering
     and leaving them; neighbouring steps share a state, so M is K + 1 where all steps are neighbours, else 2 K.
     `log_probs` float32 [B, K] and `means` [B, K, C, F, h, w] (only kept for GRPO-Guard, else None) belong to the policy
-    that sampled. `members`: places of the rollouts in the iteration's plan.
+    that sampled. `plan_indices`: places of the rollouts in the iteration's plan.
     """
 
     steps: Tensor
@@ -37,7 +38,7 @@ class RolloutBatch:
     log_probs: Tensor
     means: Tensor | None
     conditions: list[Conditions]
-    members: list[int]
+    plan_indices: list[int]
 
     def __len__(self) -> int:
         return len(self.states)
@@ -58,7 +59,7 @@ class RolloutBatch:
 
     def __getitem__(self, part: slice) -> RolloutBatch:
         kept = self._each(lambda tensor: tensor[part])
-        return replace(kept, conditions=self.conditions[part], members=self.members[part])
+        return replace(kept, conditions=self.conditions[part], plan_indices=self.plan_indices[part])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> RolloutBatch:
         means = None if self.means is None else change(self.means)
@@ -80,7 +81,7 @@ def roll_out(
     schedule: Schedule,
     windows: Sequence[Sequence[int]],
     seeds: Sequence[int],
-    members: Sequence[int] = (),
+    plan_indices: Sequence[int] = (),
     keep_means: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[RolloutBatch, Tensor]:
@@ -116,7 +117,7 @@ def roll_out(
             if keep_means:
                 means[rows, places] = taken.mean
         latents = following
-    return RolloutBatch(steps, states, log_probs, means, list(conditions), list(members)), latents
+    return RolloutBatch(steps, states, log_probs, means, list(conditions), list(plan_indices)), latents
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class RolloutWorker:
     config: TrainConfig
     schedule: Schedule
     keep_means: bool
+    placement: Placement
     check: Callable[[], None]
     report: Callable[[float], None]
 
@@ -142,25 +144,32 @@ class RolloutWorker:
 
         `windows`: the trained steps of each group. `own`: which places of every update this process works on.
         """
+        updates: list[list[RolloutBatch]] = [[] for _ in range(self.config.rollout.updates_per_iteration)]
+        rewards = self.placement.pipeline(
+            "rollouts",
+            ("sample", TRANSFORMER, lambda _: self._sample(plan, windows, own, updates)),
+            ("decode", VAE, self._decode),
+            ("score", REWARD, lambda decoded: self._score(plan, decoded)),
+        )
+        return updates, rewards
+
+    def _sample(
+        self,
+        plan: list[Planned],
+        windows: Sequence[Sequence[int]],
+        own: range,
+        updates: list[list[RolloutBatch]],
+    ) -> Iterator[tuple[RolloutBatch, Tensor]]:
+        """Each batch with its final latents, on the CPU; they are added to `updates`."""
         config, video = self.config.rollout, self.config.video
         size = VideoSize(video.height, video.width, video.frames)
-        per_update = len(plan) // config.updates_per_iteration
+        per_update, sampled = len(plan) // len(updates), 0
         encoded: dict[int, Conditions] = {}
-        updates, rewards, sampled = [], [], 0
-        unscored: dict[int, Tensor] = {}
-
-        def score() -> None:
-            items = [self.items[plan[place].item] for place in unscored]
-            found = score_videos(self.reward, list(unscored.values()), items, self.config.reward)
-            rewards.extend(zip(unscored, found.tolist(), strict=True))
-            unscored.clear()
-
-        for first in range(0, len(plan), per_update):
-            places = [first + i for i in own]
+        for number, batches in enumerate(updates):
+            places = [number * per_update + i for i in own]
             for item in (plan[place].item for place in places):
                 if item not in encoded:
                     encoded[item] = self.policy.encode(self.items[item], size)
-            updates.append([])
             for members in micro_batches({place: encoded[plan[place].item] for place in places}, config.micro_batch):
                 batch, final = roll_out(
                     self.policy,
@@ -174,13 +183,32 @@ class RolloutWorker:
                     self.keep_means,
                     self.check,
                 )
-                videos = self.policy.decode(final, batch.conditions[0].references)
-                unscored |= dict(zip(members, videos, strict=True))
-                # Rollouts take far more memory than scoring, so that micro-batches of the two differ.
-                if len(unscored) >= self.config.reward.micro_batch:
-                    score()
-                updates[-1].append(batch.to("cpu"))
+                batches.append(batch.to("cpu"))
                 sampled += len(members)
-                self.report(sampled / (len(own) * config.updates_per_iteration))
-        score()
-        return updates, rewards
+                yield batches[-1], final.cpu()
+                self.report(sampled / (len(own) * len(updates)))
+
+    def _decode(self, sampled: Iterable[tuple[RolloutBatch, Tensor]]) -> Iterator[tuple[list[int], Tensor]]:
+        """The members of each batch and their videos, on the CPU."""
+        for batch, final in sampled:
+            self.check()
+            yield batch.plan_indices, self.policy.decode(final, batch.conditions[0].references).cpu()
+
+    def _score(self, plan: list[Planned], decoded: Iterable[tuple[list[int], Tensor]]) -> Iterator[tuple[int, float]]:
+        """Each place in the plan with its reward. Rollouts take far more memory than scoring, so that the micro-batches
+        of the two differ.
+        """
+        unscored: dict[int, Tensor] = {}
+
+        def score() -> Iterator[tuple[int, float]]:
+            items = [self.items[plan[place].item] for place in unscored]
+            found = score_videos(self.reward, list(unscored.values()), items, self.config.reward)
+            yield from zip(unscored, found.tolist(), strict=True)
+            unscored.clear()
+
+        for members, videos in decoded:
+            unscored |= dict(zip(members, videos, strict=True))
+            if len(unscored) >= self.config.reward.micro_batch:
+                self.check()
+                yield from score()
+        yield from score()

@@ -23,18 +23,19 @@ from ..diffusion.schedule import flow_schedule
 from ..errors import UserError
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into, to_lora
-from ..policies.base import Policy
-from ..policies.load import policy_of
-from ..rewards.load import load_reward
+from ..memory.placement import TRANSFORMER, Placement, metric_name
+from ..memory.plan import MemoryPlan, gib
+from ..policies.base import Policy, VideoSize
 from ..runs.exports import Exports
 from ..runs.folder import RunFolder
 from ..runs.inputs import RunInputs
 from ..runs.progress import Progress, ProgressReport
 from .advantages import group_advantages
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
-from .evaluate import Evaluator
+from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt, Stopped
-from .plan import Planned, plan_iteration, plan_windows
+from .models import encode_items, load_models, plan_memory
+from .plan import Planned, plan_iteration, plan_windows, used_items
 from .prepare import prepare
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker
@@ -77,11 +78,11 @@ def train(
                 run.set_status(state="starting", message="loading models", last_error="")
             # A run that died before its first iteration begins at 0 again. One that has trained, and lost its
             # checkpoints, does not: that would overwrite what is left of it.
-            resuming = resume and bool(run.checkpoints() or run.training())
+            from_checkpoint = resume and bool(run.checkpoints() or run.training())
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
-            trainer = Trainer(config, run, inputs, ranks, interrupt, progress, resuming)
+            trainer = Trainer(config, run, inputs, ranks, interrupt, progress, from_checkpoint)
             result = trainer.train(resume)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
     except BaseException as error:
         if ranks.is_main:
@@ -107,17 +108,14 @@ class Trainer:
         ranks: Ranks,
         interrupt: Interrupt,
         report: Callable[[ProgressReport], None],
-        resuming: bool,
+        from_checkpoint: bool,
     ) -> None:
         self.config, self.run, self.ranks, self.items = config, run, ranks, inputs.items
-        self.resuming, self.check = resuming, interrupt.check
-        self.policy: Policy = policy_of(config.policy, ranks.device)
-        self.reward = load_reward(config.reward, ranks.device)
-        reason = prepare(self.policy, config)
-        if ranks.is_main:
-            run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
-        if config.start_lora and not resuming:
-            load_lora_into(self.policy.transformer, read_lora(config.start_lora))
+        self.from_checkpoint, self.check = from_checkpoint, interrupt.check
+        self.progress = Progress(run, config.iterations, report)
+        self.held_out = evaluated_items(config, inputs.held_out)
+        models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
+        self.policy, self.reward, self.placement = models.policy, models.reward, models.placement
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
         self.update = PolicyUpdate(self.policy, config, schedule, ranks)
         self.rollouts = RolloutWorker(
@@ -127,35 +125,72 @@ class Trainer:
             config,
             schedule,
             self.update.loss.needs_means,
+            self.placement,
             self.check,
             lambda done: self._report("rollouts", done),
         )
         self.evaluator = Evaluator(
             self.policy,
             self.reward,
-            inputs.held_out,
+            self.held_out,
             inputs.judge,
             config,
             run,
             ranks,
+            self.placement,
             self.check,
             lambda done: self._report("evaluation", done),
         )
         self.state = TrainingState(policy=self.policy.kind, prompts=self.items.digest)
-        self.progress = Progress(run, config.iterations, report)
         self.exports = Exports(run, config.publish, config.checkpoint.keep)
         self.unsaved: Snapshot | None = None
-        self.saved, self.resumed = -1, ""
+        self.saved_iteration, self.resume_message = -1, ""
+
+    # --- loading -----------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> MemoryPlan:
+        references = max(len(item.references) for item in (*self.items, *self.held_out))
+        plan = plan_memory(self.config, self.ranks.device, references)
+        if plan.phases and self.ranks.is_main:
+            largest = plan.largest
+            self.run.log(
+                f"memory plan {plan.name}: expected peak {gib(largest.total)} ({largest.name}) of {gib(plan.available)}"
+            )
+        return plan
+
+    def _adapt(self, policy: Policy, config: TrainConfig) -> None:
+        reason = prepare(policy, config, self.ranks.device)
+        if self.ranks.is_main:
+            self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
+        if config.start_lora and not self.from_checkpoint:
+            load_lora_into(policy.transformer, read_lora(config.start_lora))
+
+    def _encode(self, policy: Policy, placement: Placement) -> None:
+        """All items that the run samples, once: the main process encodes them, the others read them from the disk."""
+        config, video = self.config, self.config.video
+        used = used_items(config.seed, config.iterations, config.rollout.groups, len(self.items))
+        wanted = (
+            ([self.items[i] for i in used], VideoSize(video.height, video.width, video.frames)),
+            (self.held_out, evaluation_size(config)),
+        )
+
+        def report(done: float) -> None:
+            self.progress.update(self.run.status().iteration, "encoding", done)
+
+        own = wanted if self.ranks.is_main else ()
+        self.ranks.on_all_ranks(
+            lambda: encode_items(policy, placement, own, self.run.encodings_folder, self.check, report)
+        )
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
     def train(self, resume: bool = False) -> Result:
         """From the start or the newest checkpoint to the configured number of iterations, or until asked to stop."""
         try:
-            if self.resuming:
+            if self.from_checkpoint:
                 self._restore()
             elif resume:
-                self.resumed = "nothing had been saved before: started again at iteration 0"
+                self.resume_message = "nothing had been saved before: started again at iteration 0"
             self._finish_iteration()
             while self.state.iteration < self.config.iterations:
                 self._iterate()
@@ -165,23 +200,23 @@ class Trainer:
         return self.result("finished")
 
     def result(self, state: str) -> Result:
-        export = self.run.export_path(max(0, self.saved))
+        export = self.run.export_path(max(0, self.saved_iteration))
         return Result(state, self.state.iteration, export if export.is_file() else None)
 
     @property
     def message(self) -> str:
         """What the user should know: a damaged checkpoint, a reward that is hacked, a LoRA that was not published."""
-        texts = (self.resumed, self.evaluator.warning, self.exports.warning)
+        texts = (self.resume_message, self.evaluator.warning, self.exports.warning)
         return ". ".join(text for text in texts if text)
 
     def _restore(self) -> None:
-        self.state, self.resumed = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
-        self.saved = self.state.iteration
+        self.state, self.resume_message = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
+        self.saved_iteration = self.state.iteration
         if self.ranks.is_main:
-            if self.resumed:
-                self.run.log(self.resumed)
+            if self.resume_message:
+                self.run.log(self.resume_message)
             self.run.truncate_metrics(self.state.iteration)
-            if not self.run.export_path(self.saved).is_file():
+            if not self.run.export_path(self.saved_iteration).is_file():
                 self._export()
             self.exports.publish()
 
@@ -193,7 +228,7 @@ class Trainer:
         plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
         updates, rewards = self._collect(plan, plan_windows(config.seed, iteration, config.rollout))
         sampled = time.perf_counter()
-        if self.saved < iteration:
+        if self.saved_iteration < iteration:
             self.unsaved = capture(self.state, self.update)
         metrics = self._update(plan, updates, self._shuffled(rewards))
         self.unsaved = None
@@ -206,6 +241,7 @@ class Trainer:
             "reward_std_in_group": rewards.view(-1, config.rollout.group_size).std(1, correction=0).mean().item(),
             "seconds_rollout": sampled - started,
             "seconds_update": updated - sampled,
+            **{metric_name(phase): peak for phase, peak in self.placement.take_peaks().items()},
         }
         if self.ranks.is_main:
             self.run.append_metrics(metrics)
@@ -230,7 +266,7 @@ class Trainer:
                 self._advance(best_iteration=iteration, best_margin=row["margin"])
         elif sample:
             self.evaluator.write_samples(iteration, self.update.ema)
-        due = self.saved < iteration and iteration % config.checkpoint.every == 0
+        due = self.saved_iteration < iteration and iteration % config.checkpoint.every == 0
         if evaluate or due or save:
             self._save(asked=save)
 
@@ -288,14 +324,15 @@ class Trainer:
         def report(done: float) -> None:
             self._report("update", (number + done) / count)
 
-        return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
+        with self.placement.phase("update", TRANSFORMER):
+            return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
 
     # --- evaluation and saving ---------------------------------------------------------------------------------------
 
     def _evaluated(self) -> bool:
         """Whether the present iteration was evaluated before the run was interrupted."""
-        done = any(row["iteration"] == self.saved for row in self.run.evaluations())
-        return self.saved == self.state.iteration and done
+        done = any(row["iteration"] == self.saved_iteration for row in self.run.evaluations())
+        return self.saved_iteration == self.state.iteration and done
 
     def _save(self, asked: bool = False) -> None:
         """Checkpoint and export of the present iteration; `asked`: the user asked for it."""
@@ -304,17 +341,17 @@ class Trainer:
             if not self.ranks.is_main:
                 return
             self._report("saving")
-            if self.saved < self.state.iteration:
+            if self.saved_iteration < self.state.iteration:
                 save_checkpoint(self.run.checkpoints_folder, capture(self.state, self.update))
                 prune(self.run, self.config.checkpoint.keep, self.state.best_iteration)
             self._export(asked)
 
         self.ranks.on_all_ranks(write)
-        self.saved = self.state.iteration
+        self.saved_iteration = self.state.iteration
 
     def _save_unsaved(self) -> None:
         """Before the run stops: save the last complete iteration, unless it is saved already."""
-        if self.saved < self.state.iteration:
+        if self.saved_iteration < self.state.iteration:
             if self.unsaved:
                 restore(self.unsaved, self.update)
                 self.state = self.unsaved.state

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..modelfiles.inspection import PARTS, describe
 from ..modelfiles.names import by_plain_name
 from ..modelfiles.other_models import LATENT_CHANNELS
-from ..modelfiles.places import read_json
+from ..modelfiles.places import read_json, weight_files
 from ..modelfiles.weights import open_weights
 from ..weights import load_full_state
 from .model_config import VaeConfig, check_config
@@ -59,6 +59,13 @@ def _without_prefix(keys: Iterable[str], path: Path) -> dict[str, str]:
     first = ("encoder.conv1.weight", "encoder.conv_in.weight")
     prefix = next((name.removesuffix(end) for name in names for end in first if name.endswith(end)), "")
     return {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+
+
+def vae_files(path: str | Path) -> list[Path]:
+    """All files that latents of the VAE at `path` depend on: weights and configuration."""
+    path = Path(path)
+    config = (path if os.path.isdir(path) else path.parent) / "config.json"
+    return [*weight_files(path, REMEDY), *([config] if os.path.isfile(config) else [])]
 
 
 def _stated_config(path: Path) -> dict[str, Any]:
