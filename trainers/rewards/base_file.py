@@ -12,7 +12,6 @@ from torch import nn
 
 from ..errors import UserError
 from ..modelfiles.inspection import describe
-from ..modelfiles.names import WRAPPERS
 from ..modelfiles.weights import open_weights
 from ..weights import load_full_state
 from .names import inner_name
@@ -44,7 +43,7 @@ def load_base_file(path: Path, dtype: torch.dtype, attention: str) -> nn.Module:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     with open_weights(path, "the base model", REMEDY) as weights:
-        keys = {inner_name(_plain(key)): key for key in weights.keys}
+        keys = {inner_name(key): key for key in weights.keys}
         keys = {name: key for name, key in keys.items() if name.startswith(("language_model.", "visual."))}
         if missing := next((name for name in _NEEDED if name not in keys), None):
             what = describe({key: weights.shape(key) for key in weights.keys}) or "another file"
@@ -115,11 +114,6 @@ def find_tokenizer(path: Path, places: Iterable[Path]) -> Path:
     raise UserError(
         f"{path} has no tokenizer; put {TOKENIZER} of Qwen/Qwen2.5-VL-3B-Instruct beside it or into the reward's folder"
     )
-
-
-def _plain(key: str) -> str:
-    """Without what wrappers put in front of a name; `model.` is a part of it."""
-    return ".".join(part for part in key.split(".") if part not in WRAPPERS - {"model"})
 
 
 def _count(shapes: Iterable[str], pattern: str) -> int:

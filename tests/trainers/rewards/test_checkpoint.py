@@ -53,6 +53,15 @@ def test_weights_named_by_newer_transformers_load_alike(released: Path) -> None:
     assert _score(IdentityReward.load(released / "identity_reward")) == before
 
 
+@pytest.mark.parametrize("wrapped", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}"])
+def test_prefixes_of_wrappers_are_stripped(released: Path, wrapped: str) -> None:
+    before = _score(IdentityReward.load(released / "identity_reward"))
+    for file in ("adapter_model.safetensors", "non_lora_state_dict.pth"):
+        path = released / "identity_reward" / "checkpoint-21" / file
+        edit_tensors(path, lambda content: {wrapped.format(key): value for key, value in content.items()})
+    assert _score(IdentityReward.load(released / "identity_reward")) == before
+
+
 def test_the_base_is_found_above_beside_or_where_one_says(released: Path) -> None:
     checkpoint = find_checkpoint(released / "identity_reward")
     assert find_base(checkpoint) == released / "base_model"
