@@ -55,10 +55,15 @@ class Outcome:
     difference: float
 
 
-def train_once(folder: Path, name: str, config: TrainConfig, report: Callable[[str], None]) -> RunFolder:
-    """Train the run in a process of its own; one that is there is replaced. Raises UserError when it fails."""
+def train_once(
+    folder: Path, name: str, config: TrainConfig, report: Callable[[str], None], reuse: bool = False
+) -> RunFolder:
+    """Train the run in a process of its own. One that is there is replaced, or, with `reuse`, kept if it has finished
+    with these settings. Raises UserError when it fails.
+    """
     root = folder / name.replace(" ", "-")
-    shutil.rmtree(root, ignore_errors=True)
+    if not reuse:
+        shutil.rmtree(root, ignore_errors=True)
     ((_, run),) = RunBatch(root, {"trial": config}, 1).finish(report)
     return run
 

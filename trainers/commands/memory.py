@@ -45,6 +45,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=Path("memory-trial"),
         help="for the models, which are kept (25 GB for 1.3b), the runs, and the table (default: memory-trial)",
     )
+    parser.add_argument(
+        "--reuse", action="store_true", help="keep finished runs of the same settings that an earlier call has made"
+    )
     add_set(parser)
 
 
@@ -64,7 +67,7 @@ def main(options: Namespace) -> int:
         config = _config(options, models, memory)
         say(name)
         try:
-            run = train_once(folder / "runs", name, config, say)
+            run = train_once(folder / "runs", name, config, say, options.reuse)
             first = first or run
             own = list(rows(outcome(name, run, first, planned(config, references))))
         except UserError as error:
