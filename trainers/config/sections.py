@@ -31,7 +31,7 @@ Scale = Annotated[Number, Field(ge=1, le=100)]
 Interval = Annotated[Integer, Field(ge=1, le=1_000_000)]
 MicroBatch = Annotated[Integer, Field(ge=1, le=1024)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]
-Share = Annotated[Number, Field(ge=0, le=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
 Tracker = Literal["tensorboard", "wandb"]
 
 
@@ -212,7 +212,7 @@ class OptimConfig(Section):
         False, description="divide advantages by the standard deviation over all groups, not over their own"
     )
     micro_batch: MicroBatch = Field(4, description="videos in one backward pass on one device")
-    gradient_checkpointing: Literal["auto"] | Share = Field(
+    gradient_checkpointing: Literal["auto"] | Fraction = Field(
         "auto",
         description="share of the blocks, 0 to 1, that are recomputed in the backward pass: slower, with a tenth of "
         "their memory; auto: on a GPU as many as its memory asks for, elsewhere none",

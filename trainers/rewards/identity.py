@@ -18,7 +18,7 @@ from .checkpoint import find_base, find_checkpoint, merge_weights, read_weights
 from .collator import Collator, frame_rates
 from .config_files import BaseFile, read_config_file
 from .model import RewardModel, load_base
-from .pixels import MERGE, Grid
+from .pixels import Grid
 from .sequence import Sequencer
 
 CACHED_REFERENCES = 128
@@ -119,12 +119,10 @@ class IdentityReward:
             for k, r in zip(ks, images, strict=True)
             if k not in self._references
         }
-        if missing:
-            rows, (grids,) = self.collator.reference_rows([list(missing.values())], self.device)
-            vectors = self.model.embed_pictures(rows, grids)
-            sizes = [t * h * w // MERGE**2 for t, h, w in grids]
-            for key, grid, part in zip(missing, grids, vectors.split(sizes), strict=True):
-                self._references[key] = (grid, part.clone())
+        # One by one: in a batch the last bits depend on the other pictures, and after a resume others are missing.
+        for key, reference in missing.items():
+            rows, (grids,) = self.collator.reference_rows([[reference]], self.device)
+            self._references[key] = (grids[0], self.model.embed_pictures(rows, grids))
         found = [[self._references[k] for k in ks] for ks in keys]
         for key in (k for ks in keys for k in ks):
             self._references.move_to_end(key)

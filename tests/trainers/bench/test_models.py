@@ -23,13 +23,10 @@ CONFIG = {"policy": {"dtype": "bfloat16"}, "reward": {"dtype": "bfloat16"}, "lor
 @pytest.fixture
 def small(monkeypatch):
     """The published sizes made small."""
-    import diffusers
-
-    vae = diffusers.AutoencoderKLWan
     configs = {"vace": VACE, "phantom": PHANTOM}
     monkeypatch.setattr(models, "transformer_config", lambda size, kind: configs[kind])
     monkeypatch.setattr(models, "TEXT_ENCODER", {**models.TEXT_ENCODER, **TEXT, "vocab_size": 100})
-    monkeypatch.setattr(diffusers, "AutoencoderKLWan", lambda: vae(**VAE))
+    monkeypatch.setattr(models, "vae_config", lambda size: VAE)
     vision = {**models.REWARD["vision_config"], "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32}
     vision |= {"out_hidden_size": 64, "fullatt_block_indexes": [1]}
     text = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

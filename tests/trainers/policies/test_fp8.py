@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import Linear
 
 from trainers.errors import UserError
 from trainers.policies.fp8 import FP8, Fp8Linear, add_fp8, fast_products, quantise
@@ -16,14 +17,14 @@ def test_rows_come_back_within_the_rounding_of_fp8():
 
 
 def test_while_it_is_not_asked_to_be_fast_it_is_the_layer_itself():
-    linear, x = nn.Linear(16, 32), torch.randn(3, 16)
+    linear, x = Linear(16, 32), torch.randn(3, 16)
     layer = Fp8Linear(linear)
     assert torch.equal(layer(x), linear(x))
     assert layer.state_dict().keys() == linear.state_dict().keys()
 
 
 def test_layers_are_fast_within_the_block_only():
-    model = nn.Sequential(Fp8Linear(nn.Linear(16, 16)))
+    model = nn.Sequential(Fp8Linear(Linear(16, 16)))
     with fast_products(model):
         assert model[0].fast
     assert not model[0].fast
