@@ -34,6 +34,7 @@ VACE = Sizes(
     item=2,
     vae_width=96,
 )
+AUTO = {"optim": {"gradient_checkpointing": "auto"}}
 CHECKPOINTED = {"optim": {"gradient_checkpointing": 1.0}}
 
 
@@ -66,6 +67,14 @@ def test_without_recomputing_the_graphs_of_all_blocks_are_kept():
     )
     assert needs(workload())["update"] < auto < half < kept
     assert kept > 80
+
+
+def test_automatic_recomputing_becomes_recomputing_all_where_a_graph_does_not_fit():
+    wide, narrow = (workload(**AUTO).plan("phases", available * GIB) for available in (24, 16))
+    assert not wide.recompute_all and narrow.recompute_all
+    assert choose(workload(**AUTO), 16 * GIB).name == "phases"
+    kept = {"optim": {"gradient_checkpointing": 0.0}}
+    assert not workload(**kept).plan("phases", 16 * GIB).recompute_all, "what is asked for is not changed"
 
 
 def test_every_plan_needs_less_than_the_one_before():
