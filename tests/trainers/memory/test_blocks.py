@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import Linear
 
 from trainers.lora.inject import add_lora, lora_disabled, lora_parameters
 from trainers.memory.blocks import BlockSwap
@@ -97,7 +98,7 @@ def test_the_slots_hold_one_block_each_so_a_wrong_one_would_show(models):
 
 
 def test_a_compiled_block_is_called_with_its_weights_in_place():
-    block, calls = torch.nn.Linear(2, 2).requires_grad_(False), []
+    block, calls = Linear(2, 2).requires_grad_(False), []
     home = None
 
     def compiled(x):
