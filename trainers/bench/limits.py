@@ -29,8 +29,8 @@ RECIPE: dict[str, Any] = {
         "updates_per_iteration": 1,
         "window": {"kind": "random", "size": 1, "last": 3},
     },
-    # With the KL: the base policy's forward pass is a part of the update.
-    "optim": {"kl": 0.004},
+    # With the KL, whose forward pass is a part of the update; `auto` would take all memory there is for activations.
+    "optim": {"kl": 0.004, "gradient_checkpointing": 1.0},
     "evaluation": {"items": 2, "steps": 4, "every": 2},
 }
 """Changes to a preset: eight videos an iteration, with the preset's size and micro-batches."""

@@ -8,7 +8,10 @@ from torch.nn import Linear
 
 from trainers.lora.inject import add_lora, lora_disabled, lora_parameters
 from trainers.memory.blocks import BlockSwap
-from trainers.tinyworld.models import build_phantom, build_vace
+from trainers.memory.placement import move_rest
+from trainers.tinyworld.models import build_phantom, build_text_encoder, build_vace
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["vace", "phantom"])
@@ -26,7 +29,7 @@ def models(request):
         transformer.enable_gradient_checkpointing()
         pair.append(transformer)
     blocks = [*getattr(pair[1], "vace_blocks", ()), *pair[1].blocks]
-    return (*pair, blocks, BlockSwap(blocks, torch.device("cpu")))
+    return (*pair, blocks, BlockSwap(blocks, CPU))
 
 
 def velocity(transformer, seed: int = 0) -> torch.Tensor:
@@ -106,7 +109,21 @@ def test_a_compiled_block_is_called_with_its_weights_in_place():
         return block._call_impl(x)
 
     block._compiled_call_impl = compiled  # as nn.Module.compile sets it
-    swap = BlockSwap([block], torch.device("cpu"))
+    swap = BlockSwap([block], CPU)
     home = swap._weights[0].buffer.data_ptr()
     block(torch.ones(1, 2))
     assert calls == [True]
+
+
+def test_a_text_encoder_with_swapped_blocks_gives_the_same_embeddings():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = build_text_encoder(20).requires_grad_(False).eval()
+    ids, mask = torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.int64)
+    with torch.no_grad():
+        expected = encoder(ids, attention_mask=mask).last_hidden_state
+        blocks = list(encoder.encoder.block)
+        BlockSwap(blocks, CPU)
+        move_rest(encoder, blocks, CPU)
+        for _ in range(2):
+            assert torch.equal(encoder(ids, attention_mask=mask).last_hidden_state, expected)
