@@ -71,6 +71,7 @@ def main(options: Namespace) -> int:
             first = first or run
             own = list(rows(outcome(name, run, first, planned(config, references))))
         except UserError as error:
+            say(str(error))
             failed, own = True, [{"run": name, "phase": f"failed: {str(error).splitlines()[0]}"}]
         table += own
         print(markdown_table(own), flush=True)
