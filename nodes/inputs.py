@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..trainers.errors import UserError
-from ..trainers.prompts import EMPTY_PROMPT
+from ..trainers.prompts import EMPTY_PROMPT, is_blank
 from ..trainers.prompts import clean_text as clean
 
 
 def prompt_problem(prompt: str | None) -> str | None:
     """What is wrong with a prompt; None for a good one, and for one that a link will bring."""
-    return EMPTY_PROMPT if prompt is not None and not clean(prompt).strip() else None
+    return EMPTY_PROMPT if prompt is not None and is_blank(prompt) else None
 
 
 def clean_prompt(prompt: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..trainers.errors import UserError
+from ..trainers.errors import UserError, is_utf8
+from ..trainers.errors import shown as short_value
 from ..trainers.lora.formats import (
     LoRA,
     read_lora,
@@ -27,6 +28,7 @@ from .types import LazyPolicy, WanPolicyType
 
 CATEGORY = "Identity-GRPO/LoRA"
 COMFYUI, PEFT, DIFFUSERS = "ComfyUI (one file)", "PEFT (folder)", "diffusers (folder)"
+LONGEST = 150  # bytes of a folder or file that a prefix names: a number and an ending are added
 FORMATS = {COMFYUI: write_native, PEFT: write_peft, DIFFUSERS: write_diffusers}
 
 logger = logging.getLogger(__name__)
@@ -184,7 +186,15 @@ class SaveLoRA(LoRANode):
 
 
 def _free_place(prefix: str, suffix: str) -> Path:
-    """An unused name below the output folder. Raises UserError for an empty prefix, or one outside that folder."""
+    """An unused name below the output folder.
+
+    Raises UserError for an empty prefix, one outside that folder, or one that no file can have.
+    """
+    prefix = str(prefix)  # a link may bring any type
+    if "\0" in prefix or not is_utf8(prefix) or any(len(part.encode()) > LONGEST for part in Path(prefix).parts):
+        raise UserError(
+            f"filename_prefix `{short_value(prefix)}` is no name for a file; give one such as loras/identity_grpo"
+        )
     try:
         folder, name, _, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     except Exception as error:  # core raises a bare Exception for a path outside

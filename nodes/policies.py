@@ -15,7 +15,7 @@ from ..trainers.policies.load import count_parameters, find_parts, policy_of, re
 from . import folders
 from .inputs import require_choice
 from .memory import Managed
-from .types import KINDS, LazyPolicy, OnUse, WanPolicyType
+from .types import POLICY_TITLES, LazyPolicy, OnUse, WanPolicyType
 
 AUTO = "auto"
 DTYPES = [AUTO, "bfloat16", "float32"]
@@ -142,7 +142,7 @@ def _summary(lazy: LazyPolicy) -> str:
     """Kind, size, precision and device, shown on the node."""
     count = count_parameters(lazy.config.source)
     size = f"{count / 1e9:.1f} billion" if count >= 1e8 else f"{count / 1e6:.1f} million"
-    return f"{KINDS[lazy.kind]}, {size} parameters, {lazy.config.dtype}, {management.get_torch_device()}"
+    return f"{POLICY_TITLES[lazy.kind]}, {size} parameters, {lazy.config.dtype}, {management.get_torch_device()}"
 
 
 NODES = [LoadModel]

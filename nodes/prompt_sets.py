@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io, ui
 
-from ..trainers.errors import UserError
+from ..trainers.errors import UserError, shown
 from ..trainers.pictures.boards import prompt_board
-from ..trainers.pictures.reading import read_pixels, shown
+from ..trainers.pictures.reading import read_pixels
 from ..trainers.policies.wan import fit_on_white
 from ..trainers.prompts import MAX_ROWS, PromptItem, PromptSet, load_prompt_set
 from . import folders

@@ -14,6 +14,7 @@ from ..trainers.rewards.checkpoint import find_checkpoint
 from ..trainers.rewards.geometry import VIDEO_MIN_PIXELS, frame_indices, resized
 from ..trainers.rewards.identity import IdentityReward, preference_probabilities
 from ..trainers.rewards.load import find_reward, load_reward
+from ..trainers.rewards.scoring import short_clip_warning
 from . import folders
 from .inputs import clean, require_choice
 from .memory import Managed
@@ -154,7 +155,9 @@ class Score(io.ComfyNode):
         (score,) = _scores(reward, {"images": clip}, people, fps)
         frames = _frames_read(reward, clip)
         board = to_image(score_board(clip.numpy(), frames, people, score, fps, clean(prompt)))
-        shown = ui.PreviewImage(board, cls=cls).as_dict() | _result(f"identity score {score:.3f}", score=score)
+        shown = ui.PreviewImage(board, cls=cls).as_dict() | _result(
+            f"identity score {score:.3f}", _warning(reward, {"images": clip}), score=score
+        )
         return io.NodeOutput(score, board, ui=shown)
 
 
@@ -196,13 +199,20 @@ class Compare(io.ComfyNode):
         frames = tuple(_frames_read(reward, clip) for clip in clips.values())
         board = to_image(compare_board(tuple(c.numpy() for c in clips.values()), frames, people, scores, chances))
         numbers = {"win": chances[2], "tie": chances[1], "score_a": scores[0], "score_b": scores[1]}
-        shown = ui.PreviewImage(board, cls=cls).as_dict() | _result(verdict(chances), **numbers)
+        shown = ui.PreviewImage(board, cls=cls).as_dict() | _result(
+            verdict(chances), _warning(reward, clips), **numbers
+        )
         return io.NodeOutput(chances[2], chances[1], board, ui=shown)
 
 
-def _result(text: str, **numbers: float) -> dict:
+def _result(text: str, warning: str, **numbers: float) -> dict:
     """The text on the node, and the numbers for programs that read `/history`."""
-    return {"text": (text,), "identity_grpo": (numbers,)}
+    return {"text": (text + (f"\nWarning: {warning}" if warning else ""),), "identity_grpo": (numbers,)}
+
+
+def _warning(reward: LazyReward, clips: dict[str, Tensor]) -> str:
+    """About clips, by the inputs' names, that are shorter than what the reward reads."""
+    return short_clip_warning({f"`{name}`": clip for name, clip in clips.items()}, reward.reward.collator.frames)
 
 
 def _clip(images: Tensor, name: str) -> Tensor:

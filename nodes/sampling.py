@@ -27,7 +27,7 @@ from ..trainers.policies.wan import WanVideoPolicy
 from ..trainers.prompts import PromptItem
 from .pictures import opaque, to_image, to_masks
 from .previews import SamplingProgress
-from .types import KINDS, LazyPolicy
+from .types import POLICY_TITLES, LazyPolicy
 
 STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
 PIXEL_COPIES = 3  # float32 copies of a video's pixels that exist at a time
@@ -78,8 +78,8 @@ def check_kind(policy: LazyPolicy, kind: str) -> None:
     """Raises UserError when the policy belongs to another sampler."""
     if policy.kind != kind:
         raise UserError(
-            f"`policy` is a {KINDS[policy.kind]} model and this is the {KINDS[kind]} Sampler; "
-            f"use the {KINDS[policy.kind]} Sampler, or load a {KINDS[kind]} model"
+            f"`policy` is a {POLICY_TITLES[policy.kind]} model and this is the {POLICY_TITLES[kind]} Sampler; "
+            f"use the {POLICY_TITLES[policy.kind]} Sampler, or load a {POLICY_TITLES[kind]} model"
         )
 
 

@@ -23,7 +23,7 @@ RewardType = io.Custom("IDENTITY_REWARD")  # a LazyReward
 PromptSetType = io.Custom("PROMPT_SET")  # a trainers.prompts.PromptSet
 TrainingRunType = io.Custom("TRAINING_RUN")  # a trainers.runs.folder.RunFolder
 
-KINDS = {"vace": "VACE", "phantom": "Phantom"}  # names of the kinds of policy
+POLICY_TITLES = {"vace": "VACE", "phantom": "Phantom"}  # names of the kinds of policy
 
 
 class OnUse(Generic[T]):

@@ -31,6 +31,15 @@ Keys are how ids begin; the first match counts.
 SKIPPED = pytest.StashKey[Counter]()
 
 
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "pipes: makes a named pipe (skipped where the system has none)")
+
+
+def pytest_runtest_setup(item) -> None:
+    if item.get_closest_marker("pipes") and not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """As `--dist loadgroup`, whose marks get lost with pytest 9.2."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TextIO
+from typing import NoReturn, TextIO
 
-from .errors import UserError, program
+from .errors import UserError, meant, program, shown
 
 COMMANDS = {
     "demo": "train TinyWorld's policy for some minutes on this machine and show before and after",
@@ -68,11 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """One whose errors are short and name the choice that was probably meant."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(
+                action, f"`{value}` is unknown; choose one of {', '.join(known)}{meant(str(value), known)}"
+            )
+
+    def error(self, message: str) -> NoReturn:
+        super().error(re.sub(r"\S{201,}", lambda word: shown(word[0]), message))
+
+
+def make_parser(arguments: Sequence[str]) -> Parser:
     """A parser of all commands by name, with the arguments of the one that is called."""
-    parser = argparse.ArgumentParser(
-        program(), description="Teach video models to keep several people's faces, by GRPO."
-    )
+    parser = Parser(program(), description="Teach video models to keep several people's faces, by GRPO.")
     parsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     called = next((word for word in arguments if not word.startswith("-")), None)
     for name, text in COMMANDS.items():

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -21,6 +22,27 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
     """The first of the names in their order, and how many more there are: `a, b, c and 4 more`."""
     named = sorted(names)
     return ", ".join(named[:shown]) + (f" and {len(named) - shown} more" if len(named) > shown else "")
+
+
+def shown(value: object, most: int = 200) -> str:
+    """A value for a message; what was given by mistake (a data URL, a prompt, a page of digits) is shortened."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 5 :]}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names as the end of a sentence; empty when none is near."""
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written: names of files that are no UTF-8 hold lone surrogates in Python."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def program() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -35,9 +36,23 @@ def write_atomic(path: str | Path, data: bytes | str, sync: bool = True) -> None
 
 def read_regular(path: str | Path) -> bytes:
     """The file's content. Raises OSError also for a pipe or a device, which might never end."""
+    require_regular(path)
+    return Path(path).read_bytes()
+
+
+def require_regular(path: str | Path) -> None:
+    """Raises OSError for a folder, a pipe or a device in the place of a file; not where nothing is there."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return Path(path).read_bytes()
+
+
+def remove(path: str | Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
 
 
 @contextmanager
@@ -88,12 +103,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Fill the folder that is yielded; at the end of the block it is synced to disk and becomes `path`.
 
     The folder that holds `path` must exist. An error in the block, or a killed process, leaves `path` as it was:
-    absent, or the old folder. What dead writers left beside it is removed first. Raises UserError when the disk is
-    full.
+    absent, or the old folder. What dead writers left beside it is removed first. Of several writers, threads or
+    processes, the last one wins. Raises UserError when the disk is full.
     """
     path = Path(path)
     sweep(path.parent)
-    aside, old = _aside(path, "partial"), _aside(path, "replaced")
+    aside, replaced = _aside(path, "partial"), []
     with full_disk_explained(path):
         try:
             aside.mkdir()
@@ -101,16 +116,33 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for entry in aside.rglob("*"):
                 _sync_folder(entry) if entry.is_dir() else _sync_file(entry)
             _sync_folder(aside)
-            if path.exists():
-                path.rename(old)
-            aside.rename(path)
+            _replace_folder(aside, path, replaced)
             _sync_folder(path.parent)
         except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            shutil.rmtree(aside, ignore_errors=True)
+            for old in reversed(replaced):
+                if os.path.lexists(old) and not os.path.lexists(path):
+                    old.rename(path)
+            remove(aside)
             raise
-    shutil.rmtree(old, ignore_errors=True)
+        finally:
+            for old in replaced:
+                remove(old)
+
+
+def _replace_folder(aside: Path, path: Path, replaced: list[Path]) -> None:
+    """Rename `aside` to `path`. What was there gets a name of `replaced`, to which it is added."""
+    while True:
+        old = _aside(path, "replaced")
+        replaced.append(old)
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            aside.rename(path)
+            return
+        except OSError as error:
+            # Another writer's folder came between the two renames.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or not os.path.lexists(path):
+                raise
 
 
 def sweep(folder: str | Path) -> None:
@@ -120,12 +152,11 @@ def sweep(folder: str | Path) -> None:
         if not found or _writer_is_alive(entry, found):
             continue
         target = entry.with_name(found["name"])
-        if found["kind"] == "replaced" and not target.exists():
-            entry.rename(target)
-        elif entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
+        if found["kind"] == "replaced" and not os.path.lexists(target):
+            with contextlib.suppress(OSError):  # another writer may do the same
+                entry.rename(target)
         else:
-            entry.unlink(missing_ok=True)
+            remove(entry)
 
 
 @contextmanager
@@ -148,7 +179,7 @@ def full_disk_explained(path: Path) -> Iterator[None]:
 def _aside(path: Path, kind: str) -> Path:
     """A name of its own for every writer, thread and call."""
     pid = os.getpid()
-    name = path.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    name = os.fsencode(path.name)[:LONGEST_NAME].decode(errors="ignore")
     return path.with_name(f".{kind}-{name}-{_short(host())}-{pid}-{_short(start_token(pid))}-{secrets.token_hex(4)}")
 
 

@@ -8,25 +8,29 @@ import hashlib
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, is_utf8, shown
 from .files import atomic_file, write_atomic
-from .pictures.reading import format_problem, read_picture, shown
+from .pictures.reading import format_problem, read_picture
 
 T = TypeVar("T")
 
 COLUMNS, OPTIONAL_COLUMNS = ("ref_paths", "prompt"), ("id", "negative")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-SEPARATOR_LINE = re.compile(r'"?sep=[^\r\n]"?[,;\t ]*(\r\n?|\n)', re.IGNORECASE)
+UNUSABLE = ('"', " ")  # as delimiters: they quote a text, or stand after another one
+SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n])"?[,;\t ]*(\r\n?|\n)', re.IGNORECASE)
 """Excel's own hint in the first line, which a spreadsheet does not count as a row."""
 MAX_ROWS = 20_000
+MAX_LINES = 1 << 20  # with blank rows, of which a spreadsheet may write as many as it has
 MAX_BYTES = 32 << 20
 PROBLEMS_SHOWN = 10
 CHECKED_PIXELS = (
@@ -101,22 +105,31 @@ def clean_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of the text can be seen: white space, zero-width spaces, other marks without a letter."""
+    kinds = map(unicodedata.category, text)
+    return all(kind[0] in "ZM" or kind in ("Cc", "Cf", "Cs") for kind in kinds)
+
+
 def load_prompt_set(
     path: str | Path, refusal: Callable[[Path], str | None] = lambda _: None, decode: bool = True
 ) -> PromptSet:
     """Read a CSV with the columns `ref_paths` and `prompt`, optionally `id` and `negative`; others are ignored.
 
     `ref_paths` holds one picture per person, separated by `;`, relative to the CSV's folder. The file is UTF-8, or
-    UTF-16 with a byte order mark; its delimiter (comma, semicolon or tab) is the header's. Blank rows are skipped. Rows
-    are numbered as a spreadsheet shows them: the header is row 1. Items without an id are named by their row.
+    UTF-16 with a byte order mark; its delimiter (comma, semicolon, tab, or what a first line `sep=…` names) is the
+    header's, and spaces after it are no part of a text. Blank rows are skipped. Rows are numbered as a spreadsheet
+    shows them: the header is row 1. Items without an id are named by their row.
 
     `refusal` gives the reason why a picture may not be used, if there is one; such a file is not accessed at all. Each
     picture is decoded once per process to see whether it is whole; without `decode` only its first bytes are read.
 
-    Raises UserError that lists the first 10 problems with their rows, or for more than MAX_ROWS rows or MAX_BYTES.
+    Raises UserError that lists the first 10 problems with their rows, or for more than MAX_ROWS rows, MAX_LINES or
+    MAX_BYTES.
     """
-    path = Path(os.path.expanduser(path))
-    header, rows, delimiter = _table(path)
+    # No home is looked up for a name that no file can have.
+    path = Path(path if "\0" in str(path) else os.path.expanduser(path))
+    header, rows, delimiters = _table(path)
     problems: list[str] = []
     items: list[PromptItem] = []
     known: dict[str, tuple[Path, str | None]] = {}
@@ -131,7 +144,7 @@ def load_prompt_set(
         return known[name]
 
     for number, row in rows:
-        item, wrong = _item(number, header, row, delimiter, reference)
+        item, wrong = _item(number, header, row, delimiters, reference)
         if item and ids.setdefault(item.id, number) != number:
             wrong.append(f"id `{item.id}` is already used in row {ids[item.id]}; give every row its own")
         if item:
@@ -147,7 +160,7 @@ def save_prompt_set(items: Sequence[PromptItem], path: str | Path) -> Path:
     """Write a CSV that `load_prompt_set` reads back; pictures in memory become PNG files in `references/` beside it.
 
     The CSV appears when all its pictures are complete. `extra` is not written. Raises UserError for a reference whose
-    path contains `;`, and when the disk is full.
+    path contains `;` or is not UTF-8, and when the disk is full.
     """
     from PIL import Image
 
@@ -168,24 +181,32 @@ def save_prompt_set(items: Sequence[PromptItem], path: str | Path) -> Path:
                 names.append(_relative(reference, path.parent))
         if any(";" in name for name in names):
             raise UserError(f"item `{item.id}`: a reference path contains `;`, which separates paths; rename the file")
+        if wrong := [name for name in names if not is_utf8(name)]:
+            raise UserError(
+                f"item `{item.id}`: the reference path {wrong[0]} is not UTF-8; rename the file or its folder"
+            )
         writer.writerow([item.id, ";".join(names), item.prompt, item.negative])
     write_atomic(path, text.getvalue())
     return path
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
-    """Header in lower case, numbered rows that are not blank, and the delimiter. Raises UserError."""
+    """Header in lower case, numbered rows that are not blank, and what the delimiter is called. Raises UserError."""
     text = _text(path)
-    separator_line = SEPARATOR_LINE.match(text)
-    text = text[separator_line.end() :] if separator_line else text
-    headers = {delimiter: _header(text, delimiter) for delimiter in DELIMITERS}
+    delimiters = dict(DELIMITERS)
+    if separator_line := SEPARATOR_LINE.match(text):
+        text, named = text[separator_line.end() :], separator_line[1]
+        if named not in UNUSABLE:
+            delimiters = {named: DELIMITERS.get(named, f"`{named}`")} | delimiters
+    headers = {delimiter: _header(text, delimiter) for delimiter in delimiters}
     complete = (delimiter for delimiter, header in headers.items() if set(COLUMNS) <= set(header))
     delimiter = next(complete, max(headers, key=lambda d: len(headers[d])))
     rows: list[tuple[int, list[str]]] = []
     number = 0
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        for number, row in enumerate(reader, start=1):
+        for number, row in enumerate(_rows(text, delimiter), start=1):
+            if number > MAX_LINES:
+                raise UserError(f"{path} has more than {MAX_LINES} rows, blank ones included; delete the blank rows")
             if any(cell.strip() for cell in row):
                 rows.append((number, row))
             if len(rows) > MAX_ROWS + 1:
@@ -194,7 +215,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
         if "field larger than" in str(error):
             advice = "a field of ref_paths holds names of files, not pictures"
         else:
-            advice = f'a text with {DELIMITERS[delimiter]} stands in "…", and a quote inside it is doubled'
+            advice = f'a text with {delimiters[delimiter]} stands in "…", and a quote inside it is doubled'
         raise UserError(f"{path}, row {number + 1}: {error}; check the quotes: {advice}") from error
     if not rows:
         raise UserError(f"{path} is empty; its first row must be the header: ref_paths,prompt")
@@ -208,7 +229,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
         raise UserError(f"{path}, row {number}: column `{'` and `'.join(twice)}` is there twice; keep one")
     if len(rows) == 1:
         raise UserError(f"{path} has a header but no rows; add one row per video: its reference images and its prompt")
-    return header, rows[1:], delimiter
+    return header, rows[1:], delimiters[delimiter]
 
 
 def _text(path: Path) -> str:
@@ -223,9 +244,11 @@ def _text(path: Path) -> str:
         raise UserError(f"prompt set {path} cannot be read: {error.strerror or error}") from error
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+        # Half an emoji, which UTF-16 can hold, is removed from the texts (`clean_text`).
+        text = data.decode("utf-16", "surrogatepass") if utf16 else data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as `CSV UTF-8`") from error
+        problem = "is cut off" if utf16 else "is not UTF-8"
+        raise UserError(f"{path} {problem} (byte {error.start}: {error.reason}); save it as `CSV UTF-8`") from error
     if "\0" in text.partition("\n")[0]:
         raise UserError(f"{path} is not UTF-8 (its first line holds zero bytes); save it as `CSV UTF-8`")
     return text.replace("\0", "\ufffd")  # Python 3.10's csv takes no zero bytes
@@ -234,10 +257,15 @@ def _text(path: Path) -> str:
 def _header(text: str, delimiter: str) -> list[str]:
     """The names in the first row that is not blank; none if it cannot be read with this delimiter."""
     try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = islice(_rows(text, delimiter), MAX_LINES)
         return _names(next((row for row in rows if any(cell.strip() for cell in row)), []))
     except csv.Error:
         return []
+
+
+def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    """Raises csv.Error while it is read."""
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
 
 
 def _names(header: list[str]) -> list[str]:
@@ -248,7 +276,7 @@ def _item(
     number: int,
     header: list[str],
     row: list[str],
-    delimiter: str,
+    delimiters: str,
     reference: Callable[[str], tuple[Path, str | None]],
 ) -> tuple[PromptItem | None, list[str]]:
     """The item of one row, and what is wrong with it."""
@@ -256,15 +284,18 @@ def _item(
         row = row[:-1]
     if len(row) != len(header):
         counts = f"has {len(row)} fields where the header has {len(header)}"
-        return None, [f"{counts}; put quotes around a text that contains {DELIMITERS[delimiter]}"]
+        return None, [f"{counts}; put quotes around a text that contains {delimiters}"]
     cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
-    wrong = [] if cells["prompt"] else [EMPTY_PROMPT]
+    wrong = [EMPTY_PROMPT] if is_blank(cells["prompt"]) else []
     found = [reference(name.strip()) for name in cells["ref_paths"].split(";") if name.strip()]
     if not found:
         wrong.append("ref_paths is empty; name one picture per person, separated by `;`")
     wrong += [problem for _, problem in found if problem]
     references = tuple(file for file, _ in found)
-    return PromptItem(cells.get("id") or f"row-{number}", cells["prompt"], references, cells.get("negative", "")), wrong
+    name = cells.get("id", "")
+    if is_blank(name):
+        name = f"row-{number}"
+    return PromptItem(name, cells["prompt"], references, cells.get("negative", "")), wrong
 
 
 class _OncePerFile(Generic[T]):
@@ -286,8 +317,15 @@ class _OncePerFile(Generic[T]):
 
 def _reference_problem(path: Path, decode: bool) -> str | None:
     if not os.path.isfile(path):
-        return f"reference image {shown(path)} is missing; paths are relative to the CSV's folder"
+        return f"reference image {shown(path)} {_absence(path)}; paths are relative to the CSV's folder"
     return _remembered_problem(path) if decode else format_problem(path)
+
+
+def _absence(path: Path) -> str:
+    """What is in the place of a picture."""
+    if os.path.isdir(path):
+        return "is a folder, not a picture"
+    return "is not a file" if os.path.lexists(path) else "is missing"
 
 
 def _picture_problem(path: Path) -> str | None:
@@ -306,7 +344,7 @@ _remembered_digest = _OncePerFile(lambda path: hashlib.sha256(path.read_bytes())
 def _file_digest(path: Path) -> bytes:
     """SHA-256 of the file."""
     if not os.path.isfile(path):
-        raise UserError(f"reference image {shown(path)} is missing; put it back")
+        raise UserError(f"reference image {shown(path)} {_absence(path)}; put it back")
     try:
         return _remembered_digest(path)
     except OSError as error:

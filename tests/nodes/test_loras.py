@@ -182,7 +182,7 @@ def test_a_file_is_checked_by_its_header_and_again_when_it_changes(pack, loras, 
     assert opened == [path, path]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.pipes
 @pytest.mark.parametrize("node", [LOAD, SAVE, "IdentityGRPOApplyLoRA"])
 def test_a_named_pipe_is_refused_and_not_waited_for(pack, loras, node):
     folder = loras / f"pipe-{node}"
@@ -291,7 +291,9 @@ def test_nothing_is_overwritten(saved, format):
     assert saved(format, "loras/twice") and saved(format, "loras/twice")
 
 
-@pytest.mark.parametrize("prefix", ["../out", "/etc/out", "a/../../out", "", ".", "a/..", ".."])
+@pytest.mark.parametrize(
+    "prefix", ["../out", "/etc/out", "a/../../out", "", ".", "a/..", "..", "a\0", "a/\ud800", "x" * 200]
+)
 @pytest.mark.parametrize("format", [COMFYUI, PEFT, DIFFUSERS])
 def test_a_name_outside_the_output_folder_is_refused(saved, format, prefix):
     def files():

@@ -99,7 +99,10 @@ def test_a_video_that_cannot_be_read_is_refused_by_its_name(run_node, reward, ca
 
 
 def test_a_reference_that_is_too_narrow_is_refused(run_node, reward, case):
-    with pytest.raises(ValueError, match="^reference image: .*1x300 is too narrow.*crop it to the person"):
+    with pytest.raises(
+        ValueError,
+        match="^a reference image cannot be used: it has 300x1 pixels.*crop it to the person",
+    ):
         run_node("IdentityGRPOScore", reward=reward, images=case[1], references={"ref0": torch.rand(1, 1, 300, 3)})
 
 
@@ -128,6 +131,21 @@ def test_the_verdict_a_picture_and_the_numbers_are_in_the_history(node_output, r
     assert (numbers["win"], numbers["tie"]) == (win, tie)
     scores = [score(node_output, reward, clip, people) for clip in (wrong, right)]
     assert [numbers["score_a"], numbers["score_b"]] == pytest.approx(scores, abs=1e-6)
+
+
+@pytest.mark.parametrize("frames, said", [(1, "`images` has 1 frame, and the reward reads 4"), (4, "")])
+def test_a_clip_of_fewer_frames_than_the_reward_reads_is_scored_with_a_warning(node_output, reward, case, frames, said):
+    people, clip, _ = case
+    output = node_output("IdentityGRPOScore", reward=reward, images=clip[:frames], references={"ref0": people})
+    (text,) = as_history(output.ui)["text"]
+    assert text.partition("\nWarning: ")[2].startswith(said) and ("Warning" in text) == bool(said)
+
+
+def test_a_still_in_the_place_of_a_video_is_named_in_a_comparison(node_output, reward, case):
+    people, clip, _ = case
+    videos = {"video_a": clip, "video_b": clip[:1]}
+    output = node_output("IdentityGRPOCompare", reward=reward, references={"ref0": people}, **videos)
+    assert "\nWarning: `video_b` has 1 frame, and the reward reads 4" in as_history(output.ui)["text"][0]
 
 
 def score(node_output, reward, clip, people) -> float:

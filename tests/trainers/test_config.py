@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainers.config import PRESETS, TrainConfig, make_config, parse_yaml, read_config
+from trainers.config.plain_yaml import dump_yaml
 from trainers.config.refusals import allowed, fields
 from trainers.errors import UserError
 
@@ -44,14 +49,18 @@ def test_settings_that_do_not_fit_together_are_refused_with_what_to_change(chang
     "name, value, expected",
     [
         ("rollout.group_size", 1, "integer from 2 to 1024"),
-        ("optim.learning_rate", 0, "number above 0, at most 1"),
-        ("optim.learning_rate", math.inf, "number above 0, at most 1"),
-        ("optim.learning_rate", 10**400, "number above 0, at most 1"),
-        ("lora.alpha", math.nan, "number above 0, at most 65536"),
-        ("reward.fps", math.inf, "number above 0, at most 1000"),
+        ("optim.learning_rate", 0, "number from 1e-10 to 1"),
+        ("optim.learning_rate", math.inf, "number from 1e-10 to 1"),
+        ("optim.learning_rate", 10**400, "number from 1e-10 to 1"),
+        ("lora.alpha", math.nan, "number from 0.001 to 65536"),
+        ("lora.alpha", 1e-320, "number from 0.001 to 65536"),
+        ("optim.epsilon", 1e-320, "number from 1e-20 to 1"),
+        ("process_timeout_minutes", 1e-300, "number from 1 to 10080"),
+        ("reward.fps", 0.001, "number from 0.01 to 1000"),
+        ("reward.fps", math.inf, "number from 0.01 to 1000"),
         ("rollout.guidance", math.inf, "number from 1 to 100"),
         ("evaluation.guidance", math.nan, "number from 1 to 100, or null"),
-        ("rollout.shift", math.inf, "number above 0, at most 100"),
+        ("rollout.shift", math.inf, "number from 0.01 to 100"),
         ("ema.decay", 1.0, "number from 0, below 1"),
         ("ema.decay", math.nan, "number from 0, below 1"),
         ("optim.betas", [0.9, 1.0], "list of 2, each number from 0, below 1"),
@@ -86,7 +95,7 @@ def test_a_value_out_of_its_limits_is_refused_by_name_value_and_what_is_allowed(
 def test_every_number_has_limits_and_every_setting_a_meaning(name, field):
     assert field.description, name
     number = {"integer", "number"} & set(allowed(field).replace(",", "").split())
-    assert not number or {"from", "above"} & set(allowed(field).split()), name
+    assert not number or "from" in allowed(field).split(), name
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -117,6 +126,50 @@ def test_no_number_may_be_infinite(preset):
 def test_an_unknown_name_is_answered_with_the_nearest_ones(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         make_config("paper", changes)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("8:30", "8:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("=", "="),
+        ("010", 10),
+        ("-3", -3),
+        ("1e-4", 1e-4),
+        (".5", 0.5),
+        ("-.inf", -math.inf),
+        ("True", True),
+        ("~", None),
+        ("", None),
+    ],
+)
+def test_a_plain_value_is_a_number_only_if_it_looks_like_one(text, value):
+    found = parse_yaml(text)
+    assert found == value and type(found) is type(value)
+
+
+@given(st.text() | st.sampled_from(["8:30", "1e5", "010", "yes", "null", "~", "2024-01-01", "a\x85b", "<<"]))
+def test_every_text_and_number_of_a_config_reads_back(text):
+    assert parse_yaml(dump_yaml({"a": [text, 1e-5, 1e300, 7, True, None]})) == {"a": [text, 1e-5, 1e300, 7, True, None]}
+
+
+def test_a_path_that_is_not_utf_8_is_named():
+    with pytest.raises(UserError, match="prompts is .*, which is not UTF-8"):
+        make_config("tiny", {"prompts": os.fsdecode(b"caf\xe9.csv")})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 here")
+def test_a_folder_that_is_not_utf_8_is_named_before_anything_is_written(monkeypatch, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="is not UTF-8; rename its folder"):
+        make_config("tiny", {"prompts": "a.csv"}).with_absolute_paths()
 
 
 def test_a_number_may_be_written_without_a_dot():

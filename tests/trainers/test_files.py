@@ -187,6 +187,36 @@ def test_threads_write_the_same_file_without_losing_or_tearing_it(tmp_path):
     assert not torn and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_threads_write_the_same_folder_and_one_of_them_is_there_whole(tmp_path):
+    def write(digit: str) -> None:
+        for _ in range(40):
+            with atomic_folder(tmp_path / "one") as aside:
+                for name in "ab":
+                    (aside / name).write_text(digit)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, digit) for digit in "1234"]:
+            done.result()
+    assert contents(tmp_path / "one") in [dict.fromkeys("ab", digit) for digit in "1234"]
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("make", [lambda p: p.write_text("x"), lambda p: p.symlink_to("nowhere")], ids=["file", "link"])
+def test_what_is_no_folder_is_replaced_by_one(tmp_path, make):
+    make(tmp_path / "one")
+    with atomic_folder(tmp_path / "one") as aside:
+        (aside / "a").write_text("new")
+    assert contents(tmp_path / "one") == {"a": "new"}
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 here")
+def test_a_name_that_is_not_utf_8_is_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    write_atomic(path, "x")
+    assert os.listdir(os.fsencode(tmp_path)) == [b"caf\xe9"]
+
+
 def test_other_hidden_files_are_left_alone(tmp_path):
     (tmp_path / ".partial-notes").write_text("mine")
     sweep(tmp_path)

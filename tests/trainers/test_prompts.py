@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +65,9 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
         ([""], "is empty"),
         (["ref_paths,prompt", "a.png,", "b.png,x"], "row 2: the prompt is empty"),
         (["ref_paths,prompt", "a.png,x", ",x"], "row 3: ref_paths is empty"),
+        (["ref_paths,prompt", "a.png,\u200b\u2060 \ufe0f"], "row 2: the prompt is empty"),
+        (["ref_paths,prompt", "people,x"], "row 2: reference image .*people is a folder, not a picture"),
+        (["sep=|", "ref_paths|prompt", "a.png|x|y"], r"row 2: has 3 fields .* contains `\|`"),
         (["ref_paths,prompt", "a.png,x", "", "b.png,"], "row 4: the prompt is empty"),
         (["ref_paths,prompt", "a.png,x", "b.png,one, two"], "row 3: has 3 fields where the header has 2; put quotes"),
         (["ref_paths,prompt", "a.png;none.png,x"], "row 2: reference image .*none.png is missing"),
@@ -75,6 +77,7 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
 )
 def test_a_fault_names_its_row(tmp_path, rows, sentence):
     path = write(tmp_path, *rows)
+    (tmp_path / "people").mkdir()
     with pytest.raises(UserError, match=sentence):
         load_prompt_set(path)
 
@@ -122,6 +125,10 @@ def read(tmp_path: Path, data: str | bytes, name: str = "raw.csv") -> PromptSet:
         'SEP=,\rref_paths,prompt\ra.png;b.png,"first, second"\r',
         'sep=,\nref_paths;prompt\n"a.png;b.png";first, second\n',
         "ref_paths\tprompt\na.png;b.png\tfirst, second\n",
+        "sep=|\nref_paths|prompt\na.png;b.png|first, second\n",
+        '"sep=^"\nref_paths^prompt\n"a.png;b.png"^first, second\n',
+        'ref_paths, "prompt"\n"a.png;b.png", "first, second"\n',
+        'sep="\nref_paths,prompt\na.png;b.png,"first, second"\n',
         '"sep=\t"\r\nref_paths\tprompt\r\n"a.png;b.png"\tfirst, second\r\n',
         'Ref_Paths , PROMPT\na.png;b.png,"first, second"\n',
         'note;x,ref_paths,prompt\nn,a.png;b.png,"first, second"\n',
@@ -168,6 +175,30 @@ def test_two_columns_that_are_ignored_may_share_a_name(tmp_path):
     assert read(tmp_path, "ref_paths,prompt,note,note,,\na.png,x,1,2,,\n")[0].prompt == "x"
 
 
+def test_an_invisible_id_is_the_row_s(tmp_path):
+    assert read(tmp_path, "ref_paths,prompt,id\na.png,x,\u200b\n")[0].id == "row-2"
+
+
+@pytest.mark.parametrize("text, prompt", [("a \ud83d b", "a  b"), ("a \ud83d", "a")])
+def test_half_an_emoji_in_utf_16_is_removed(tmp_path, text, prompt):
+    data = f"ref_paths,prompt\na.png,{text}".encode("utf-16", "surrogatepass")
+    assert read(tmp_path, data)[0].prompt.strip() == prompt
+
+
+def test_utf_16_that_is_cut_off_is_refused_as_what_it_is(tmp_path):
+    with pytest.raises(UserError, match=r"is cut off \(byte \d+: truncated data\)"):
+        read(tmp_path, "ref_paths,prompt\na.png,x".encode("utf-16")[:-1])
+
+
+def test_blank_rows_without_end_are_refused_early(tmp_path):
+    with pytest.raises(UserError, match="more than 1048576 rows, blank ones included"):
+        read(tmp_path, "\n" * (2 << 20))
+
+
+def test_as_many_blank_rows_as_a_spreadsheet_has_are_skipped(tmp_path):
+    assert len(read(tmp_path, "ref_paths,prompt\na.png,x\n" + ",\n" * (prompts.MAX_LINES - 2))) == 1
+
+
 def test_utf_16_without_its_mark_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(UserError, match="not UTF-8 .*save it as `CSV UTF-8`"):
         read(tmp_path, "ref_paths,prompt\na.png,x\n".encode("utf-16-le"))
@@ -186,7 +217,7 @@ def test_utf_16_without_its_mark_is_refused_with_a_remedy(tmp_path):
     ],
 )
 def test_a_reference_that_is_no_path_is_missing_in_its_row(tmp_path, cell):
-    with pytest.raises(UserError, match="row 2: reference image .* (is missing|cannot be read)") as caught:
+    with pytest.raises(UserError, match="row 2: reference image .* (is missing|is a folder|cannot be read)") as caught:
         read(tmp_path, f'ref_paths,prompt\n"{cell}",x\n')
     assert len(str(caught.value)) < 900
 
@@ -206,14 +237,14 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     assert load_prompt_set("~/set.csv")[0].references[0].is_file()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+@pytest.mark.pipes
 def test_pipes_are_refused_as_sets_and_as_pictures(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "it is not a file" in problems(tmp_path / "pipe")
     assert "row 2: reference image" in problems(write(tmp_path, "ref_paths,prompt", "pipe,x"))
 
 
-@pytest.mark.parametrize("name", ["~nobody-here/set.csv", "x" * 5000, "a\0b.csv"])
+@pytest.mark.parametrize("name", ["~nobody-here/set.csv", "x" * 5000, "a\0b.csv", "~\0"])
 def test_a_set_that_is_no_path_is_a_user_error(tmp_path, name):
     assert "there is no such file" in problems(name)
 
@@ -374,6 +405,13 @@ def test_a_saved_set_reads_back(tmp_path):
     assert (tmp_path / "set" / "saved.csv").read_text().count(str(tmp_path)) == 1
 
 
+def test_a_picture_whose_path_is_not_utf_8_cannot_be_written_down(tmp_path):
+    item = PromptItem("one", "x", (tmp_path / os.fsdecode(b"caf\xe9.png"),))
+    with pytest.raises(UserError, match="item `one`: the reference path .* is not UTF-8"):
+        save_prompt_set([item], tmp_path / "set.csv")
+    assert not (tmp_path / "set.csv").exists()
+
+
 def test_a_set_that_is_not_complete_is_not_there(tmp_path, monkeypatch):
     """A run takes the CSV for a complete set: it is written last, and at once."""
     pixels = np.zeros((4, 4, 3), np.uint8)
@@ -428,7 +466,7 @@ def test_a_set_smaller_than_an_update_says_the_numbers(tmp_path):
 
 
 def test_nothing_held_out_is_refused(tmp_path):
-    with pytest.raises(UserError, match="set evaluation_prompts to a second CSV, or held_out"):
+    with pytest.raises(UserError, match="a second CSV with --evaluation-prompts, or give with --held-out"):
         resolve_prompts(settings(prompts=many(tmp_path, 5)))
 
 
@@ -444,7 +482,7 @@ def test_held_out_items_that_are_trained_on_are_refused(tmp_path):
 
 
 def test_two_ways_to_hold_out_are_refused(tmp_path):
-    with pytest.raises(UserError, match="set only one"):
+    with pytest.raises(UserError, match="both name .*; give only one"):
         resolve_prompts(
             settings(prompts=many(tmp_path, 5), held_out=1, evaluation_prompts=many(tmp_path, 2, "second.csv", 9))
         )

@@ -33,7 +33,7 @@ def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
     from . import evaluate
 
     quiet_libraries()
-    check_devices()
+    check_devices(options.runs)
     started = time.monotonic()
     run = RunFolder.create(options.runs, demo_config(changes, options.policy), "demo")
     config = run.config()

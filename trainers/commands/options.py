@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, parse_yaml, preset_for
-from ..errors import UserError
+from ..config.plain_yaml import DEEPEST
+from ..errors import UserError, meant, shown
 from .numbers import number_between
 
 # Options of commands that are settings by another name.
@@ -81,32 +84,52 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not all(name.split(".")):
-            raise UserError(f"--set {setting}: write it as NAME=VALUE, e.g. --set rollout.group_size=4")
+            raise UserError(f"--set {shown(setting)}: write it as NAME=VALUE, e.g. --set rollout.group_size=4")
+        if name.count(".") > DEEPEST:
+            raise UserError(f"there is no setting `{shown(name)}`; the command `settings` prints them all")
         try:
             _put(changes, name, parse_yaml(value))
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"--set {name}: the value cannot be read as YAML: {error}; put a text in quotes") from error
+            raise UserError(
+                f"--set {shown(name)}: the value cannot be read as YAML: {error}; put a text in quotes"
+            ) from error
     return changes
 
 
 def config_from(options: Namespace) -> TrainConfig:
     """The preset, changed by --set and then by the options that were given. Raises UserError for an impossible one."""
-    changes = parse_settings(options.set)
+    changes, given = parse_settings(options.set), {}
     for option, name in FLAGS.items():
         value = getattr(options, option, None)
         if value is not None:
             _put(changes, name, value)
+            given[name] = f"--{option.replace('_', '-')}"
     preset = _preset_of(options.preset, changes)
-    config = make_config(preset, changes)
+    config = make_config(preset, changes, given)
+    refuse_misspelt(config, given)
     _check_preset(config)
     size = {name: getattr(options, name) for name in SIZES if getattr(options, name, None) is not None}
     if not size:
         return config
     video = (config.evaluation.video or config.video).model_dump() | size
     _put(changes, "evaluation.video", video)
-    return make_config(preset, changes)
+    return make_config(preset, changes, given | {f"evaluation.video.{name}": f"--{name}" for name in size})
+
+
+def refuse_misspelt(config: TrainConfig, given: Mapping[str, str]) -> None:
+    """Raises UserError for an option that nearly names something built in, where there is no file of that name.
+
+    given: settings that were given by an option -> that option.
+    """
+    built_in = {"policy.source": BUILT_IN, "reward.source": ["tinyworld"], "prompts": ["tinyworld"]}
+    named = {"policy.source": config.policy.source, "reward.source": config.reward.source, "prompts": config.prompts}
+    for name, known in built_in.items():
+        text = named[name]
+        missing = text not in known and not os.path.lexists(os.path.expanduser(text))
+        if name in given and missing and (advice := meant(text, known)):
+            raise UserError(f"{given[name]} {shown(text)}: there is no such file or folder{advice}")
 
 
 def _preset_of(preset: str | None, changes: dict[str, Any]) -> str:

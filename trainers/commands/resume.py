@@ -30,5 +30,5 @@ def main(options: Namespace) -> int:
             f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a "
             f"new run with --start-lora and its export in {run.exports_folder}"
         )
-    check_devices(options.processes)
+    check_devices(options.runs, options.processes)
     return train_to_end(run, True, options.processes)

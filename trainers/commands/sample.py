@@ -16,7 +16,7 @@ from ..pictures.before_after import frame_strip
 from ..pictures.clips import write_animation
 from ..pictures.layout import save_png
 from ..pictures.reading import read_picture
-from ..prompts import EMPTY_PROMPT, PromptItem
+from ..prompts import EMPTY_PROMPT, PromptItem, is_blank
 from .options import add_policy_and_preset, config_from
 from .progress import counted, open_display, quiet_libraries
 
@@ -129,7 +129,7 @@ def _item(
         from ..tinyworld.prompts import tiny_prompt_set
 
         return list(tiny_prompt_set("held_out", TINYWORLD_ITEMS))[seed % TINYWORLD_ITEMS]
-    if prompt is not None and not prompt.strip():
+    if prompt is not None and is_blank(prompt):
         raise UserError(EMPTY_PROMPT)
     if not references:
         raise UserError("--reference is missing: give one picture per person, in the order of the prompt")

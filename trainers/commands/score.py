@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -9,8 +10,11 @@ from ..config import make_config
 from ..errors import UserError
 from ..pictures.clips import read_clip
 from ..pictures.reading import read_pixels
+from .options import refuse_misspelt
 from .progress import quiet_libraries
 from .tables import markdown_table
+
+OPTIONS = {"reward.source": "--reward", "reward.base_model": "--base-model", "reward.fps": "--fps"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,7 +43,9 @@ def main(options: Namespace) -> int:
     """Print the score of every clip; of two, the probability that one is preferred."""
     given = {"source": options.reward, "base_model": options.base_model, "dtype": options.dtype, "fps": options.fps}
     changes = {name: value for name, value in given.items() if value is not None}
-    config = make_config(changes={"reward": changes}).with_absolute_paths().reward
+    chosen = make_config(changes={"reward": changes}, options=OPTIONS)
+    refuse_misspelt(chosen, OPTIONS)
+    config = chosen.with_absolute_paths().reward
     if not options.clip:
         raise UserError("no clip is given: name the clips before --reference, which takes all files that follow it")
     clips = [read_clip(path) for path in options.clip]
@@ -50,9 +56,13 @@ def main(options: Namespace) -> int:
 
     from ..rewards.identity import preference_probabilities
     from ..rewards.load import load_reward
+    from ..rewards.scoring import short_clip_warning
 
     quiet_libraries()
     reward = load_reward(config, PartialState().device)
+    named = {str(path): frames for path, (frames, _) in zip(options.clip, clips, strict=True)}
+    if warning := short_clip_warning(named, reward.collator.frames):
+        print(f"warning: {warning}", file=sys.stderr)
     scores = reward.score([frames for frames, _ in clips], [pictures] * len(clips), fps=rates).tolist()
     print(
         markdown_table(

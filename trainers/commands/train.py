@@ -39,7 +39,7 @@ def main(options: Namespace) -> int:
         for line in plan_lines(config, options.processes):
             print(line)
         return 0
-    check_devices(options.processes)
+    check_devices(options.runs, options.processes)
     check_memory(config)
     return train_to_end(RunFolder.create(options.runs, config, options.name), False, options.processes)
 
@@ -62,6 +62,6 @@ def check_inputs(config: TrainConfig) -> None:
         ranks = sorted({lora.rank(name) for name in lora.modules})
         if ranks != [config.lora.rank]:
             raise UserError(
-                f"start_lora {config.start_lora} has rank {', '.join(map(str, ranks))}, but lora.rank is "
+                f"--start-lora {config.start_lora} has rank {', '.join(map(str, ranks))}, but lora.rank is "
                 f"{config.lora.rank}; both must be the same"
             )

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, command_line
@@ -90,18 +91,19 @@ def limit_threads(ranks) -> None:
         torch.set_num_threads(max(1, launcher.cores() // max(1, sharers)))
 
 
-def check_devices(processes: int = 1) -> None:
-    """Raises UserError when a device that so many processes would use is held by another run, or is not there."""
+def check_devices(root: Path, processes: int = 1) -> None:
+    """Raises UserError when a device that so many processes would use is held by another run (one in `root` may just
+    be starting), or is not there."""
     import torch
     from accelerate import PartialState
 
-    from ..runs.devices import device_name, require_free
+    from ..runs.starting import require_free
 
     device = PartialState().device
-    indices = range(processes) if device.type == "cuda" and processes > 1 else [device.index]
-    if len(indices) > max(1, torch.cuda.device_count()):
+    gpus = [] if device.type != "cuda" else list(range(processes)) if processes > 1 else [device.index or 0]
+    if len(gpus) > max(1, torch.cuda.device_count()):
         raise UserError(f"--processes {processes}: give at most one for each of the {torch.cuda.device_count()} GPUs")
-    require_free(device_name(device.type, index) for index in indices)
+    require_free(root, device.type, gpus)
 
 
 def _follow(run: RunFolder, resuming: bool, processes: int, show: Bar | Lines) -> str:

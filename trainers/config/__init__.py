@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, meant, shown
+from ..files import require_regular
 from .plain_yaml import LONGEST, parse_yaml
 from .presets import PRESETS, RECIPES, WAN_NEGATIVE_PROMPT, merge
 from .refusals import explain
@@ -36,10 +38,18 @@ def preset_for(recipe: str, kind: PolicyKind) -> str:
     return recipe.removesuffix("-phantom") + "-phantom" * (kind == "phantom")
 
 
-def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) -> TrainConfig:
-    """The preset with `changes` (nested dict) laid over it. Raises UserError that names every setting to change."""
+def make_config(
+    preset: str = "paper", changes: dict[str, Any] | None = None, options: Mapping[str, str] | None = None
+) -> TrainConfig:
+    """The preset with `changes` (nested dict) laid over it.
+
+    Raises UserError that names every setting to change; those in `options` by the name they were given by
+    (`evaluation.steps` -> `--steps`).
+    """
     if preset not in PRESETS:
-        raise UserError(f"preset `{preset}` is unknown; choose one of {', '.join(PRESETS)}")
+        raise UserError(
+            f"preset `{shown(preset)}` is unknown; choose one of {', '.join(PRESETS)}{meant(preset, PRESETS)}"
+        )
     changes = changes or {}
     if "preset" in changes:
         raise UserError("`preset` is no setting to change; choose the preset itself (--preset)")
@@ -48,24 +58,25 @@ def make_config(preset: str = "paper", changes: dict[str, Any] | None = None) ->
     if isinstance(evaluation, dict) and isinstance(evaluation.get("video"), dict) and isinstance(video, dict):
         # Sizes that are left out are the training's.
         evaluation["video"] = video | evaluation["video"]
-    return _validated(values)
+    return _validated(values, options or {})
 
 
 def read_config(path: str | Path) -> TrainConfig:
     """Read a run's frozen `config.yaml`. Raises UserError when it cannot be read, or is of another version."""
     try:
+        require_regular(path)
         with open(path, encoding="utf-8") as file:
             values = parse_yaml(file.read(LONGEST + 1))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from error
     try:
-        return _validated(values)
+        return _validated(values, {})
     except UserError as error:
         raise UserError(f"{path} is of another version or damaged, start a new run: {error}") from error
 
 
-def _validated(values: Any) -> TrainConfig:
+def _validated(values: Any, options: Mapping[str, str]) -> TrainConfig:
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"this configuration cannot run:\n  {explain(error, TrainConfig)}") from error
+        raise UserError(f"this configuration cannot run:\n  {explain(error, TrainConfig, options)}") from error

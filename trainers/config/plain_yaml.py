@@ -1,14 +1,19 @@
-"""YAML as far as settings need it: plain values, lists and mappings, nested a little."""
+"""YAML as far as settings need it: plain values, lists and mappings, nested a little.
+
+Plain values are those of YAML 1.2's core schema, in decimal: null, true and false, numbers; all else is text. PyYAML
+reads YAML 1.1, in which `8:30` is the number 510, `010` is 8, `no` is false and `2024-01-01` a date.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 LONGEST = 100_000  # characters
 DEEPEST = 20  # lists and mappings inside each other
+MOST_DIGITS = 4000  # Python reads no more than 4300
 
 
 def parse_yaml(text: str) -> Any:
@@ -27,8 +32,14 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error).splitlines()[0]) from error
 
 
+def dump_yaml(value: Any) -> str:
+    """The YAML of plain values, lists and mappings that `parse_yaml` reads back; names keep their order."""
+    return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
 class _PlainLoader(yaml.SafeLoader):
     depth = 0
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -52,8 +63,35 @@ class _PlainLoader(yaml.SafeLoader):
             names.add(name)
         return super().construct_mapping(node, deep)
 
+    def construct_plain_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MOST_DIGITS:
+            raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} digits is not read")
+        return int(node.value)
 
-# Without this, `1e-4` would be a text: YAML 1.1 wants a dot and a sign, `1.0e-4`.
-_PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+    def construct_plain_float(self, node: yaml.ScalarNode) -> float:
+        text = node.value.lower()
+        return float(text.replace(".", "") if text.endswith((".inf", ".nan")) else text)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Quotes the texts that YAML 1.1 or 1.2 would read as something else."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # PyYAML's other styles fold line breaks, of which it does not get every one back.
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", text, '"' if text.splitlines() not in ([], [text]) else None
+        )
+
+
+NUMBER = list("-+.0123456789")
+for tag, pattern, first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", NUMBER),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", NUMBER),
+):
+    for reader in (_PlainLoader, _PlainDumper):
+        reader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first)
+_PlainDumper.add_representer(str, _PlainDumper.represent_text)
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_plain_int)
+_PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_plain_float)

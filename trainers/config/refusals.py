@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+
+from ..errors import shown
 
 LONGEST_VALUE = 60  # characters of a refused value that are shown
 
@@ -34,20 +36,30 @@ def allowed(field: FieldInfo) -> str:
     return _allowed(field.annotation, field.metadata)
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence for every setting that was refused: its name, its value and what it may be; one a line."""
-    return "\n  ".join(dict.fromkeys(_sentence(one, model) for one in error.errors(include_url=False)))
+def explain(error: ValidationError, model: type[BaseModel], options: Mapping[str, str]) -> str:
+    """One sentence for every setting that was refused: its name, its value and what it may be; one a line.
+
+    Settings in `options` go by the name that is given there.
+    """
+    return "\n  ".join(dict.fromkeys(_sentence(one, model, options) for one in error.errors(include_url=False)))
 
 
-def _sentence(error: Any, model: type[BaseModel]) -> str:
+def _sentence(error: Any, model: type[BaseModel], options: Mapping[str, str]) -> str:
     location = _named([part for part in error["loc"] if isinstance(part, str)], model)
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return f"there is no setting `{name}`{_meant(location, model)}"
+        return f"there is no setting `{shown(name)}`{_meant(location, model)}"
     field = _find(model, location)
     section = model if not location else field and section_of(field)
     if error["type"] == "value_error" and section is not None:
-        return f"{name}: {error['ctx']['error']}" if name else str(error["ctx"]["error"])
+        text = str(error["ctx"]["error"])
+        setting, _, rest = text.partition(" ")
+        if option := options.get(f"{name}.{setting}"):
+            return f"{option} {rest}"
+        return f"{name}: {text}" if name else text
+    name = options.get(name, name)
+    if error["type"] == "string_unicode":
+        return f"{name} is {_shown(error['input'])}, which is not UTF-8; give a text or a name that is"
     if field is None:
         return f"{name or 'the configuration'}: {error['msg']}"
     expected = "a section of settings" if section is not None else allowed(field)
@@ -113,7 +125,7 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
 
 def _range(metadata: Sequence[Any]) -> str:
     """The limits among the metadata of a field, as the end of a phrase."""
-    words = {"gt": "above", "ge": "from", "lt": "below", "le": "at most"}
+    words = {"ge": "from", "lt": "below", "le": "at most"}
     found = _limits(metadata)
     limits = {name: getattr(limit, name) for limit in found for name in words if hasattr(limit, name)}
     if {"ge", "le"} <= limits.keys():
@@ -134,4 +146,4 @@ def _shown(value: Any) -> str:
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     except ValueError:  # an integer of thousands of digits
         return "a number of thousands of digits"
-    return f"`{text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + '…'}`"
+    return f"`{shown(text, LONGEST_VALUE)}`"

@@ -10,8 +10,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+from ..errors import UserError, is_utf8
+from .plain_yaml import dump_yaml
 
 PolicyKind = Literal["vace", "phantom"]
 BUILT_IN: dict[str, PolicyKind] = {"tinyworld": "vace", "tinyworld-phantom": "phantom"}
@@ -20,6 +22,7 @@ TINYWORLD_WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
 MOST_VIDEOS = 65_536  # of one iteration
 
 
+# Numbers that must not be 0 have a least value that still works in float32: 1e-320 is 0 there.
 # Strict: pydantic would read `true` as 1.
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
@@ -76,7 +79,7 @@ class RewardConfig(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the reward model; its head stays float32")
     fps: Number = Field(
-        10.0, gt=0, le=1000, description="frames per second of the sampled videos; the rate is part of the score"
+        10.0, ge=0.01, le=1000, description="frames per second of the sampled videos; the rate is part of the score"
     )
     micro_batch: MicroBatch = Field(16, description="videos scored at once on one device")
     shuffle: bool = Field(False, description="control experiment: rewards are shuffled within each group")
@@ -130,7 +133,7 @@ class RolloutConfig(Section):
     steps: Steps = Field(25, description="denoising steps of a rollout")
     shift: Number = Field(
         3.0,
-        gt=0,
+        ge=0.01,
         le=100,
         description="flow shift of the noise schedule, in training and evaluation; above 1: more noisy steps",
     )
@@ -192,16 +195,16 @@ class RolloutConfig(Section):
 class OptimConfig(Section):
     """The update (AdamW)."""
 
-    learning_rate: Number = Field(1e-4, gt=0, le=1, description="learning rate")
+    learning_rate: Number = Field(1e-4, ge=1e-10, le=1, description="learning rate")
     schedule: Literal["constant", "linear"] = Field(
         "constant", description="of the learning rate: linear falls to 0 at the last iteration"
     )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's two averages")
-    epsilon: Number = Field(1e-8, gt=0, le=1, description="AdamW's term for numerical stability")
+    epsilon: Number = Field(1e-8, ge=1e-20, le=1, description="AdamW's term for numerical stability")
     weight_decay: Number = Field(1e-4, ge=0, le=1, description="AdamW's weight decay")
-    max_grad_norm: Number = Field(1.0, gt=0, le=1e6, description="gradients are clipped to this norm")
-    clip_range: Number = Field(1e-3, gt=0, le=1, description="the probability ratio is clipped to 1 ± this")
-    advantage_clip: Number = Field(5.0, gt=0, le=1000, description="advantages are clipped to ± this")
+    max_grad_norm: Number = Field(1.0, ge=1e-6, le=1e6, description="gradients are clipped to this norm")
+    clip_range: Number = Field(1e-3, ge=1e-7, le=1, description="the probability ratio is clipped to 1 ± this")
+    advantage_clip: Number = Field(5.0, ge=1e-3, le=1000, description="advantages are clipped to ± this")
     kl: Number = Field(
         0.004, ge=0, le=1000, description="weight of the KL to the base policy; 0 saves its forward pass"
     )
@@ -223,7 +226,7 @@ class LoraConfig(Section):
     """The LoRA on the attention projections."""
 
     rank: Integer = Field(32, ge=1, le=1024, description="rank of every module's two factors")
-    alpha: Number = Field(32.0, gt=0, le=65_536, description="the LoRA acts with strength alpha / rank")
+    alpha: Number = Field(32.0, ge=1e-3, le=65_536, description="the LoRA acts with strength alpha / rank")
 
 
 class EmaConfig(Section):
@@ -268,7 +271,10 @@ class MemoryConfig(Section):
         "auto: the first of these that fits",
     )
     limit: Number | None = Field(
-        None, gt=0, le=1024, description="GiB of GPU memory that each process may use; null: what is free at its start"
+        None,
+        ge=0.1,
+        le=1024,
+        description="GiB of GPU memory that each process may use; null: what is free at its start",
     )
 
 
@@ -298,7 +304,7 @@ class TrainConfig(Section):
         [], description="accelerate's trackers that get the metrics too; their packages must be installed"
     )
     process_timeout_minutes: Number = Field(
-        120.0, gt=0, le=10_080, description="minutes that the processes of a run wait for each other before it fails"
+        120.0, ge=1, le=10_080, description="minutes that the processes of a run wait for each other before it fails"
     )
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
@@ -320,10 +326,18 @@ class TrainConfig(Section):
         return self
 
     def with_absolute_paths(self) -> TrainConfig:
-        """The same run started from any folder: paths are made absolute, `~` is expanded, built-in names stay."""
+        """The same run started from any folder: paths are made absolute, `~` is expanded, built-in names stay.
+
+        Raises UserError for a path that is not UTF-8: the run's config.yaml cannot hold it.
+        """
 
         def absolute(value: str | None) -> str | None:
-            return value if value in (None, *BUILT_IN) else str(Path(os.path.expanduser(value)).absolute())
+            if value in (None, *BUILT_IN):
+                return value
+            path = str(Path(os.path.expanduser(value)).absolute())
+            if not is_utf8(path):
+                raise UserError(f"the path {path} is not UTF-8; rename its folder")
+            return path
 
         own = {
             name: absolute(getattr(self, name)) for name in ("prompts", "evaluation_prompts", "start_lora", "publish")
@@ -339,4 +353,4 @@ class TrainConfig(Section):
         )
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))

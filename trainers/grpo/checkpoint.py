@@ -1,8 +1,9 @@
 """What a checkpoint holds, and how it is written and read.
 
 `checkpoints/<iteration>/`: `lora.safetensors` (the trained parameters), `ema.safetensors` (their average),
-`optimiser.safetensors` (AdamW's moments), `progress.json` with the digests of the three. Noise, items and windows are
-functions of the seed and the iteration (plan.py), so there is no generator state to keep. Nothing is pickled.
+`optimiser.safetensors` (AdamW's moments), `progress.json` (the training state, and digests of it and of the three
+files). Noise, items and windows are functions of the seed and the iteration (plan.py), so there is no generator state
+to keep. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_folder, read_regular
+from ..files import atomic_folder, read_regular, remove
 from ..runs.folder import RunFolder
 from .update import PolicyUpdate
 
 FILES = ("lora", "ema", "optimiser")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, beside its `step`
 
 
 class DamagedCheckpoint(UserError):
@@ -99,7 +101,9 @@ def save_checkpoint(root: Path, snapshot: Snapshot) -> Path:
     with atomic_folder(folder) as aside:
         for file in FILES:
             save_file(snapshot.tensors[file], aside / f"{file}.safetensors")
-        written = asdict(snapshot.state) | {"sha256": {file: _sha256(aside / f"{file}.safetensors") for file in FILES}}
+        digests = {"state": _state_digest(snapshot.state)}
+        digests |= {file: _sha256(aside / f"{file}.safetensors") for file in FILES}
+        written = asdict(snapshot.state) | {"sha256": digests}
         (aside / "progress.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return folder
 
@@ -118,13 +122,16 @@ def read_state(folder: Path) -> tuple[TrainingState, dict[str, str]]:
             or type(state.best_margin) not in (int, float)
             or math.isnan(state.best_margin)
             or state.best_iteration > state.iteration
-            or set(digests) != set(FILES)
+            or not isinstance(digests, dict)
+            or set(digests) != {"state", *FILES}
         ):
             raise ValueError("a value has another type than expected")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
     if state.iteration != int(folder.name):
         raise DamagedCheckpoint(f"checkpoint {folder} says that it is of iteration {state.iteration}")
+    if digests["state"] != _state_digest(state):
+        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: progress.json is not what was written")
     return state, digests
 
 
@@ -160,8 +167,8 @@ def load_checkpoint(folder: Path, policy: str, prompts: str, update: PolicyUpdat
             f"checkpoint {folder} does not fit this policy's LoRA: its layers or rank differ; resume with the policy "
             "it was made with, or start a new run"
         )
-    if state.updates and {key.split("|")[0] for key in tensors["optimiser"]} != set(shapes):
-        raise DamagedCheckpoint(f"checkpoint {folder} lacks the optimiser's moments")
+    if problem := _problem(state, tensors, update):
+        raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {problem}")
     restore(Snapshot(state, tensors), update)
     return state
 
@@ -178,7 +185,8 @@ def load_newest(run: RunFolder, policy: str, prompts: str, update: PolicyUpdate)
         except DamagedCheckpoint as error:
             damaged[folder] = str(error)
             continue
-        for broken in damaged:
+        # One process renames: another one would remove what it has just set aside.
+        for broken in damaged if update.ranks.is_main else ():
             _set_aside(broken)
         said = "; ".join(damaged.values())
         return state, f"{said}. Resumed from iteration {state.iteration}" if damaged else ""
@@ -197,8 +205,34 @@ def prune(run: RunFolder, keep: int, spare: int) -> None:
 
 def _set_aside(folder: Path) -> None:
     target = folder.with_name(f"{folder.name}.damaged")
-    shutil.rmtree(target, ignore_errors=True)
+    remove(target)
     folder.rename(target)
+
+
+def _problem(state: TrainingState, tensors: dict[str, dict[str, Tensor]], update: PolicyUpdate) -> str:
+    """What cannot be resumed from in tensors whose digests are right; empty when nothing is wrong."""
+    expected = {}
+    for name, parameter in update.parameters.items() if state.updates else ():
+        expected |= {f"{name}|{key}": parameter.shape for key in MOMENTS} | {f"{name}|step": torch.Size()}
+    moments = tensors["optimiser"]
+    if wrong := sorted(moments.keys() ^ expected.keys()):
+        return f"the optimiser's moments do not fit the LoRA; first difference: {wrong[0]}"
+    for name, tensor in moments.items():
+        if tensor.shape != expected[name]:
+            return f"the optimiser's {name} has the shape {list(tensor.shape)}, expected: {list(expected[name])}"
+        if name.endswith("|step") and tensor.item() != state.updates:
+            return f"the optimiser's {name} is {tensor.item():g} after {state.updates} updates"
+    for file, own in tensors.items():
+        for name, tensor in own.items():
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                return f"the {file} holds {name} of type {tensor.dtype}, or numbers in it that are not finite"
+            if name.endswith("|exp_avg_sq") and (tensor < 0).any():
+                return f"the optimiser's {name} is negative"
+    return ""
+
+
+def _state_digest(state: TrainingState) -> str:
+    return hashlib.sha256(json.dumps(asdict(state), sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

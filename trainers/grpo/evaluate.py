@@ -263,7 +263,7 @@ class Evaluator:
         judged = [row for row in self.run.evaluations() if row.get("identity") is not None]
         best = max(judged, key=lambda row: row["identity"], default=None)
         earlier = self.run.read_measurement(best["iteration"], Measurement) if best else None
-        changes = reward_up_judge_down(earlier, found) if earlier and earlier.ids == found.ids else None
+        changes = reward_up_judge_down(earlier, found) if earlier and earlier.is_of(self.items) else None
         self.warning = ""
         if changes:
             reward, identity = changes

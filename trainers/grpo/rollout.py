@@ -30,7 +30,7 @@ class RolloutBatch:
     `steps` int64 [B, K]: the K trained steps of each rollout. `states` float32 [B, M, C, F, h, w]: the latents entering
     and leaving them; neighbouring steps share a state, so M is K + 1 where all steps are neighbours, else 2 K.
     `log_probs` float32 [B, K] and `means` [B, K, C, F, h, w] (only kept for GRPO-Guard, else None) belong to the policy
-    that sampled. `members`: places of the rollouts in the iteration's plan.
+    that sampled. `plan_indices`: places of the rollouts in the iteration's plan.
     """
 
     steps: Tensor
@@ -38,7 +38,7 @@ class RolloutBatch:
     log_probs: Tensor
     means: Tensor | None
     conditions: list[Conditions]
-    members: list[int]
+    plan_indices: list[int]
 
     def __len__(self) -> int:
         return len(self.states)
@@ -59,7 +59,7 @@ class RolloutBatch:
 
     def __getitem__(self, part: slice) -> RolloutBatch:
         kept = self._each(lambda tensor: tensor[part])
-        return replace(kept, conditions=self.conditions[part], members=self.members[part])
+        return replace(kept, conditions=self.conditions[part], plan_indices=self.plan_indices[part])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> RolloutBatch:
         means = None if self.means is None else change(self.means)
@@ -81,7 +81,7 @@ def roll_out(
     schedule: Schedule,
     windows: Sequence[Sequence[int]],
     seeds: Sequence[int],
-    members: Sequence[int] = (),
+    plan_indices: Sequence[int] = (),
     keep_means: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[RolloutBatch, Tensor]:
@@ -117,7 +117,7 @@ def roll_out(
             if keep_means:
                 means[rows, places] = taken.mean
         latents = following
-    return RolloutBatch(steps, states, log_probs, means, list(conditions), list(members)), latents
+    return RolloutBatch(steps, states, log_probs, means, list(conditions), list(plan_indices)), latents
 
 
 SHARES = {"sample": 0.85, "decode": 0.05, "score": 0.1}
@@ -202,12 +202,12 @@ class RolloutWorker:
     def _decode(
         self, sampled: Iterable[tuple[RolloutBatch, Tensor]], advance: Callable[[str, int], None]
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """The members of each batch and their videos, on the CPU."""
+        """The places in the plan of each batch and their videos, on the CPU."""
         for batch, final in sampled:
             self.check()
             videos = self.policy.decode(final, batch.conditions[0].references).cpu()
             advance("decode", len(videos))
-            yield batch.members, videos
+            yield batch.plan_indices, videos
 
     def _score(
         self,

@@ -78,9 +78,9 @@ def train(
                 run.set_status(state="starting", message="loading models", last_error="")
             # A run that died before its first iteration begins at 0 again. One that has trained, and lost its
             # checkpoints, does not: that would overwrite what is left of it.
-            resuming = resume and bool(run.checkpoints() or run.training())
+            from_checkpoint = resume and bool(run.checkpoints() or run.training())
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
-            trainer = Trainer(config, run, inputs, ranks, interrupt, progress, resuming)
+            trainer = Trainer(config, run, inputs, ranks, interrupt, progress, from_checkpoint)
             result = trainer.train(resume)
     except (KeyboardInterrupt, Stopped):
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
@@ -108,10 +108,10 @@ class Trainer:
         ranks: Ranks,
         interrupt: Interrupt,
         report: Callable[[ProgressReport], None],
-        resuming: bool,
+        from_checkpoint: bool,
     ) -> None:
         self.config, self.run, self.ranks, self.items = config, run, ranks, inputs.items
-        self.resuming, self.check = resuming, interrupt.check
+        self.from_checkpoint, self.check = from_checkpoint, interrupt.check
         self.progress = Progress(run, config.iterations, report)
         self.held_out = evaluated_items(config, inputs.held_out)
         models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
@@ -144,7 +144,7 @@ class Trainer:
         self.state = TrainingState(policy=self.policy.kind, prompts=self.items.digest)
         self.exports = Exports(run, config.publish, config.checkpoint.keep)
         self.unsaved: Snapshot | None = None
-        self.saved, self.resumed = -1, ""
+        self.saved_iteration, self.resume_message = -1, ""
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Trainer:
         reason = prepare(policy, config, self.ranks.device)
         if self.ranks.is_main:
             self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
-        if config.start_lora and not self.resuming:
+        if config.start_lora and not self.from_checkpoint:
             load_lora_into(policy.transformer, read_lora(config.start_lora))
 
     def _encode(self, policy: Policy, placement: Placement) -> None:
@@ -187,10 +187,10 @@ class Trainer:
     def train(self, resume: bool = False) -> Result:
         """From the start or the newest checkpoint to the configured number of iterations, or until asked to stop."""
         try:
-            if self.resuming:
+            if self.from_checkpoint:
                 self._restore()
             elif resume:
-                self.resumed = "nothing had been saved before: started again at iteration 0"
+                self.resume_message = "nothing had been saved before: started again at iteration 0"
             self._finish_iteration()
             while self.state.iteration < self.config.iterations:
                 self._iterate()
@@ -200,23 +200,23 @@ class Trainer:
         return self.result("finished")
 
     def result(self, state: str) -> Result:
-        export = self.run.export_path(max(0, self.saved))
+        export = self.run.export_path(max(0, self.saved_iteration))
         return Result(state, self.state.iteration, export if export.is_file() else None)
 
     @property
     def message(self) -> str:
         """What the user should know: a damaged checkpoint, a reward that is hacked, a LoRA that was not published."""
-        texts = (self.resumed, self.evaluator.warning, self.exports.warning)
+        texts = (self.resume_message, self.evaluator.warning, self.exports.warning)
         return ". ".join(text for text in texts if text)
 
     def _restore(self) -> None:
-        self.state, self.resumed = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
-        self.saved = self.state.iteration
+        self.state, self.resume_message = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
+        self.saved_iteration = self.state.iteration
         if self.ranks.is_main:
-            if self.resumed:
-                self.run.log(self.resumed)
+            if self.resume_message:
+                self.run.log(self.resume_message)
             self.run.truncate_metrics(self.state.iteration)
-            if not self.run.export_path(self.saved).is_file():
+            if not self.run.export_path(self.saved_iteration).is_file():
                 self._export()
             self.exports.publish()
 
@@ -228,7 +228,7 @@ class Trainer:
         plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
         updates, rewards = self._collect(plan, plan_windows(config.seed, iteration, config.rollout))
         sampled = time.perf_counter()
-        if self.saved < iteration:
+        if self.saved_iteration < iteration:
             self.unsaved = capture(self.state, self.update)
         metrics = self._update(plan, updates, self._shuffled(rewards))
         self.unsaved = None
@@ -266,7 +266,7 @@ class Trainer:
                 self._advance(best_iteration=iteration, best_margin=row["margin"])
         elif sample:
             self.evaluator.write_samples(iteration, self.update.ema)
-        due = self.saved < iteration and iteration % config.checkpoint.every == 0
+        due = self.saved_iteration < iteration and iteration % config.checkpoint.every == 0
         if evaluate or due or save:
             self._save(asked=save)
 
@@ -331,8 +331,8 @@ class Trainer:
 
     def _evaluated(self) -> bool:
         """Whether the present iteration was evaluated before the run was interrupted."""
-        done = any(row["iteration"] == self.saved for row in self.run.evaluations())
-        return self.saved == self.state.iteration and done
+        done = any(row["iteration"] == self.saved_iteration for row in self.run.evaluations())
+        return self.saved_iteration == self.state.iteration and done
 
     def _save(self, asked: bool = False) -> None:
         """Checkpoint and export of the present iteration; `asked`: the user asked for it."""
@@ -341,17 +341,17 @@ class Trainer:
             if not self.ranks.is_main:
                 return
             self._report("saving")
-            if self.saved < self.state.iteration:
+            if self.saved_iteration < self.state.iteration:
                 save_checkpoint(self.run.checkpoints_folder, capture(self.state, self.update))
                 prune(self.run, self.config.checkpoint.keep, self.state.best_iteration)
             self._export(asked)
 
         self.ranks.on_all_ranks(write)
-        self.saved = self.state.iteration
+        self.saved_iteration = self.state.iteration
 
     def _save_unsaved(self) -> None:
         """Before the run stops: save the last complete iteration, unless it is saved already."""
-        if self.saved < self.state.iteration:
+        if self.saved_iteration < self.state.iteration:
             if self.unsaved:
                 restore(self.unsaved, self.update)
                 self.state = self.unsaved.state

@@ -59,7 +59,7 @@ class PolicyUpdate:
         for batch in batches:
             for start in range(0, len(batch), size):
                 part = batch[start : start + size]
-                self._backward(part, advantages[part.members], terms, on_policy, check, sums)
+                self._backward(part, advantages[part.plan_indices], terms, on_policy, check, sums)
             done += len(batch)
             report(done / total)
         return {name: value.item() for name, value in sums.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..config import TrainConfig
-from ..files import write_atomic
+from ..files import read_regular, write_atomic
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into, remove_lora
 from ..policies.load import policy_of
@@ -53,12 +53,16 @@ class WideMeasure:
         return known
 
     def _read(self, kept: Path) -> dict[str, np.ndarray] | None:
-        if not kept.is_file():
+        """None for a file that is not there, damaged, or of another measurement."""
+        try:
+            values = json.loads(read_regular(kept))
+            if (values["seeds"], values["items"]) != (list(self.seeds), len(self.items)):
+                return None
+            found = {name: np.asarray(values[name], dtype=np.float64) for name in FIELDS}
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        values = json.loads(kept.read_text(encoding="utf-8"))
-        if (values["seeds"], values["items"]) != (list(self.seeds), len(self.items)):
-            return None
-        return {name: np.asarray(values[name]) for name in FIELDS}
+        shape = len(self.seeds), len(self.items)
+        return found if all(v.shape == shape and np.isfinite(v).all() for v in found.values()) else None
 
     def _measure(self, lora: Path | None) -> dict[str, np.ndarray]:
         if self._models is None:

@@ -11,7 +11,7 @@ from ..errors import UserError
 from .checks import Check
 
 # Module of this package that recomputes a kind of golden case: files that only this kind has.
-KINDS = {
+CASE_FILES = {
     "sde": ("sigmas.safetensors", "steps.safetensors", "losses.safetensors"),
     "vace": ("conditioning.safetensors", "velocity.safetensors", "cases.json"),
     "phantom": ("inputs.safetensors", "trajectory.safetensors"),
@@ -22,7 +22,7 @@ KINDS = {
 
 def case_kind(path: Path) -> str | None:
     """The kind of golden case in this folder, by its files; None for any other folder."""
-    for kind, files in KINDS.items():
+    for kind, files in CASE_FILES.items():
         if all((path / name).is_file() for name in files):
             return kind
     return None
@@ -44,7 +44,7 @@ def verify_case(path: str | Path) -> list[Check]:
     path = Path(path)
     kind = case_kind(path)
     if kind is None:
-        known = "; ".join(f"{kind}: {', '.join(files)}" for kind, files in KINDS.items())
+        known = "; ".join(f"{kind}: {', '.join(files)}" for kind, files in CASE_FILES.items())
         raise UserError(f"{path} is not a golden case. Each kind has these files: {known}")
     module = import_module(f".{kind}", __package__)
     from safetensors import SafetensorError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +29,13 @@ KEPT_PIXELS = 4096 * 4096  # larger pictures are shrunk while they are read: no 
 BAND_PIXELS = 1 << 20  # converted at a time, so that conversions need little memory beside the decoded picture
 GREY_16 = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
-FLOAT_RANGES = ((1.0, 0.0), (255.0, 16.0), (65535.0, 4096.0))
-"""White of a float picture, and the least maximum of its values at which this range is assumed."""
-OVERSHOOT = 0.1  # beyond white or below black, as resampling leaves it; it is clipped
+RANGES = (1.0, 255.0, 65535.0)
+"""White of a float picture, and of one of 32-bit integers, which have 32 bits in the place of 0..1."""
+LEAST = 1 / 16  # of white that the brightest pixel has: in a darker picture the range is a guess
+OVERSHOOT = 0.1  # beyond white or below black, as resampling leaves it in floats; it is clipped
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF tags; Pillow applies neither to 16 bits and floats
+SAMPLE_FORMAT, SIGNED = 339, 2  # Pillow reads integers of 32 bits as signed ones
+MAX_ASPECT = 200  # of the longer side to the shorter one: the identity reward reads nothing narrower
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,11 +51,12 @@ UPRIGHT = {
 def read_picture(source: Picture, max_pixels: int = KEPT_PIXELS) -> Image.Image:
     """An RGB picture, upright by its EXIF orientation, of at most `max_pixels`; transparency becomes white.
 
-    16 bits are scaled to 8. Float pictures are scaled from 0..1, 0..255 or 0..65535, whichever their values fill.
-    Larger pictures are reduced by a whole factor, JPEGs while they are decoded.
+    16 bits are scaled to 8. Float pictures are scaled from 0..1, 0..255 or 0..65535, those of 32-bit integers from
+    0..255, 0..65535 or 32 bits, whichever their values fill. Larger pictures are reduced by a whole factor, JPEGs while
+    they are decoded.
 
     Raises UserError, naming the file or the kind of array, for what is no picture, is damaged, has more than MAX_PIXELS
-    pixels, or holds values that are not finite or in none of these ranges.
+    pixels or sides of more than MAX_ASPECT to 1, or holds values that are not finite or in none of these ranges.
     """
     if isinstance(source, str | Path):
         with open_picture(source) as opened:
@@ -79,7 +83,7 @@ def open_picture(path: str | Path, what: str = "reference image") -> Iterator[Im
         raise UserError(problem)
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            _refuse_large(opened)
+            _refuse_size(opened)
             yield opened
     except Exception as error:  # Pillow's plugins raise nearly anything for a damaged file
         raise UserError(_unreadable(path, what, error)) from error
@@ -99,21 +103,17 @@ def _unreadable(path: str | Path, what: str, reason: object) -> str:
     return f"{what} {shown(path)} cannot be read ({reason}); give an existing PNG, JPEG or WebP file"
 
 
-def shown(path: str | Path) -> str:
-    """A path for a message; what was given by mistake (a data URL, a prompt) is shortened."""
-    text = str(path)
-    return text if len(text) <= 200 else f"{text[:100]}…{text[-40:]}"
-
-
 def to_rgb(picture: Image.Image, max_pixels: int = KEPT_PIXELS) -> Image.Image:
     """`read_picture` of an opened picture (of an animation: its current frame).
 
     Raises UserError for float values, ValueError for modes that Pillow cannot convert, OSError for a truncated file.
     """
-    factor = _divisor(picture, max_pixels)
+    factor, transparent = _divisor(picture, max_pixels), _transparent_of_16_bits(picture)
     if factor > 1:
         picture.draft(None, (max(1, picture.width // factor), max(1, picture.height // factor)))
     picture.load()
+    if transparent:
+        picture.info["transparency"] = transparent
     factor = _divisor(picture, max_pixels)
     levels = _levels(picture)
     canvas = Image.new("RGB", (-(-picture.width // factor), -(-picture.height // factor)))
@@ -139,18 +139,19 @@ def _levels(picture: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
     """How the values of a 16-bit or float picture become 8-bit grey levels; None for other pictures."""
     tags = getattr(picture, "tag_v2", {})
     inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
-    if picture.mode == "F":
-        white = _white_of_floats(*_extremes(picture))
+    # Older versions of Pillow read the 16 bits of a PNG as 32.
+    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
+        signed = picture.format != "TIFF" or tags.get(SAMPLE_FORMAT) == (SIGNED,)
+        kind = np.float32 if picture.mode == "F" else np.int32 if signed else np.uint32
+        white = _white(*_extremes(picture, kind), kind)
 
         def scale(values: np.ndarray) -> np.ndarray:
-            grey = (values * np.float32(255 / white)).round().clip(0, 255).astype(np.uint8)
+            grey = (values.view(kind) * (255 / white)).round().clip(0, 255).astype(np.uint8)
             return 255 - grey if inverted else grey
 
         return scale
     if picture.mode not in GREY_16:
         return None
-    if picture.mode == "I":
-        _refuse_beyond_16_bits(*_extremes(picture))
     white = 4095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65535
     table = (np.arange(65536) * (255 / white)).round().clip(0, 255).astype(np.uint8)
     table = 255 - table if inverted else table
@@ -160,25 +161,34 @@ def _levels(picture: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
     return lambda values: table[values]
 
 
-def _extremes(picture: Image.Image) -> tuple[float, float]:
-    """The least and the greatest value; NaN where there is any."""
-    found = [(values.min(), values.max()) for _, band in _bands(picture) for values in [np.asarray(band)]]
+def _extremes(picture: Image.Image, kind: type[np.number]) -> tuple[float, float]:
+    """The least and the greatest value, which are of this kind; NaN where there is any."""
+    found = [(values.min(), values.max()) for _, band in _bands(picture) for values in [np.asarray(band).view(kind)]]
     low, high = zip(*found, strict=True)
     return float(np.min(low)), float(np.max(high))
 
 
-def _white_of_floats(low: float, high: float) -> float:
+def _white(low: float, high: float, kind: type[np.number]) -> float:
+    """The value of white in a picture of this kind whose values range so; one without any light is black in all."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError("its pixels hold NaN or infinity")
-    for white, least in FLOAT_RANGES:
-        if least <= max(high, 0) <= white * (1 + OVERSHOOT) and low >= -OVERSHOOT * white:
+    floats = kind is np.float32
+    ranges, overshoot = (RANGES, OVERSHOOT) if floats else ((*RANGES[1:], float(np.iinfo(kind).max)), 0)
+    for white in ranges:
+        if (high <= 0 or LEAST * white <= high <= white * (1 + overshoot)) and low >= -overshoot * white:
             return white
-    raise UserError(f"its float pixels range from {low:g} to {high:g}, not over 0..1, 0..255 or 0..65535")
+    known = "0..1, 0..255 or 0..65535" if floats else "0..255, 0..65535 or 32 bits"
+    raise UserError(
+        f"its {'float' if floats else 'integer'} pixels range from {low:g} to {high:g}, which fills none of {known}; "
+        "save it with 8 or 16 bits"
+    )
 
 
-def _refuse_beyond_16_bits(low: float, high: float) -> None:
-    if low < 0 or high > 65535:
-        raise UserError(f"its pixels range from {low:.0f} to {high:.0f}, outside of 16 bits")
+def _transparent_of_16_bits(picture: Image.Image) -> tuple[int, ...] | None:
+    """The transparent colour of a PNG of 16-bit RGB before it is loaded, in the 8 bits that Pillow makes of it."""
+    colour = picture.info.get("transparency")
+    deep = any("16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
+    return tuple(value >> 8 for value in colour) if deep and picture.mode == "RGB" and colour else None
 
 
 def _band_to_rgb(band: Image.Image) -> Image.Image:
@@ -208,10 +218,19 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
             f"a reference image of shape {tuple(array.shape)} and type {array.dtype} is no picture; give uint8 pixels "
             "[height, width, 3]"
         )
-    return Image.fromarray(pixels)
+    picture = Image.fromarray(pixels)
+    try:
+        _refuse_size(picture)
+    except UserError as error:
+        raise UserError(f"a reference image cannot be used: {error}") from None
+    return picture
 
 
-def _refuse_large(opened: Image.Image) -> None:
+def _refuse_size(opened: Image.Image) -> None:
+    short, long = sorted(opened.size)
+    if long > MAX_ASPECT * short:
+        size = f"{opened.width}x{opened.height}"
+        raise UserError(f"it has {size} pixels and is too narrow, more than {MAX_ASPECT} to 1; crop it to the person")
     pixels, most = opened.width * opened.height, MAX_WEBP_PIXELS if opened.format == "WEBP" else MAX_PIXELS
     if pixels > most:
         raise UserError(f"it has {pixels / 1e6:.0f} million pixels, at most {most / 1e6:.0f} million are read")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,16 @@ from ..prompts import PromptItem
 
 if TYPE_CHECKING:
     from .identity import IdentityReward
+
+
+def short_clip_warning(clips: Mapping[str, Sequence], read: int) -> str:
+    """What to know of the scores of clips [F, …] by name, where `read` frames of each are read; empty if nothing."""
+    short = [
+        f"{name} has {len(clip)} frame{'s' * (len(clip) != 1)}" for name, clip in clips.items() if len(clip) < read
+    ]
+    if not short:
+        return ""
+    return f"{', '.join(short)}, and the reward reads {read}: frames are repeated, so the score is not that of a video"
 
 
 def score_videos(

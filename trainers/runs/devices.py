@@ -47,12 +47,6 @@ def holders(devices: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def require_free(devices: Iterable[str]) -> None:
-    """Raises UserError naming the run that holds one of the `devices`."""
-    for device, holder in holders(devices).items():
-        raise _busy(device, holder)
-
-
 @contextmanager
 def hold_device(device: str, run: Path) -> Iterator[None]:
     """Hold `device` for the run in the folder `run`. Raises UserError naming the run that has it."""
@@ -61,21 +55,22 @@ def hold_device(device: str, run: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise _busy(device, _holder(device)) from None
+        raise busy(device, _holder(device)) from None
     try:
-        write_atomic(folder / f"{device}.run", str(run), sync=False)
+        write_atomic(folder / f"{device}.run", os.fsencode(run), sync=False)
         yield
     finally:
         lock.release()
 
 
-def _busy(device: str, holder: Path) -> UserError:
+def busy(device: str, holder: Path) -> UserError:
+    """The error about a device that the run in the folder `holder` has."""
     return UserError(
-        f"{device} is in use by run {holder.name}; stop it with `{command_line('runs', 'stop', holder)}`, "
-        "or wait for it to end"
+        f"{device} is in use by run {holder.name}; stop it (`{command_line('runs', 'stop', holder)}`), wait for its "
+        "end, or choose another device"
     )
 
 
 def _holder(device: str) -> Path:
     file = locks_folder() / f"{device}.run"
-    return Path(file.read_text(encoding="utf-8")) if file.is_file() else Path("unknown")
+    return Path(os.fsdecode(file.read_bytes())) if file.is_file() else Path("unknown")

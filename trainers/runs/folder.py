@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import UserError
-from ..files import full_disk_explained, read_regular, sweep, write_atomic
+from ..errors import UserError, shown
+from ..files import full_disk_explained, read_regular, require_regular, sweep, write_atomic
 from ..processes import host, start_token
 from .status import RunStatus, read_status
 
@@ -26,7 +26,8 @@ RUN_ID = re.compile(r"[a-z0-9-]{1,100}")
 REQUESTS = ("stop", "save", "sample")
 PARTS = ("control", "checkpoints", "evaluation", "samples", "exports")
 LONGEST_NAME = 60
-LARGEST = 1 << 63  # no count is larger; Python's integers have no end, its floats have
+LARGEST = 1 << 63  # no count and no metric is larger
+RATES = ("win", "tie", "loss", "win_low", "win_high")
 EXPORT = re.compile(r".+-(\d{6,})\.safetensors")
 EVALUATION = {"reward_mean": float, "win": float, "win_low": float, "win_high": float, "margin": float}
 T = TypeVar("T")
@@ -46,15 +47,20 @@ def run_name(name: str | None, config: TrainConfig) -> str:
     return plain[:LONGEST_NAME].strip("-") or "run"
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether the folder is a run's: it has a config.yaml, readable or not."""
+    return os.path.lexists(os.path.join(path, "config.yaml"))
+
+
 class RunFolder:
     """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `control/`, `checkpoints/`,
     `evaluation/`, `samples/`, `exports/` of one run.
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not is_run(path):
+            raise UserError(f"{shown(os.path.abspath(path))} is not a run: it has no config.yaml")
         self.path = Path(path).resolve()
-        if not (self.path / "config.yaml").is_file():
-            raise UserError(f"{self.path} is not a run: it has no config.yaml")
 
     @classmethod
     def create(cls, root: str | Path, config: TrainConfig, name: str | None = None) -> RunFolder:
@@ -115,15 +121,23 @@ class RunFolder:
 
     def require_exists(self) -> None:
         """Raises UserError when the folder was deleted: writing would make a part of it anew."""
-        if not (self.path / "config.yaml").is_file():
+        if not is_run(self.path):
             raise UserError(f"the folder of run {self.id} was deleted; the run ends")
 
     def prepare(self) -> None:
-        """Before a process of the run starts: make missing parts, remove what killed writers left, forget old
-        requests."""
+        """Before a process of the run starts: make missing parts, remove what killed writers left, forget old requests.
+
+        Raises UserError when something else is in the place of a part.
+        """
         for part in PARTS:
-            (self.path / part).mkdir(exist_ok=True)
+            try:
+                (self.path / part).mkdir(exist_ok=True)
+            except FileExistsError as error:
+                raise UserError(f"{self.path / part} is not a folder; remove it, then start the run again") from error
             sweep(self.path / part)
+        for file in (self.log_file, self.path / "metrics.jsonl"):
+            if os.path.lexists(file) and not file.is_file():
+                raise UserError(f"{file} is not a file; remove it, then start the run again")
         sweep(self.path)
         for name in REQUESTS:
             self.take(name)
@@ -149,7 +163,7 @@ class RunFolder:
         if fields.get("state") in ("starting", "running") and "pid" not in fields and values.get("pid") != os.getpid():
             values |= {"pid": os.getpid(), "pid_started": start_token(os.getpid())}
         values |= {"host": host(), "updated": time.time()}
-        write_atomic(self.path / "status.json", json.dumps(_finite(values), indent=1) + "\n", sync=False)
+        write_atomic(self.path / "status.json", json.dumps(_json_ready(values), indent=1) + "\n", sync=False)
 
     # --- checkpoints and exports -------------------------------------------------------------------------------------
 
@@ -190,7 +204,7 @@ class RunFolder:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 torn = file.read(1) != b"\n"
-            file.write((b"\n" if torn else b"") + json.dumps(_finite(row)).encode() + b"\n")
+            file.write((b"\n" if torn else b"") + json.dumps(_json_ready(row)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -206,7 +220,7 @@ class RunFolder:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(row, dict) and type(row.get("iteration")) is int:
+            if isinstance(row, dict) and type(row.get("iteration")) is int and 0 <= row["iteration"] < LARGEST:
                 rows.append({name: value for name, value in row.items() if _expected(name, value)})
         return rows
 
@@ -228,7 +242,7 @@ class RunFolder:
 
     def write_measurement(self, of: int | Literal["base"], values: dict[str, Any]) -> None:
         """Keep the scores per held-out item of an iteration, or of the base policy, in `evaluation/`."""
-        write_atomic(self._measurement(of), json.dumps(_finite(values)) + "\n")
+        write_atomic(self._measurement(of), json.dumps(_json_ready(values)) + "\n")
 
     def read_measurement(self, of: int | Literal["base"], kind: type[T]) -> T | None:
         """That measurement as `kind(**values)`; None when it is not there or cannot be read."""
@@ -287,8 +301,11 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Add a line with the local time to log.txt."""
-        with contextlib.suppress(OSError), open(self.log_file, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n"
+        with contextlib.suppress(OSError):
+            require_regular(self.log_file)
+            with open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line)
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of log.txt, empty when there is none; a log of any size is read in constant time."""
@@ -304,21 +321,24 @@ class RunFolder:
 
 
 def _expected(name: str, value: Any) -> bool:
-    """Whether a metric has the type that readers rely on: texts are texts, everything else is a finite number or
-    null."""
+    """Whether a metric is what readers rely on: the kind is a text, everything else is null or a number that can be
+    shown, rates from 0 to 1."""
     if name == "kind":
         return isinstance(value, str)
-    if type(value) is int:
-        return abs(value) < LARGEST
-    return value is None or (type(value) is float and math.isfinite(value))
+    if value is None:
+        return True
+    low, high = (0, 1) if name in RATES else (-LARGEST, LARGEST)
+    return type(value) in (int, float) and low <= value <= high
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: null."""
+def _json_ready(value: Any) -> Any:
+    """JSON has no NaN or infinity: null. Nor has it lone surrogates, as in names of files that are not UTF-8."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _json_ready(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [_json_ready(v) for v in value]
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

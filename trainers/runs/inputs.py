@@ -76,14 +76,14 @@ def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
     elif config.held_out:
         if config.held_out >= len(train):
             raise UserError(
-                f"held_out {config.held_out} leaves nothing to train on: {train.source} has {len(train)} rows"
+                f"--held-out {config.held_out} leaves nothing to train on: {train.source} has {len(train)} rows"
             )
         kept = len(train) - config.held_out
         train, held_out = (PromptSet(part, train.source) for part in (train.items[:kept], train.items[kept:]))
     else:
         raise UserError(
-            "nothing is held out to measure progress on; set evaluation_prompts to a second CSV, or held_out to a "
-            f"number of rows taken off the end of {train.source}"
+            "nothing is held out to measure progress on; name a second CSV with --evaluation-prompts, or give with "
+            f"--held-out the number of rows to take off the end of {train.source}"
         )
     _refuse_overlap(train, held_out)
     _require_enough(len(train), train.source, config)
@@ -115,9 +115,9 @@ def _refuse_overlap(train: PromptSet, held_out: PromptSet) -> None:
 
 def _check_settings(config: TrainConfig) -> None:
     if config.prompts == TINYWORLD and config.held_out:
-        raise UserError("held_out takes rows off a CSV; TinyWorld brings its own held-out items: leave held_out at 0")
+        raise UserError("--held-out takes rows off a CSV; TinyWorld brings its own held-out items: leave it out")
     if config.evaluation_prompts and config.held_out:
-        raise UserError("evaluation_prompts and held_out both name the held-out items; set only one of them")
+        raise UserError("--evaluation-prompts and --held-out both name the held-out items; give only one of them")
     width, height = TINYWORLD_SIZE
     for name, size in (("video", config.video), ("evaluation.video", config.evaluation.video or config.video)):
         if TINYWORLD in (config.prompts, config.evaluation_prompts) and (size.width > width or size.height > height):

@@ -7,18 +7,14 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..processes import alive, host, reap
-from .folder import RUN_ID, RunFolder
+from .folder import RUN_ID, RunFolder, is_run
 from .status import ALIVE, RunStatus
 
 
 def list_runs(root: str | Path) -> list[RunFolder]:
     """All runs under `root`, oldest first."""
     root = Path(root)
-    folders = (
-        [p for p in root.iterdir() if RUN_ID.fullmatch(p.name) and (p / "config.yaml").is_file()]
-        if root.is_dir()
-        else []
-    )
+    folders = [p for p in root.iterdir() if RUN_ID.fullmatch(p.name) and is_run(p)] if root.is_dir() else []
     runs = []
     for path in sorted(folders, key=lambda p: (p.name.split("-")[-3:], p.name)):
         # It may be deleted between the listing and the reading.
@@ -50,7 +46,7 @@ def find(root: str | Path, text: str) -> RunFolder:
     if len(found) > 1:
         raise UserError(f"`{text}` may be any of {', '.join(r.id for r in found)}; write more of the id")
     with contextlib.suppress(OSError, ValueError):
-        if (Path(text) / "config.yaml").is_file():
+        if is_run(text):
             return RunFolder(text)
     known = f"there are {', '.join(r.id for r in runs[-5:])}" if runs else "there are no runs there"
     raise UserError(f"no run `{text}` in {Path(root).absolute()}: {known}")

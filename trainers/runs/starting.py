@@ -9,7 +9,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..prompts import PromptSet, save_prompt_set
 from . import launcher
-from .devices import device_name, holders
+from .devices import busy, device_name, holders
 from .folder import RunFolder, run_name
 from .registry import is_alive, list_runs, refresh
 
@@ -47,7 +47,7 @@ def start_once(root: Path, config: TrainConfig, name: str, gpus: Sequence[int]) 
     # One that ended before its first checkpoint has nothing to show or to resume: it begins again.
     if known is not None and (is_alive(known) or known.checkpoints()):
         return known, False
-    refuse_busy(root, gpus)
+    require_free(root, "cuda" if gpus else "cpu", gpus)
     run = known or RunFolder.create(root, config, name)
     launcher.start(run, resume=known is not None, gpus=gpus)
     return run, True
@@ -63,22 +63,23 @@ def resume(root: Path, run: RunFolder) -> None:
         raise UserError(f"run {run.id} is {status.state} already")
     if status.state == "finished":
         raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
-    refuse_busy(root, status.gpus)
+    require_free(root, "cuda" if status.gpus else "cpu", status.gpus)
     launcher.start(run, resume=True, gpus=status.gpus)
 
 
-def refuse_busy(root: Path, gpus: Sequence[int]) -> None:
-    """Raises UserError when a run has, or is about to take, one of these devices."""
-    names = {device_name("cuda", gpu): f"GPU {gpu}" for gpu in gpus} or {"cpu": "the CPU"}
-    for device, holder in holders(names).items():
-        raise UserError(
-            f"{names[device]} is in use by run {holder.name}; stop that run, wait for its end, or choose another device"
-        )
+def require_free(root: Path, kind: str, gpus: Sequence[int] = ()) -> None:
+    """Raises UserError naming the run that has one of these devices, or that is about to take it and lies in `root`.
+
+    kind: torch's name of the device type; gpus: which CUDA devices, as this process counts them.
+    """
+    titles = {device_name(kind, gpu): f"GPU {gpu}" for gpu in gpus} or {kind: f"the {kind.upper()}"}
+    for device, holder in holders(titles).items():
+        raise busy(titles[device], holder)
     for run in list_runs(root):
         status = refresh(run)
         theirs = set(status.gpus)
         # Its process takes the device only when it has loaded torch.
-        if status.state == "starting" and (theirs & set(gpus) or (not theirs and not gpus)):
+        if status.state == "starting" and (theirs & set(gpus) or (not theirs and kind == "cpu")):
             raise UserError(
                 f"run {run.id} is just starting there; stop that run, wait for its end, or choose another device"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,11 +31,11 @@ class RunStatus(BaseModel):
     pid_started: str | float | None = None
     group: int | None = Field(None, ge=0, lt=2**31)
     host: str = ""
-    gpus: list[int] = []
-    iteration: int = Field(0, ge=0)
-    iterations: int | None = Field(None, ge=0)
+    gpus: list[Annotated[int, Field(ge=0, lt=1024)]] = []
+    iteration: int = Field(0, ge=0, lt=2**63)
+    iterations: int | None = Field(None, ge=0, lt=2**63)
     phase: str = ""
-    phase_done: float = Field(0.0, allow_inf_nan=False)
+    phase_done: float = Field(0.0, ge=0, le=1)
     eta_seconds: float | None = Field(None, ge=0, le=LONGEST)
     message: str = ""
     last_error: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -43,9 +44,10 @@ BOMB = "a: &a [x, x]\n" + "\n".join(f"b{i}: &b{i} [*a, *a]" for i in range(30))
         (f"prompts={BOMB}", "anchors"),
         ("prompts=*a", "aliases"),
         ("seed=!!python/object/apply:os.getcwd []", "tags"),
-        ("seed=" + "9" * 5_000, "--set seed: "),
+        ("seed=" + "9" * 5_000, "--set seed: .* a number of 5000 digits is not read"),
+        ("9" * 5_000, "--set 9+…9+: write it as NAME=VALUE"),
+        ("a." * 3_000 + "b=1", "there is no setting `.*…"),
         ("rollout={steps: 3, group_size: 2, steps: 4}", "`steps` is given twice"),
-        ("prompts=2024-99-99", "month must be in 1..12; put a text in quotes"),
         ("negative_prompt=" + "x" * 200_000, "has 200000 characters"),
     ],
     ids=lambda value: value[:20],
@@ -55,7 +57,7 @@ def test_a_malformed_setting_is_refused_at_once(setting, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         parse_settings([setting])
     assert time.monotonic() - started < 5
-    assert "--set" in str(caught.value)
+    assert "set" in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_a_formula_is_no_number():
@@ -130,6 +132,64 @@ def test_the_frozen_config_is_what_was_asked_for(tmp_path, small):
     run = RunFolder.create(tmp_path, config)
     assert (config.rollout.groups_per_update, config.held_out, config.iterations) == (2, 2, 2)
     assert run.config() == config
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("trian",), "`trian` is unknown; choose one of demo, train, .*; did you mean `train`\\?"),
+        (("train", "--preset", "fsat"), "`fsat` is unknown; choose one of paper, .*; did you mean `fast`\\?"),
+        (("demo", "--policy", "fantom"), "`fantom` is unknown; choose one of vace, phantom; did you mean `phantom`\\?"),
+        (("runs", "lst"), "did you mean `list`\\?"),
+        (("runs", "x"), "`x` is unknown; choose one of list, show, stop$"),
+        (("train", "--seed", "9" * 5000), "invalid int value: '9{50,150}…9+'"),
+    ],
+)
+def test_a_choice_that_is_not_there_is_answered_with_the_nearest(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as caught:
+        options(*arguments)
+    assert caught.value.code == 2
+    assert re.search(sentence, capsys.readouterr().err.strip(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (
+            ("train", "--policy", "tinywrld"),
+            "--policy tinywrld: there is no such file or folder; did you mean `tinyworld`",
+        ),
+        (("sample", "--policy", "tinyworld-fantom"), "did you mean `tinyworld-phantom`"),
+        (("train", "--reward", "tinyword"), "--reward tinyword: .* did you mean `tinyworld`"),
+        (("train", "--prompts", "TinyWorld"), "--prompts TinyWorld: .* did you mean `tinyworld`"),
+    ],
+)
+def test_a_built_in_name_that_is_misspelt_is_answered_with_the_right_one(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config_from(options(*arguments))
+
+
+def test_a_file_whose_name_is_near_a_built_in_one_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tinywrld").touch()
+    assert config_from(options("train", "--prompts", "tinywrld")).prompts == "tinywrld"
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("sample", "--steps", "0"), "--steps is `0`; expected: integer from 2 to 1000"),
+        (("sample", "--set", "evaluation.steps=0"), "  evaluation.steps is `0`"),
+        (("sample", "--frames", "34"), r"--frames 34 must be 4n\+1"),
+        (("sample", "--set", "evaluation.video={frames: 34}"), "evaluation.video: frames 34 must be"),
+        (("sample", "--image-guidance", "0"), "--image-guidance is `0.0`"),
+        (("sample", "--policy", ""), "--policy is ``; expected: path"),
+        (("train", "--held-out", "-1"), "--held-out is `-1`"),
+    ],
+)
+def test_a_value_is_refused_by_the_name_it_was_given_by(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config_from(options(*arguments))
 
 
 @pytest.mark.parametrize(

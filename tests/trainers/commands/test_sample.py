@@ -68,10 +68,10 @@ def test_the_solver_is_the_one_that_was_chosen(here, arguments):
         (["--lora", "none.safetensors"], "none.safetensors"),
         (["--strength", "nan"], "--strength nan: give a number from -100 to 100"),
         (["--strength", "inf"], "--strength inf"),
-        (["--guidance", "inf"], "evaluation.guidance is `inf`; expected: number from 1 to 100"),
-        (["--shift", "nan"], "rollout.shift is `nan`"),
+        (["--guidance", "inf"], "--guidance is `inf`; expected: number from 1 to 100"),
+        (["--shift", "nan"], "--shift is `nan`"),
         (["--seed", str(10**30)], "expected: integer from 0 to"),
-        (["--height", "1000000000"], "evaluation.video.height is `1000000000`; expected: integer from 16 to 4096"),
+        (["--height", "1000000000"], "--height is `1000000000`; expected: integer from 16 to 4096"),
     ],
 )
 def test_a_sample_that_cannot_be_made_is_refused_before_a_model_loads(here, capsys, monkeypatch, given, sentence):
@@ -107,13 +107,21 @@ def test_score_prints_a_number_for_every_clip(here, capsys, small_models, faces)
     assert sum(map(float, re.findall(r"(\d+\.\d)%", output))) == pytest.approx(100, abs=0.2)
 
 
+def test_a_picture_given_as_a_clip_is_scored_with_a_warning(here, capsys, small_models, faces):
+    write_animation(np.zeros((5, 32, 48, 3), np.uint8), "a.webp")
+    reward = ["--reward", small_models["reward"]["source"], "--base-model", small_models["reward"]["base_model"]]
+    assert main(["score", "a.webp", faces[0], "--reference", faces[0], *reward]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: {faces[0]} has 1 frame, and the reward reads" in said and "a.webp" not in said
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        (["--fps", "inf"], "reward.fps is `inf`; expected: number above 0, at most 1000"),
-        (["--fps", "0"], "reward.fps is `0.0`"),
-        (["--fps", "nan"], "reward.fps is `nan`"),
-        (["--reward", ""], "reward.source is ``; expected: path"),
+        (["--fps", "inf"], "--fps is `inf`; expected: number from 0.01 to 1000"),
+        (["--fps", "0"], "--fps is `0.0`"),
+        (["--fps", "nan"], "--fps is `nan`"),
+        (["--reward", ""], "--reward is ``; expected: path"),
     ],
 )
 def test_a_score_that_cannot_be_made_is_refused(here, capsys, given, sentence):

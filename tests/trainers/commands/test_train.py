@@ -88,7 +88,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_loads(here, small, 
 def test_a_busy_device_leaves_no_run_behind(here, capsys, command):
     with hold_device("cpu", here / "another"):
         assert main([command]) == 2
-    assert "cpu is in use by run another" in capsys.readouterr().err
+    assert "the CPU is in use by run another" in capsys.readouterr().err
     assert not (here / "runs").exists()
 
 
@@ -106,7 +106,7 @@ def test_a_busy_device_leaves_a_stopped_run_as_it_was(here, capsys):
     before = run.status()
     with hold_device("cpu", here / "another"):
         assert main(["resume"]) == 2
-    assert "cpu is in use by run another" in capsys.readouterr().err
+    assert "the CPU is in use by run another" in capsys.readouterr().err
     assert run.status() == before
 
 
@@ -170,7 +170,7 @@ def test_a_run_of_another_terminal_keeps_its_device_and_can_be_stopped(
     monkeypatch.chdir(here / "elsewhere")
     assert main(["train", *small]) == 2
     busy = capsys.readouterr().err
-    assert f"cpu is in use by run {first}" in busy
+    assert f"the CPU is in use by run {first}" in busy
     assert main(["resume", "--runs", str(here / "runs")]) == 2
     assert proposed(capsys.readouterr().err) == proposed(busy)
     assert main(proposed(busy)) == 0

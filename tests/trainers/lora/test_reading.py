@@ -368,7 +368,7 @@ def test_a_path_that_is_no_regular_file_is_refused(tmp_path, name):
         read_lora(tmp_path / name)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.pipes
 @pytest.mark.parametrize("name", ["a.safetensors", "adapter_model.safetensors", "adapter_config.json"])
 def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, name):
     write(tmp_path, "peft", config={"lora_alpha": 8})

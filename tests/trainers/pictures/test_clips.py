@@ -139,7 +139,7 @@ def test_a_folder_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
         read_clip(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+@pytest.mark.pipes
 def test_a_pipe_is_not_a_clip(tmp_path):
     os.mkfifo(tmp_path / "pipe.gif")
     with pytest.raises(UserError, match="there is no clip"):

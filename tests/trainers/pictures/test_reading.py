@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import sys
 import warnings
 import zlib
 from contextlib import suppress
@@ -130,6 +129,10 @@ def packed_12_bits(values: np.ndarray) -> bytes:
         ("12 bits", packed_12_bits(RAMP >> 4), {"bits": 12}),
         ("float", (RAMP / 65535).astype("<f4").tobytes(), {"bits": 32, "kind": 3}),
         ("float, big", (RAMP / 65535).astype(">f4").tobytes(), {"bits": 32, "kind": 3, "order": ">"}),
+        ("32 bits", (RAMP * np.uint64(65537)).astype("<u4").tobytes(), {"bits": 32}),
+        ("32 bits, signed", (RAMP * np.uint64(32768)).astype("<i4").tobytes(), {"bits": 32, "kind": 2}),
+        ("16 of 32 bits", RAMP.astype("<u4").tobytes(), {"bits": 32}),
+        ("8 of 32 bits", (RAMP >> 8).astype("<i4").tobytes(), {"bits": 32, "kind": 2}),
         ("float, white is zero", (1 - RAMP / 65535).astype("<f4").tobytes(), {"bits": 32, "kind": 3, "photometric": 0}),
     ],
 )
@@ -153,6 +156,7 @@ def test_a_resampled_float_picture_overshoots_a_little(tmp_path):
     "low, high, sentence",
     [
         (0, 7, "from 0 to 7"),
+        (0, 1e-3, "from 0 to 0.001, which fills none of 0..1,"),
         (-1, 1, "from -1 to 1"),
         (0, 1e6, r"to 1e\+06"),
         (0, np.nan, "NaN"),
@@ -167,11 +171,28 @@ def test_float_pictures_of_no_known_range_are_refused(tmp_path, low, high, sente
         read_picture(tmp_path / "f.tif")
 
 
-@pytest.mark.parametrize("value", [-1, 70_000])
-def test_integers_beyond_16_bits_are_refused(tmp_path, value):
+@pytest.mark.parametrize("value", [-1, 3, 300, 70_000])
+def test_integers_of_no_known_range_are_refused(tmp_path, value):
     Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "i.tif")
-    with pytest.raises(UserError, match="outside of 16 bits"):
+    with pytest.raises(UserError, match=f"its integer pixels range from {value} to {value}, which fills none of"):
         read_picture(tmp_path / "i.tif")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_a_picture_without_any_light_is_black(tmp_path, kind):
+    Image.fromarray(np.zeros((4, 4), kind)).save(tmp_path / "black.tif")
+    assert not read_pixels(tmp_path / "black.tif").any()
+
+
+@pytest.mark.parametrize("width, height", [(401, 2), (1, 300)])
+def test_a_picture_too_narrow_for_the_reward_is_refused_as_file_and_as_pixels(tmp_path, width, height):
+    Image.new("RGB", (width, height)).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", np.zeros((height, width, 3), np.uint8)):
+        with pytest.raises(
+            UserError, match=f"it has {width}x{height} pixels and is too narrow, more than 200 to 1; crop it"
+        ):
+            read_picture(source)
+    assert read_pixels(np.zeros((2, 400, 3), np.uint8)).shape == (2, 400, 3)
 
 
 def png(path: Path, values: np.ndarray, colour: int, *chunks: tuple[bytes, bytes]) -> Path:
@@ -192,6 +213,14 @@ def test_16_bit_rgb_and_grey_with_alpha_are_scaled(tmp_path):
     assert error_of(png(tmp_path / "rgb.png", np.stack([RAMP] * 3, -1), 2)) <= 1
     assert error_of(png(tmp_path / "la.png", np.stack([RAMP, opaque], -1), 4)) <= 1
     assert error_of(png(tmp_path / "rgba.png", np.stack([RAMP] * 3 + [opaque], -1), 6)) <= 1
+
+
+@pytest.mark.parametrize("colour", [(65535, 0, 0), (5, 5, 5), (513, 258, 40_000)])
+def test_the_transparent_colour_of_16_bit_rgb_becomes_white(tmp_path, colour):
+    values = np.array([[colour, (30_000, 20_000, 10_000)]], np.uint16)
+    found = read_pixels(png(tmp_path / "a.png", values, 2, (b"tRNS", struct.pack(">HHH", *colour))))
+    assert found[0, 0].tolist() == [255] * 3
+    assert found[0, 1].tolist() == pytest.approx([117, 78, 39], abs=1)
 
 
 def test_the_transparent_value_of_16_bit_grey_becomes_white(tmp_path):
@@ -399,7 +428,7 @@ def test_a_folder_is_not_a_picture(tmp_path):
         read_picture(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+@pytest.mark.pipes
 def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):

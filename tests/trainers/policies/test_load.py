@@ -141,7 +141,7 @@ def test_a_source_that_does_not_exist_is_refused(tmp_path, source):
             attempt(f"{tmp_path}/{source}")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are files of POSIX systems")
+@pytest.mark.pipes
 @pytest.mark.timeout(10)
 def test_pipes_and_devices_are_refused_and_never_opened(folder, tmp_path):
     os.mkfifo(tmp_path / "pipe")

@@ -325,7 +325,7 @@ def test_the_tokenizer_is_loaded_without_remote_code(folder, monkeypatch):
     assert [(k["trust_remote_code"], k["local_files_only"]) for k in given] == [(False, True)]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are files of POSIX systems")
+@pytest.mark.pipes
 @pytest.mark.timeout(10)
 def test_a_pipe_in_the_tokenizers_folder_is_refused(folder):
     os.mkfifo(folder.parent / "tokenizer" / "added_tokens.json")

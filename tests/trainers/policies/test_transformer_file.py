@@ -394,7 +394,7 @@ def test_a_folder_without_configuration_or_weights_is_named(folder):
     assert "holds no .safetensors file" in refusal(folder.with_name("bare"))
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are files of POSIX systems")
+@pytest.mark.pipes
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
 def test_a_pipe_in_the_folder_is_refused_and_never_opened(folder, name):

@@ -207,7 +207,7 @@ def test_a_truncated_file_is_named(tmp_path, matrix):
             read(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are files of POSIX systems")
+@pytest.mark.pipes
 @pytest.mark.timeout(10)
 def test_a_pipe_is_refused_and_never_opened(tmp_path):
     os.mkfifo(tmp_path / "m.safetensors")

@@ -39,6 +39,11 @@ def test_the_config_is_frozen_as_it_was(run):
     assert run.config() == make_config("tiny")
 
 
+def test_a_name_that_no_folder_can_have_is_no_run():
+    with pytest.raises(UserError, match="is not a run"):
+        RunFolder("a\0b")
+
+
 def test_a_folder_without_a_config_is_no_run(tmp_path):
     with pytest.raises(UserError, match="not a run"):
         RunFolder(tmp_path)
@@ -222,7 +227,23 @@ def test_the_log_s_tail_is_its_last_lines(run):
     assert run.log_tail(3).splitlines() == ["line 4997", "line 4998", "line 4999"]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_file_in_the_place_of_a_part_is_named(run):
+    (run.path / "samples").rmdir()
+    (run.path / "samples").write_text("")
+    with pytest.raises(UserError, match="samples is not a folder; remove it"):
+        run.prepare()
+
+
+@pytest.mark.pipes
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_that_a_run_writes_is_named(run, name):
+    os.mkfifo(run.path / name)
+    with pytest.raises(UserError, match=f"{name} is not a file; remove it"):
+        run.prepare()
+    run.log("not waited for")
+
+
+@pytest.mark.pipes
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run):
     for name in ("status.json", "metrics.jsonl", "log.txt"):
         (run.path / name).unlink(missing_ok=True)
@@ -231,15 +252,44 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(run):
     assert run.read_metrics() == [] and run.log_tail() == ""
 
 
-@pytest.mark.parametrize("line", ['"eta_seconds":1e999', '"eta_seconds":NaN', '"updated":-1e999', '"phase_done":NaN'])
+STATUS_NUMBERS = [
+    '"eta_seconds":1e999',
+    '"eta_seconds":NaN',
+    '"updated":-1e999',
+    '"phase_done":NaN',
+    '"phase_done":1e308',
+    '"iteration":-5',
+    '"iterations":' + "9" * 400,
+    '"gpus":[-1]',
+]
+
+
+@pytest.mark.parametrize("line", STATUS_NUMBERS)
 def test_a_status_with_a_number_that_is_none_is_damaged(run, line):
     (run.path / "status.json").write_text('{"state":"running","host":"other",' + line + "}")
     assert run.status().state == "damaged"
 
 
-def test_a_metric_too_large_for_any_count_is_left_out(run):
-    (run.path / "metrics.jsonl").write_text('{"kind":"train","iteration":1,"win":' + "9" * 400 + "}\n")
+@pytest.mark.parametrize(
+    "metric", ['"count":' + "9" * 400, '"margin":1e308', '"win":-0.1', '"win_high":1.5', '"tie":1e308', '"loss":true']
+)
+def test_a_metric_that_nothing_measures_is_left_out(run, metric):
+    (run.path / "metrics.jsonl").write_text('{"kind":"train","iteration":1,' + metric + "}\n")
     assert run.read_metrics() == [{"kind": "train", "iteration": 1}]
+
+
+@pytest.mark.parametrize("iteration", ["-5", "9" * 400, "true", "1.0"])
+def test_a_row_of_no_iteration_is_left_out(run, iteration):
+    (run.path / "metrics.jsonl").write_text('{"kind":"train","iteration":' + iteration + ',"win":0.5}\n')
+    assert run.read_metrics() == []
+
+
+def test_names_that_are_not_utf_8_can_be_logged_and_reported(run):
+    name = os.fsdecode(b"caf\xe9.csv")
+    run.log(name)
+    run.set_status(state="failed", last_error=name)
+    assert run.status().state == "failed" and run.status().last_error == "caf\\udce9.csv"
+    assert "caf\\udce9.csv" in run.log_tail()
 
 
 def test_a_checkpoint_is_named_by_plain_digits(run):

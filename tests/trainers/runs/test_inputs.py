@@ -72,12 +72,12 @@ def test_other_items_have_no_judge(published):
     [
         ({"video": {"height": 64}}, "video is 80x64, but TinyWorld's videos are 80x48; set video.width=80"),
         ({"evaluation": {"video": {"width": 96}}}, "evaluation.video is 96x48, but TinyWorld's videos are 80x48"),
-        ({"held_out": 2}, "leave held_out at 0"),
+        ({"held_out": 2}, "--held-out takes rows off a CSV"),
         ({"rollout": {"groups_per_update": 600}}, "tinyworld has 512 rows to train on but an update needs 600 groups"),
         ({"prompts": "none.csv"}, "none.csv"),
         ({"evaluation_prompts": "none.csv"}, "none.csv"),
         ({"prompts": "none.csv", "evaluation_prompts": "tinyworld"}, "none.csv"),
-        ({"prompts": "a.csv", "evaluation_prompts": "b.csv", "held_out": 1}, "set only one of them"),
+        ({"prompts": "a.csv", "evaluation_prompts": "b.csv", "held_out": 1}, "give only one of them"),
     ],
 )
 def test_prompts_that_cannot_be_used_are_refused_without_rendering_any(monkeypatch, changes, sentence):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,18 @@ def test_one_damaged_run_hides_no_other(tmp_path):
     (bad.path / "status.json").write_text('{"state": 7}')
     assert {run.name: refresh(run).state for run in list_runs(tmp_path)} == {"good": "queued", "bad": "damaged"}
     assert good.id in [run.id for run in list_runs(tmp_path)]
+
+
+@pytest.mark.pipes
+@pytest.mark.parametrize("put", [lambda p: os.mkfifo(p), Path.mkdir, lambda p: p.symlink_to("nowhere")])
+def test_a_run_whose_settings_cannot_be_read_stays_in_the_list(tmp_path, put):
+    run = make(tmp_path)
+    (run.path / "config.yaml").unlink()
+    put(run.path / "config.yaml")
+    assert [found.id for found in list_runs(tmp_path)] == [run.id] == [find(tmp_path, str(run.path)).id]
+    assert refresh(run).state == "queued"
+    with pytest.raises(UserError, match="cannot read the configuration .*config.yaml"):
+        run.config()
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**40, 10**30])

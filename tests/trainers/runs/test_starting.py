@@ -77,7 +77,7 @@ def test_a_run_that_is_just_starting_has_its_device_already(tmp_path):
     run = RunFolder.create(tmp_path, CONFIG, "a")
     run.set_status(state="starting", gpus=[])
     with pytest.raises(UserError, match=f"{run.id} is just starting"):
-        starting.refuse_busy(tmp_path, [])
+        starting.require_free(tmp_path, "cpu")
 
 
 def test_a_finished_run_is_not_resumed(tmp_path):

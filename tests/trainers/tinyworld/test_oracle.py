@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainers.tinyworld.making.distort import KINDS, distort
+from trainers.tinyworld.making.distort import DISTORTIONS, distort
 from trainers.tinyworld.oracle import OracleResult, measure
 from trainers.tinyworld.people import sample_people
 from trainers.tinyworld.render import motion, render, to_frames
@@ -29,7 +29,7 @@ def seen(scenes: SceneBatch, clips: Tensor) -> OracleResult:
 def failing(scenes: SceneBatch, kind: str, severity: float = 1.0) -> OracleResult:
     generator = torch.Generator().manual_seed(1)
     n = len(scenes)
-    altered, moves = distort(scenes, torch.full((n,), KINDS.index(kind)), torch.full((n,), severity), generator)
+    altered, moves = distort(scenes, torch.full((n,), DISTORTIONS.index(kind)), torch.full((n,), severity), generator)
     return seen(scenes, render(scenes, altered, moves=moves))
 
 

@@ -12,7 +12,7 @@ from ..people import PARTS, appearance, sample_people
 from ..render import HEAD_LINE, Motion, motion
 from ..scenes import MAX_PEOPLE, SceneBatch
 
-KINDS = ("swap", "blend", "drift", "lost attribute", "missing", "copy-paste")
+DISTORTIONS = ("swap", "blend", "drift", "lost attribute", "missing", "copy-paste")
 
 
 def looks(scenes: SceneBatch, frames: int = FRAMES) -> Tensor:
@@ -25,7 +25,7 @@ def distort(
 ) -> tuple[Tensor, Motion]:
     """Appearance [B, 3, F, P] and motion of scenes that are distorted in one way each.
 
-    kind: int64 [B], index into KINDS, or -1 for none; severity: float32 [B] in (0, 1]. All on the scenes' device.
+    kind: int64 [B], index into DISTORTIONS, or -1 for none; severity: float32 [B] in (0, 1]. All on the scenes' device.
 
     swap: two people have each other's appearance from some frame on (severity 1: from the first).
     blend: each person is mixed with the next by up to one half.
@@ -49,7 +49,7 @@ def distort(
         return (torch.arange(MAX_PEOPLE, device=device) == who[:, None]).view(b, MAX_PEOPLE, 1, 1)
 
     def chosen(name: str) -> Tensor:
-        return (kind == KINDS.index(name)).view(b, 1, 1, 1)
+        return (kind == DISTORTIONS.index(name)).view(b, 1, 1, 1)
 
     who = someone()
     partner = (who + 1 + (torch.rand(b, generator=generator, device=device) * (scenes.count - 1)).long()) % scenes.count
@@ -90,13 +90,13 @@ def distort(
 def random_kinds(count: int, shares: dict[str, float], generator: torch.Generator) -> Tensor:
     """Kinds int64 [count], sampled with the given shares; the remaining share is -1, no distortion.
 
-    Raises ValueError for a name that is not in KINDS and for a sum of shares over 1.
+    Raises ValueError for a name that is not in DISTORTIONS and for a sum of shares over 1.
     """
-    if unknown := set(shares) - set(KINDS):
-        raise ValueError(f"unknown distortions {sorted(unknown)}; there are {', '.join(KINDS)}")
+    if unknown := set(shares) - set(DISTORTIONS):
+        raise ValueError(f"unknown distortions {sorted(unknown)}; there are {', '.join(DISTORTIONS)}")
     if sum(shares.values()) > 1 + 1e-6:
         raise ValueError(f"shares {shares} add up to more than 1")
-    bounds = torch.tensor([shares.get(k, 0.0) for k in KINDS], device=generator.device).cumsum(0)
+    bounds = torch.tensor([shares.get(k, 0.0) for k in DISTORTIONS], device=generator.device).cumsum(0)
     uniform = torch.rand(count, generator=generator, device=generator.device)
     kind = torch.bucketize(uniform, bounds, right=True)
-    return torch.where(kind < len(KINDS), kind, -1)
+    return torch.where(kind < len(DISTORTIONS), kind, -1)

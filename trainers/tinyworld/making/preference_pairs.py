@@ -21,9 +21,9 @@ from ..models import FPS, FRAMES, PORTRAIT
 from ..people import PARTS, appearance
 from ..render import Motion, render, render_portraits, to_frames
 from ..scenes import MAX_PEOPLE, STAND, SceneBatch, sample_scenes
-from .distort import KINDS, distort, looks, random_kinds
+from .distort import DISTORTIONS, distort, looks, random_kinds
 
-WAYS = (*KINDS, "strangers")
+WAYS = (*DISTORTIONS, "strangers")
 """How a clip may fail: the kinds of `distort`, or some of its people replaced by strangers from the start."""
 SHARES = {"swap": 0.15, "blend": 0.15, "drift": 0.15, "lost attribute": 0.28, "missing": 0.08, "copy-paste": 0.05}
 """Shares of the ways among failing clips; the rest are strangers."""
@@ -129,7 +129,7 @@ class PairStream:
 
     def _film(self, scenes: SceneBatch, kind: Tensor, severity: Tensor) -> tuple[Tensor, Tensor]:
         """Clips uint8 [B, 4, H, W, 3] of scenes that fail in the given ways, and their damage [B]."""
-        known = torch.where(kind < len(KINDS), kind, -1)
+        known = torch.where(kind < len(DISTORTIONS), kind, -1)
         altered, moves = distort(scenes, known, severity, self.generator)
         altered = altered[:, :, SEEN]
         moves = Motion(**{name: track[:, :, SEEN] for name, track in vars(moves).items()})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.tinyworld.making.distort import KINDS, distort, looks, random_kinds
+from trainers.tinyworld.making.distort import DISTORTIONS, distort, looks, random_kinds
 from trainers.tinyworld.render import motion
 from trainers.tinyworld.scenes import JUMP, STAND, SceneBatch, sample_scenes
 
@@ -13,7 +13,7 @@ def scenes(count: int, counts: tuple[int, ...] = (2, 3)) -> SceneBatch:
 
 
 def distorted(scene: SceneBatch, kind: str | None, severity: float, seed: int = 0):
-    index = -1 if kind is None else KINDS.index(kind)
+    index = -1 if kind is None else DISTORTIONS.index(kind)
     generator = torch.Generator().manual_seed(seed)
     return distort(scene, torch.full((len(scene),), index), torch.full((len(scene),), severity), generator)
 
@@ -88,7 +88,7 @@ def test_severity_orders_the_change():
 
 def test_kinds_mix_in_one_batch_without_touching_each_other():
     scene = scenes(3)
-    kind = torch.tensor([-1, KINDS.index("missing"), KINDS.index("copy-paste")])
+    kind = torch.tensor([-1, DISTORTIONS.index("missing"), DISTORTIONS.index("copy-paste")])
     altered, moves = distort(scene, kind, torch.ones(3), torch.Generator().manual_seed(0))
     assert torch.equal(altered, looks(scene))
     assert torch.equal(moves.visible[[0, 2]], motion(scene).visible[[0, 2]])
@@ -97,9 +97,9 @@ def test_kinds_mix_in_one_batch_without_touching_each_other():
 
 def test_random_kinds_keep_their_shares():
     kinds = random_kinds(4000, {"swap": 0.25, "drift": 0.1}, torch.Generator().manual_seed(0))
-    assert (kinds == KINDS.index("swap")).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert (kinds == KINDS.index("drift")).float().mean().item() == pytest.approx(0.1, abs=0.02)
-    assert set(kinds.tolist()) == {-1, KINDS.index("swap"), KINDS.index("drift")}
+    assert (kinds == DISTORTIONS.index("swap")).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (kinds == DISTORTIONS.index("drift")).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert set(kinds.tolist()) == {-1, DISTORTIONS.index("swap"), DISTORTIONS.index("drift")}
 
 
 @pytest.mark.parametrize("shares", [{"swaps": 0.1}, {"swap": 0.6, "blend": 0.6}])

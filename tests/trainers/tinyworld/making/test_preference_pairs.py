@@ -7,7 +7,7 @@ import torch
 
 from trainers.preference.pairs import Pair
 from trainers.rewards.geometry import frame_indices, seconds_per_step
-from trainers.tinyworld.making.distort import KINDS, distort, looks
+from trainers.tinyworld.making.distort import DISTORTIONS, distort, looks
 from trainers.tinyworld.making.preference_pairs import SEEN, PairStream, damage, held_out_pairs
 from trainers.tinyworld.models import FPS, FRAMES
 from trainers.tinyworld.render import Motion
@@ -29,7 +29,7 @@ def _damage(scenes: SceneBatch, kind: int, severity: float) -> torch.Tensor:
     kinds = torch.full((n,), kind)
     altered, moves = distort(scenes, kinds, torch.full((n,), severity), torch.Generator().manual_seed(1))
     moves = Motion(**{k: v[:, :, SEEN] for k, v in vars(moves).items()})
-    return damage(scenes, altered[:, :, SEEN], moves, kinds == KINDS.index("copy-paste"))
+    return damage(scenes, altered[:, :, SEEN], moves, kinds == DISTORTIONS.index("copy-paste"))
 
 
 def test_a_clean_clip_has_no_damage(scenes: SceneBatch) -> None:
@@ -38,20 +38,20 @@ def test_a_clean_clip_has_no_damage(scenes: SceneBatch) -> None:
 
 @pytest.mark.parametrize("kind", ["blend", "drift", "missing"])
 def test_damage_grows_with_severity(scenes: SceneBatch, kind: str) -> None:
-    light, heavy = (_damage(scenes, KINDS.index(kind), severity) for severity in (0.3, 0.9))
+    light, heavy = (_damage(scenes, DISTORTIONS.index(kind), severity) for severity in (0.3, 0.9))
     assert (heavy >= light).all() and heavy.mean() > 1.5 * light.mean()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DISTORTIONS)
 def test_every_failure_is_damage(scenes: SceneBatch, kind: str) -> None:
     severity = 0.6
-    assert _damage(scenes, KINDS.index(kind), severity).mean() > 0.05
+    assert _damage(scenes, DISTORTIONS.index(kind), severity).mean() > 0.05
 
 
 def test_people_who_stand_elsewhere_all_along_are_not_damaged(scenes: SceneBatch) -> None:
     """The reward reads no prompt, and cannot know who should stand where."""
-    assert _damage(scenes, KINDS.index("swap"), 1.0).max() < 1e-6
-    assert _damage(scenes, KINDS.index("swap"), 0.5).mean() > 0.1
+    assert _damage(scenes, DISTORTIONS.index("swap"), 1.0).max() < 1e-6
+    assert _damage(scenes, DISTORTIONS.index("swap"), 0.5).mean() > 0.1
 
 
 def test_strangers_are_more_damage_than_any_of_the_people_mixed(scenes: SceneBatch) -> None:
@@ -59,7 +59,7 @@ def test_strangers_are_more_damage_than_any_of_the_people_mixed(scenes: SceneBat
     _, moves = distort(scenes, torch.full((64,), -1), torch.ones(64), torch.Generator().manual_seed(1))
     moves = Motion(**{k: v[:, :, SEEN] for k, v in vars(moves).items()})
     strangers = damage(scenes, others, moves, torch.zeros(64, dtype=torch.bool))
-    assert strangers.mean() > 0.4 > _damage(scenes, KINDS.index("blend"), 0.9).mean()
+    assert strangers.mean() > 0.4 > _damage(scenes, DISTORTIONS.index("blend"), 0.9).mean()
 
 
 def test_the_stream_is_a_function_of_its_seed(pairs: list[Pair]) -> None:
