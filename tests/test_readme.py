@@ -33,6 +33,7 @@ TINY = {
         *("--set", "lora={rank: 2, alpha: 2}", "--set", "evaluation={items: 2, steps: 2}"),
     ],
     "sample": ["--preset", "tiny", "--height", "16", "--width", "16", "--frames", "5", "--steps", "2"],
+    "bench": ["--phases", "text", "--repeats", "1"],
 }
 LONG = ("demo", "proof", "comfyui", "verify")  # tested in tests/trainers; here they are parsed only
 
@@ -167,6 +168,7 @@ PRINTS = {
     "runs": "tiny-",
     "resume": "finished after 1 of 1",
     "evaluate": "base policy",
+    "bench": "encode text",
 }
 
 

@@ -21,7 +21,7 @@ ORDER = (
     "diffusion rewards",
     "runs preference",
     "grpo",
-    "parity tinyworld.making",
+    "bench parity tinyworld.making",
     "commands",
     "cli",
 )

@@ -29,6 +29,7 @@ COMMANDS = {
     "runs": "list runs, show one, or stop one",
     "settings": "print every setting with its type, default, preset values and meaning",
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",
+    "bench": "measure seconds, TFLOP/s and memory of every phase of an iteration on this machine",
     "verify": "recompute golden cases and print each quantity's error; exit 1 if one is out of tolerance",
     "comfyui": "start ComfyUI with this pack in it; finds it, or installs it through comfy-cli",
 }

@@ -30,7 +30,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "negative_prompt": WAN_NEGATIVE_PROMPT,
         "policy": {"dtype": "bfloat16"},
         "reward": {"dtype": "bfloat16"},
-        "optim": {"gradient_checkpointing": True},
         "evaluation": {"video": {"height": 480, "width": 832, "frames": 81}},
     },
     # One trained step per video, another in every group, by CPS: most gained per second of the GPU (row `fast` of the
@@ -46,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "updates_per_iteration": 1,
             "window": {"kind": "random", "size": 1, "last": 12, "per": "group"},
         },
-        "optim": {"learning_rate": 5e-5, "clip_range": 1e-5, "kl": 0.0, "gradient_checkpointing": True},
+        "optim": {"learning_rate": 5e-5, "clip_range": 1e-5, "kl": 0.0},
         "ema": {"every": 1},
         "evaluation": {"steps": 30},
     },

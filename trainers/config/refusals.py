@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -86,7 +86,9 @@ def _allowed(annotation: Any, metadata: Sequence[Any]) -> str:
         (kind,) = (part for part in parts if part is not NoneType)
         return f"{_allowed(kind, metadata)}, or null"
     if get_origin(annotation) is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else str(parts[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_allowed(part, metadata) for part in parts)
     if get_origin(annotation) is tuple:
         return f"list of {len(parts)}, each {_allowed(parts[0], [])}"
     if get_origin(annotation) is list:

@@ -31,6 +31,7 @@ Scale = Annotated[Number, Field(ge=1, le=100)]
 Interval = Annotated[Integer, Field(ge=1, le=1_000_000)]
 MicroBatch = Annotated[Integer, Field(ge=1, le=1024)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 Tracker = Literal["tensorboard", "wandb"]
 
 
@@ -54,6 +55,15 @@ class PolicyConfig(Section):
     vae: Place | None = Field(None, description="folder or .safetensors file of the VAE; null: in the model's folder")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of transformer and text encoder; LoRA and VAE stay float32"
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="compile the transformer's blocks: some minutes once, then twice as fast; auto: where it pays",
+    )
+    fp8: bool = Field(
+        False,
+        description="multiply in FP8 wherever neither a gradient nor a probability depends on it (steps outside the "
+        "window, evaluation, the KL's base policy); NVIDIA Ada, Hopper or newer, dtype bfloat16",
     )
 
 
@@ -202,8 +212,10 @@ class OptimConfig(Section):
         False, description="divide advantages by the standard deviation over all groups, not over their own"
     )
     micro_batch: MicroBatch = Field(4, description="videos in one backward pass on one device")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: slower, with a tenth of their memory"
+    gradient_checkpointing: Literal["auto"] | Share = Field(
+        "auto",
+        description="share of the blocks, 0 to 1, that are recomputed in the backward pass: slower, with a tenth of "
+        "their memory; auto: on a GPU as many as its memory asks for, elsewhere none",
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..policies.base import OVERFLOW_REMEDY, ConditionBatch, Conditions, Guidance, Policy, VideoSize, buckets
+from ..policies.fp8 import fast_products
 from .noise import noise_generators, unit_noise
 from .schedule import Schedule, flow_schedule
 from .solvers import SolverName, make_solver
@@ -35,7 +36,8 @@ def denoise(
     finite_steps = torch.zeros((), dtype=torch.int64, device=latents.device)
     for index in range(schedule.steps):
         check()
-        velocity = policy.velocity(latents, schedule.timestep_batch(index, len(latents)), batch, guidance)
+        with fast_products(policy.transformer):
+            velocity = policy.velocity(latents, schedule.timestep_batch(index, len(latents)), batch, guidance)
         watch(latents - schedule.sigmas[index] * velocity)
         latents = solve(latents, velocity, index)
         finite_steps += latents.isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from ..diffusion.sampling import micro_batches
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import ode_step
 from ..policies.base import Conditions, Guidance, Policy, VideoSize
+from ..policies.fp8 import fast_products
 from ..prompts import PromptItem
 from ..rewards.scoring import score_videos
 from .plan import Planned
@@ -100,8 +102,9 @@ def roll_out(
     means = latents.new_empty(count, trained, *shape) if keep_means else None
     for index in range(config.steps):
         check()
-        velocity = policy.velocity(latents, schedule.timestep_batch(index, count), batch, guidance)
         rows, places = (steps == index).nonzero(as_tuple=True)
+        with nullcontext() if len(rows) else fast_products(policy.transformer):
+            velocity = policy.velocity(latents, schedule.timestep_batch(index, count), batch, guidance)
         following = ode_step(latents, velocity, schedule, index) if len(rows) < count else latents.clone()
         if len(rows):
             noise = unit_noise([generators[row] for row in rows.tolist()], shape, policy.device)

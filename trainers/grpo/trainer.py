@@ -22,7 +22,7 @@ from ..diffusion.noise import derive_seed
 from ..diffusion.schedule import flow_schedule
 from ..errors import UserError
 from ..lora.formats import read_lora
-from ..lora.inject import add_lora, load_lora_into, to_lora
+from ..lora.inject import load_lora_into, to_lora
 from ..policies.base import Policy
 from ..policies.load import policy_of
 from ..rewards.load import load_reward
@@ -35,6 +35,7 @@ from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, re
 from .evaluate import Evaluator
 from .interrupt import Interrupt, Stopped
 from .plan import Planned, plan_iteration, plan_windows
+from .prepare import prepare
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker
 from .update import KL_METRICS, METRICS, PolicyUpdate
@@ -112,11 +113,11 @@ class Trainer:
         self.resuming, self.check = resuming, interrupt.check
         self.policy: Policy = policy_of(config.policy, ranks.device)
         self.reward = load_reward(config.reward, ranks.device)
-        add_lora(self.policy.transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
+        reason = prepare(self.policy, config)
+        if ranks.is_main:
+            run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
         if config.start_lora and not resuming:
             load_lora_into(self.policy.transformer, read_lora(config.start_lora))
-        if config.optim.gradient_checkpointing:
-            self.policy.transformer.enable_gradient_checkpointing()
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
         self.update = PolicyUpdate(self.policy, config, schedule, ranks)
         self.rollouts = RolloutWorker(
@@ -287,7 +288,7 @@ class Trainer:
         def report(done: float) -> None:
             self._report("update", (number + done) / count)
 
-        return self.update.accumulate(batches, advantages, terms, self.check, report)
+        return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
 
     # --- evaluation and saving ---------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from ..diffusion.schedule import Schedule
 from ..errors import UserError
 from ..lora.inject import lora_disabled, lora_parameters
 from ..policies.base import ConditionBatch, Policy
+from ..policies.fp8 import fast_products
 from .ema import Ema
 from .losses import LOSSES, kl_divergence
 from .ranks import Ranks
@@ -44,10 +45,12 @@ class PolicyUpdate:
         terms: int,
         check: Callable[[], None],
         report: Callable[[float], None],
+        on_policy: bool = False,
     ) -> dict[str, float]:
         """Add the gradients of this process's rollouts of one update; returns the sums of the metrics.
 
-        `advantages` [n]: of the whole iteration, by place in the plan. `terms`: rollouts times window steps of the
+        `advantages` [n]: of the whole iteration, by place in the plan. `on_policy`: nothing was updated since the
+        rollouts (see `step_losses`). `terms`: rollouts times window steps of the
         update over all processes, so that the sum of gradients is that of the mean loss. `check` is called before
         every step, `report` gets the fraction that is done.
         """
@@ -56,7 +59,7 @@ class PolicyUpdate:
         for batch in batches:
             for start in range(0, len(batch), size):
                 part = batch[start : start + size]
-                self._backward(part, advantages[part.members], terms, check, sums)
+                self._backward(part, advantages[part.members], terms, on_policy, check, sums)
             done += len(batch)
             report(done / total)
         return {name: value.item() for name, value in sums.items()}
@@ -87,7 +90,13 @@ class PolicyUpdate:
         return norm
 
     def _backward(
-        self, batch: RolloutBatch, advantages: Tensor, terms: int, check: Callable[[], None], sums: dict[str, Tensor]
+        self,
+        batch: RolloutBatch,
+        advantages: Tensor,
+        terms: int,
+        on_policy: bool,
+        check: Callable[[], None],
+        sums: dict[str, Tensor],
     ) -> None:
         """Add the gradients of all window steps of some rollouts, and their metrics to `sums`."""
         if not self.config.optim.kl and not advantages.any():
@@ -97,18 +106,20 @@ class PolicyUpdate:
         batch, advantages = batch.to(device), advantages.to(device, torch.float32)
         for step in range(batch.trained_steps):
             check()
-            losses, metrics = self.step_losses(conditions, batch, step, advantages)
+            losses, metrics = self.step_losses(conditions, batch, step, advantages, on_policy)
             (losses.sum() / terms).backward()
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value.sum()
 
     def step_losses(
-        self, conditions: ConditionBatch, batch: RolloutBatch, step: int, advantages: Tensor
+        self, conditions: ConditionBatch, batch: RolloutBatch, step: int, advantages: Tensor, on_policy: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [B] of the window's `step`-th transition for rollouts on the policy's device, and metrics, each [B].
 
         loss = clipped policy loss + kl * KL(policy || base policy), as the published trainer
-        (tests/golden/sde/README.md, points 7 and 8).
+        (tests/golden/sde/README.md, points 7 and 8). `on_policy`: the policy is the one that sampled. Its probability
+        now is taken for the one then, so that the ratio is 1 in any precision: half precision and other batches move it
+        by about as much as the clip allows. `ratio_error` still measures by how much.
         """
         rollout, kl_weight = self.config.rollout, self.config.optim.kl
         index, stochastic_step = batch.steps[:, step], DYNAMICS[rollout.dynamics]
@@ -118,10 +129,16 @@ class PolicyUpdate:
         velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
         now = stochastic_step(latents, velocity, self.schedule, index, next_latents=next_latents)
         old_mean = None if batch.means is None else batch.means[:, step]
-        loss, metrics = self.loss.compute(now, batch.log_probs[:, step], advantages, old_mean)
-        metrics["ratio_error"] = (metrics.pop("ratio") - 1).abs()
+        old_log_prob = batch.log_probs[:, step]
+        drift = (now.log_prob.detach() - old_log_prob).expm1().abs()
+        if on_policy:
+            old_log_prob, old_mean = now.log_prob.detach(), None if old_mean is None else now.mean.detach()
+        loss, metrics = self.loss.compute(now, old_log_prob, advantages, old_mean)
+        del metrics["ratio"]
+        metrics["ratio_error"] = drift
         if kl_weight:
-            with torch.no_grad(), lora_disabled(self.policy.transformer):
+            transformer = self.policy.transformer
+            with torch.no_grad(), lora_disabled(transformer), fast_products(transformer):
                 base_velocity = self.policy.velocity(latents, timesteps, conditions, guidance)
                 base = stochastic_step(latents, base_velocity, self.schedule, index, next_latents=next_latents)
             kl = kl_divergence(now, base.mean)

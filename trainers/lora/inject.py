@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -12,8 +12,8 @@ from torch import nn
 
 from ..errors import UserError
 from .adapter import LoRA
+from .layer import LoraLinear
 
-ADAPTER = "default"
 TARGETS = r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
 
 
@@ -33,7 +33,7 @@ def add_lora(transformer: nn.Module, rank: int, alpha: float, seed: int) -> None
     ]
     if not names:
         raise UserError("this model has no attention projections to add a LoRA to; give a Wan transformer of diffusers")
-    _inject(transformer, {name: rank for name in names}, {name: alpha for name in names})
+    _inject(transformer, dict.fromkeys(names, rank), dict.fromkeys(names, alpha))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in lora_parameters(transformer).items():
@@ -48,8 +48,8 @@ def lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """`<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r] of every adapted layer, in model order."""
     found = {}
     for name, layer in _layers(transformer):
-        found[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
-        found[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
+        found[f"{name}.lora_A.weight"] = layer.lora_A
+        found[f"{name}.lora_B.weight"] = layer.lora_B
     return found
 
 
@@ -57,23 +57,22 @@ def lora_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
 def lora_disabled(transformer: nn.Module) -> Iterator[None]:
     """Within the block the transformer is the base policy: its LoRA is off."""
     layers = [layer for _, layer in _layers(transformer)]
-    before = [layer._disable_adapters for layer in layers]
-    # Not peft's enable_adapters(): that also sets requires_grad to False, which breaks a graph under construction.
+    before = [layer.enabled for layer in layers]
     for layer in layers:
-        layer._disable_adapters = True
+        layer.enabled = False
     try:
         yield
     finally:
         for layer, value in zip(layers, before, strict=True):
-            layer._disable_adapters = value
+            layer.enabled = value
 
 
 def to_lora(transformer: nn.Module) -> LoRA:
     """A copy, on the CPU, of the transformer's LoRA. Raises UserError when there is none."""
     modules, alpha = {}, {}
     for name, layer in _layers(transformer):
-        modules[name] = tuple(part[ADAPTER].weight.detach().cpu().clone() for part in (layer.lora_A, layer.lora_B))
-        alpha[name] = float(layer.scaling[ADAPTER] * layer.r[ADAPTER])
+        modules[name] = tuple(factor.detach().cpu().clone() for factor in (layer.lora_A, layer.lora_B))
+        alpha[name] = float(layer.scale * layer.rank)
     if not modules:
         raise UserError("this model has no LoRA to save")
     return LoRA(modules, alpha)
@@ -95,14 +94,15 @@ def check_fits(transformer: nn.Module, lora: LoRA) -> None:
                 f"the LoRA changes {name}, which this model does not have{' adapted' if present else ''}: "
                 "it was made for another model, or trains more layers than this run"
             )
-        if (up.shape[0], down.shape[1]) != (target.out_features, target.in_features):
+        base = target.base if present else target
+        if (up.shape[0], down.shape[1]) != (base.out_features, base.in_features):
             raise UserError(
-                f"the LoRA's {name} is {up.shape[0]}x{down.shape[1]}, the model's {target.out_features}x"
-                f"{target.in_features}: it was made for a model of another size"
+                f"the LoRA's {name} is {up.shape[0]}x{down.shape[1]}, the model's {base.out_features}x"
+                f"{base.in_features}: it was made for a model of another size"
             )
-        if present and target.r[ADAPTER] != lora.rank(name):
+        if present and target.rank != lora.rank(name):
             raise UserError(
-                f"the LoRA has rank {lora.rank(name)}, the one in training {target.r[ADAPTER]}; "
+                f"the LoRA has rank {lora.rank(name)}, the one in training {target.rank}; "
                 f"set lora.rank to {lora.rank(name)}"
             )
 
@@ -127,49 +127,29 @@ def load_lora_into(transformer: nn.Module, lora: LoRA, strength: float = 1.0) ->
     with torch.no_grad():
         for name, layer in _layers(transformer):
             if name not in lora.modules:
-                layer.lora_B[ADAPTER].weight.zero_()
+                layer.lora_B.zero_()
                 continue
             down, up = lora.modules[name]
-            layer.lora_A[ADAPTER].weight.copy_(down)
-            layer.lora_B[ADAPTER].weight.copy_(up.float() * (strength * lora.scale(name) / layer.scaling[ADAPTER]))
+            layer.lora_A.copy_(down)
+            layer.lora_B.copy_(up.float() * (strength * lora.scale(name) / layer.scale))
 
 
 def remove_lora(transformer: nn.Module) -> None:
     """Remove the LoRA and its layers: the transformer is as before."""
     for name, layer in list(_layers(transformer)):
-        parent, _, child = name.rpartition(".")
-        setattr(transformer.get_submodule(parent), child, layer.get_base_layer())
-    if hasattr(transformer, "peft_config"):
-        del transformer.peft_config
+        transformer.set_submodule(name, layer.base)
 
 
-def _inject(transformer: nn.Module, ranks: dict[str, int], alphas: dict[str, float]) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    first = next(iter(ranks))
-    exactly = "|".join(map(re.escape, ranks))
-    config = LoraConfig(
-        r=ranks[first],
-        lora_alpha=alphas[first],
-        init_lora_weights="gaussian",
-        target_modules=rf"(?:{exactly})",
-        rank_pattern={f"^{re.escape(n)}": r for n, r in ranks.items() if r != ranks[first]},
-        alpha_pattern={f"^{re.escape(n)}": a for n, a in alphas.items() if a != alphas[first]},
-    )
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, transformer, adapter_name=ADAPTER)
-    for name, layer in _layers(transformer):
-        layer.scaling[ADAPTER] = alphas[name] / ranks[name]
-        layer.lora_A[ADAPTER].float()
-        layer.lora_B[ADAPTER].float()
+def _inject(transformer: nn.Module, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> None:
+    for name, rank in ranks.items():
+        layer = LoraLinear(transformer.get_submodule(name), rank, alphas[name] / rank)
+        transformer.set_submodule(name, layer)
 
 
-def _layers(transformer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     """The adapted layers with their names in the bare transformer."""
-    from peft.tuners.lora import LoraLayer
-
     for name, module in transformer.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLinear):
             yield name, module
 
 

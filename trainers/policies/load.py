@@ -11,6 +11,7 @@ import torch
 from ..config import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind
 from ..errors import UserError
 from .base import Policy, VideoSize
+from .fp8 import add_fp8
 from .phantom import PhantomPolicy
 from .text_file import load_text_encoder
 from .transformer_file import describe_transformer, load_transformer
@@ -94,7 +95,10 @@ def _is_transformer_folder(folder: Path) -> bool:
 
 def policy_of(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
     """The policy that a run's settings name; see `load_policy`."""
-    return load_policy(config.source, getattr(torch, config.dtype), device, config.text_encoder, config.vae)
+    policy = load_policy(config.source, getattr(torch, config.dtype), device, config.text_encoder, config.vae)
+    if config.fp8:
+        add_fp8(policy.transformer)
+    return policy
 
 
 def load_policy(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..pictures.reading import read_pixels
 from .base import Policy, VideoSize
+from .patches import use_patch_products
 from .vae import WanVae
 
 CACHE_BYTES = 2**30
@@ -183,6 +184,7 @@ class WanVideoPolicy(Policy):
     ) -> None:
         self.transformer = transformer
         use_exact_time_features(transformer)
+        use_patch_products(transformer)
         self.vae = WanVae(vae, vae_pixels)
         self.text = WanText(text_encoder, tokenizer, text_len)
         self.patch = tuple(transformer.config.patch_size)

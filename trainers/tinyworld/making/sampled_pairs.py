@@ -15,6 +15,8 @@ import torch
 from ...config import make_config
 from ...diffusion.sampling import sample_videos
 from ...grpo.evaluate import evaluation_guidance
+from ...lora.formats import read_lora
+from ...lora.inject import load_lora_into
 from ...policies.base import VideoSize
 from ...policies.load import load_policy
 from ...preference.loss import A_BETTER, B_BETTER, TIE
@@ -28,10 +30,17 @@ ALIKE = 0.05
 """Videos whose identity differs by less are a tie."""
 
 
-def sampled_pairs(policy: Path | str, items: int, seed: int, device: torch.device | str, each: int = 3) -> list[Pair]:
-    """All pairs of `each` videos per item, sampled as the preset `tiny` evaluates and labelled by the oracle."""
+def sampled_pairs(
+    policy: Path | str, items: int, seed: int, device: torch.device | str, each: int = 3, lora: Path | None = None
+) -> list[Pair]:
+    """All pairs of `each` videos per item, sampled as the preset `tiny` evaluates and labelled by the oracle.
+
+    `lora`: a LoRA file of the policy that samples.
+    """
     config = make_config("tiny")
     model = load_policy(str(policy), torch.float32, torch.device(device))
+    if lora:
+        load_lora_into(model.transformer, read_lora(lora))
     prompts = tiny_prompt_set("train", items, seed)
     size = VideoSize(HEIGHT, WIDTH, FRAMES)
     conditions = [model.encode(item, size) for item in prompts for _ in range(each)]

@@ -13,7 +13,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ import torch
 
 from ...config import TINYWORLD_WEIGHTS
 from ...files import write_atomic
-from ...preference.pairs import accuracy
-from ...preference.train import RewardTraining, train_base, train_reward
+from ...preference.pairs import Pair, accuracy
+from ...preference.train import RewardTraining, Trained, train_base, train_reward
 from ...rewards.identity import IdentityReward
 from .preference_pairs import PairStream, held_out_pairs
 from .reward_base import build_reward_base
@@ -45,17 +45,23 @@ def main(
     seed: int = 1,
     policy: Path | None = None,
     sampled: int = 400,
+    base: Path | None = None,
+    loras: Sequence[Path] = (),
+    few: int = 0,
 ) -> dict[str, Any]:
     """Make base and reward in `out_dir` within `minutes` and `steps` of training, whichever ends first.
 
     `batch` is in pairs. Half of the reward's pairs are of videos of `sampled` items by `policy`, a folder (default:
-    TinyWorld's own); with 0 all are rendered. Returns, and writes to `identity_reward/made.json`, steps, seconds and
-    the accuracy of the written files on `held_out` pairs.
+    TinyWorld's own), and of as many items by it with each of `loras`; with 0 all are rendered. `base`: the folder of a
+    base that is there already; all the time goes to the reward then. `few`: train on so many rendered pairs again and
+    again, which makes a reward that is easily hacked. Returns, and writes to `identity_reward/made.json`, steps,
+    seconds and the accuracy of the written files on `held_out` pairs.
     """
     out_dir, started = Path(out_dir), time.time()
     half = torch.device(device).type == "cuda"
     validation = held_out_pairs(max(1, min(256, held_out)), seed + 2_000_003, device)
     result: dict[str, Any] = {"seed": seed, "batch": batch}
+    share = 1.0 if base else 1 - BASE_SHARE
 
     def settings(share: float, **changes: Any) -> RewardTraining:
         count = max(1, round(steps * share))
@@ -71,46 +77,57 @@ def main(
             **changes,
         )
 
-    stream, base = (
-        PairStream(batch, seed, device, easy=1.0),
-        settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.5),
-    )
-    report = _printer("base")
-
-    def reduce_easy(event: dict[str, Any]) -> None:
-        if "loss" in event:
-            spent = max(event["step"] / base.steps, event["seconds"] / base.seconds)
-            stream.easy = max(0.0, 1 - spent / EASY)
-        report(event)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        random_base = build_reward_base(scratch, seed=seed)
-        made = train_base(random_base, stream, out_dir / "base_model", base, device, validation, reduce_easy)
-    result["base"] = asdict(made)
-    pairs: PairStream | Mixed = PairStream(batch, seed + 1, device)
+    if base is None:
+        base = out_dir / "base_model"
+        training = settings(BASE_SHARE, learning_rate=1e-3, warmup=0.03, decay=0.5)
+        result["base"] = asdict(
+            _make_base(base, PairStream(batch, seed, device, easy=1.0), training, device, validation)
+        )
+    pairs: PairStream | Mixed | list[Pair] = PairStream(batch, seed + 1, device)
+    if few:
+        pairs, sampled = PairStream(few, seed + 1, device).sample(), 0
+    sampler = policy or TINYWORLD_WEIGHTS / "vace"
     if sampled:
-        pairs = Mixed(pairs, sampled_pairs(policy or TINYWORLD_WEIGHTS / "vace", sampled, 1, device), seed)
+        seen = [sampled_pairs(sampler, sampled, 1 + i, device, lora=lora) for i, lora in enumerate((None, *loras))]
+        pairs = Mixed(pairs, [pair for part in seen for pair in part], seed)
     made = train_reward(
-        out_dir / "base_model",
+        base,
         pairs,
         out_dir / "identity_reward",
-        settings(1 - BASE_SHARE, learning_rate=3e-4, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
+        settings(share, learning_rate=3e-4, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
         device,
         validation,
         _printer("reward"),
     )
     result["reward"] = asdict(made)
-    reward = IdentityReward.load(out_dir / "identity_reward", device=device)
+    reward = IdentityReward.load(out_dir / "identity_reward", base, device=device)
     result["held_out"] = asdict(accuracy(reward, held_out_pairs(held_out, device=device)))
-    if sampled:
-        unseen = sampled_pairs(policy or TINYWORLD_WEIGHTS / "vace", max(1, sampled // 4), 2, device)
-        result["held_out_sampled"] = asdict(accuracy(reward, unseen))
+    for i, lora in enumerate((None, *loras) if sampled else ()):
+        unseen = sampled_pairs(sampler, max(1, sampled // 4), 1001 + i, device, lora=lora)
+        result[f"held_out_sampled{f'_lora_{i}' if lora else ''}"] = asdict(accuracy(reward, unseen))
     result["total_seconds"] = round(time.time() - started)
     result["device"] = torch.cuda.get_device_name() if half else platform.processor() or "cpu"
     text = json.dumps(result, indent=1)
     write_atomic(out_dir / "identity_reward" / "made.json", text + "\n")
     print(text)
     return result
+
+
+def _make_base(
+    folder: Path, stream: PairStream, training: RewardTraining, device: torch.device | str, validation: Sequence[Pair]
+) -> Trained:
+    """Train a random base, at first on easy pairs, and write it to `folder`."""
+    report = _printer("base")
+
+    def reduce_easy(event: dict[str, Any]) -> None:
+        if "loss" in event:
+            spent = max(event["step"] / training.steps, event["seconds"] / training.seconds)
+            stream.easy = max(0.0, 1 - spent / EASY)
+        report(event)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        random_base = build_reward_base(scratch, seed=training.seed)
+        return train_base(random_base, stream, folder, training, device, validation, reduce_easy)
 
 
 def _printer(name: str) -> Callable[[dict[str, Any]], None]:
@@ -146,4 +163,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", type=Path)
     parser.add_argument("--sampled", type=int, default=400)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--loras", type=Path, nargs="*", default=[])
+    parser.add_argument("--few", type=int, default=0)
     main(**vars(parser.parse_args()))

@@ -1,0 +1,66 @@
+"""The table and the JSON on given numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trainers.bench.iteration import PHASES
+from trainers.bench.measure import Row
+from trainers.bench.report import Report, number, table_row
+from trainers.config import make_config
+
+ROW = Row("decode", "video", "float32", 4, [2.0, 4.0, 3.0], [1.0], 5.0, flops=6e12, peak_bytes=3 * 2**30)
+
+
+def report(rows: list[Row]) -> Report:
+    return Report("tiny", "vace", 2, make_config("fast"), {}, {"float32": 8e12, "bfloat16": 1e15}, rows)
+
+
+def rows(seconds: float) -> list[Row]:
+    return [Row(name, "video", "float32", 1, [seconds]) for name in PHASES.values()]
+
+
+def test_achieved_operations_are_those_of_the_median():
+    cells = table_row(ROW, {"float32": 8e12, "bfloat16": 1e15})
+    first = {"phase": "decode", "per": "video", "seconds": "3", "first": "5", "TFLOP": "6", "TFLOP/s": "2"}
+    assert cells == first | {"of matmul": "25% float32", "peak GiB": "3"}
+
+
+def test_operations_that_were_not_counted_are_left_empty():
+    assert table_row(Row("optimiser", "update", "float32", 1, [1.0]), {}).keys() == {"phase", "per", "seconds", "first"}
+
+
+def test_a_phase_without_measurement_shows_why():
+    row = Row("decode", "video", "float32", 4, error="out of memory")
+    assert table_row(row, {}) == {"phase": "decode", "per": "video", "note": "out of memory"}
+
+
+def test_the_last_row_is_an_iteration():
+    total = report(rows(1.0)).table()[-1]
+    assert total["phase"] == "iteration of fast" and total["seconds"] == number(16 + 1 + 2 + 2 / 8 + 1 / 128 + 1 / 128)
+
+
+def test_an_iteration_with_a_phase_missing_names_it():
+    failed = [
+        Row("decode", "video", "float32", 4, error="out of memory"),
+        *(r for r in rows(1.0) if r.name != "decode"),
+    ]
+    total = report(failed).table()[-1]
+    assert "seconds" not in total and total["note"] == "not measured: decode"
+
+
+def test_json_has_every_repeat_and_the_settings(tmp_path):
+    report([ROW]).write(tmp_path / "bench.json")
+    values = json.loads((tmp_path / "bench.json").read_text())
+    assert values["rows"][0]["seconds"] == [2.0, 4.0, 3.0]
+    assert values["settings"]["preset"] == "fast"
+    assert values["iteration"]["seconds_per_video"] is None
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0, "0"), (0.001234, "0.00123"), (12.345, "12.3"), (123.4, "123"), (12345.6, "12346")]
+)
+def test_three_digits(value, text):
+    assert number(value) == text

@@ -1,0 +1,194 @@
+"""Timing one piece of work: seconds, floating-point operations and memory."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import UserError
+
+OUT_OF_MEMORY = "out of memory"
+"""The `error` of a row whose phase needs more memory than there is."""
+
+
+class Clock:
+    """Seconds between `start` and `stop`, which both wait for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.wall, self.cpu = 0.0, 0.0
+
+    def start(self) -> None:
+        synchronize(self.device)
+        self._started = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        synchronize(self.device)
+        self.wall, self.cpu = time.perf_counter() - self._started[0], time.process_time() - self._started[1]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A piece of work: `run` gets a clock, prepares what it needs, and times the rest.
+
+    `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products.
+    """
+
+    name: str
+    per: str
+    units: int
+    dtype: torch.dtype
+    run: Callable[[Clock], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a phase, by its unit.
+
+    `seconds`, `cpu_seconds`: of each repeat; `first_seconds`: of the first run, with compilation and caches to fill.
+    `flops`: operations of one unit, recomputed ones included, 0 when they could not be counted. `peak_bytes`: the most
+    memory the device (on a CPU: this process, ever) held, models included; 0 when unknown. `error`: why there is no
+    measurement, else empty.
+    """
+
+    name: str
+    per: str
+    dtype: str
+    units: int
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    first_seconds: float = 0.0
+    flops: float = 0.0
+    peak_bytes: int = 0
+    error: str = ""
+
+    @property
+    def median(self) -> float:
+        """Seconds of one unit. Raises ValueError when there is no measurement."""
+        return statistics.median(self.seconds)
+
+
+def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
+    """Count the operations of a phase, run it once more to warm up, then `repeats` times.
+
+    When memory runs out, compilation fails or the product refuses its inputs, that becomes the row's `error`.
+    """
+    base = Row(phase.name, phase.per, str(phase.dtype).removeprefix("torch."), phase.units)
+    try:
+        return _measured(base, phase, device, repeats)
+    except (RuntimeError, MemoryError, UserError) as error:
+        reason = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {_first_line(error)}"
+    # Outside the block: the traceback, which holds the tensors, is let go.
+    release_memory(device)
+    return Row(**vars(base) | {"error": reason})
+
+
+def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Row:
+    flops = _count(phase, device) / phase.units
+    clock = Clock(device)
+    phase.run(clock)
+    first = clock.wall / phase.units
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    wall, cpu = [], []
+    for _ in range(repeats):
+        phase.run(clock)
+        wall.append(clock.wall / phase.units)
+        cpu.append(clock.cpu / phase.units)
+    return Row(
+        **vars(base)
+        | {
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "first_seconds": first,
+            "flops": flops,
+            "peak_bytes": peak_bytes(device),
+        }
+    )
+
+
+def count_flops(work: Callable[[], None]) -> float:
+    """Floating-point operations of products, convolutions and attention in `work`, two for a multiply-add.
+
+    Compiled code would hide them, so that everything runs eagerly.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
+    with torch.compiler.set_stance("force_eager"), counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back the memory that nothing uses."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory allocated on a CUDA device since its statistics were reset; else the process's most ever."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory, or the machine's, ran out."""
+    text = str(error)
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+    )
+
+
+def _count(phase: Phase, device: torch.device) -> float:
+    """0 where this takes more memory than there is: the phase itself may take less."""
+    try:
+        return count_flops(lambda: phase.run(Clock(device)))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory(device)
+    return 0.0
+
+
+def _attention_on_cpu() -> dict:
+    """Formulas for the CPU's attention kernels, which torch does not count.
+
+    Queries [B, H, L, E], keys [B, H, S, E], values [B, H, S, V]: two products, of 2 B H L S E and 2 B H L S V
+    operations; the backward pass has five: the scores again, and the gradients of scores, queries, keys, values.
+    """
+
+    def forward(query, key, value, *_, out_shape=None, **__) -> int:
+        return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])
+
+    def backward(_, query, key, value, *__, out_shape=None, **___) -> int:
+        return 2 * math.prod(query[:3]) * key[2] * (3 * query[3] + 2 * value[3])
+
+    found = {}
+    for name, formula in (("", forward), ("_backward", backward)):
+        kernel = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{name}", None)
+        if kernel is not None:
+            found[kernel] = formula
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,120 @@
+"""The models to be measured: TinyWorld's own, or those of a published size with random weights.
+
+Random weights are made on the device in the type they are used in: no file is read, and there is no float32 copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..config import PolicyKind, TrainConfig
+from ..diffusion.noise import derive_seed
+from ..lora.inject import add_lora
+from ..policies.load import POLICIES, TEXT_LENGTH, policy_of
+from ..policies.transformer_file import CLASSES
+from ..policies.wan import WanVideoPolicy
+from ..rewards.collator import Collator
+from ..rewards.identity import IdentityReward
+from ..rewards.load import load_reward
+from ..rewards.model import RewardModel
+from ..rewards.sequence import HEAD, IMAGE, REWARD_TOKEN, TAIL, VIDEO, Sequencer
+from ..tinyworld.models import build_tokenizer
+from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config
+
+
+def make_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device) -> WanVideoPolicy:
+    """The policy with a LoRA to be trained, as a run of `config` prepares it."""
+    policy = policy_of(config.policy, device) if size == "tiny" else _random_policy(size, kind, config, device)
+    add_lora(policy.transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
+    if config.optim.gradient_checkpointing:
+        policy.transformer.enable_gradient_checkpointing()
+    return policy
+
+
+def make_reward(size: Size, config: TrainConfig, device: torch.device) -> IdentityReward:
+    """The identity reward: TinyWorld's, or one of Qwen2.5-VL-3B's size with sdpa attention."""
+    if size == "tiny":
+        return load_reward(config.reward, device)
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    def build() -> nn.Module:
+        return Qwen2_5_VLForConditionalGeneration._from_config(Qwen2_5_VLConfig(**REWARD), attn_implementation="sdpa")
+
+    model = _without_weights(build)
+    inner = model.model
+    # Versions of transformers differ in where these lie.
+    visual = inner.visual if hasattr(inner, "visual") else model.visual
+    language = getattr(inner, "language_model", inner)
+    dtype = getattr(torch, config.reward.dtype)
+    for part in (visual, language):
+        fill_randomly(part, dtype, device)
+    sequencer = Sequencer(_reward_tokenizer(), REWARD["vision_config"]["tokens_per_second"])
+    reward = RewardModel(visual, language, sequencer.image_token, sequencer.video_token)
+    return IdentityReward(reward.requires_grad_(False).to(device), Collator(sequencer))
+
+
+@torch.no_grad()
+def fill_randomly(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Give the weightless model random weights on `device`, frozen, in evaluation mode; returns it.
+
+    Matrices and kernels are normal with variance 1 / inputs, norms 1, biases 0, so that activations stay finite at any
+    depth. What the class keeps in float32 is float32, the rest `dtype`.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    wide = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, module in model.named_modules():
+        for own, empty in list(module.named_parameters(recurse=False)):
+            kind = torch.float32 if wide & {*name.split("."), own} else dtype
+            weight = torch.empty(empty.shape, dtype=kind, device=device)
+            if weight.numel() == max(weight.shape, default=1):
+                weight.fill_(0.0 if own == "bias" else 1.0)
+            else:
+                inputs = weight.shape[-1] if weight.ndim < 3 else math.prod(weight.shape[1:])
+                weight.normal_(std=inputs**-0.5, generator=generator)
+            setattr(module, own, nn.Parameter(weight, requires_grad=False))
+        for own, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(own, buffer.to(device), own not in module._non_persistent_buffers_set)
+    return model.eval()
+
+
+def _random_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device) -> WanVideoPolicy:
+    import diffusers
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    dtype = getattr(torch, config.policy.dtype)
+    name = next(name for name, its_kind in CLASSES.items() if its_kind == kind)
+    transformer = _without_weights(lambda: getattr(diffusers, name)(**transformer_config(size, kind)))
+    encoder = _without_weights(lambda: UMT5EncoderModel(UMT5Config(**TEXT_ENCODER)))
+    # One tensor, as in the loaded model.
+    encoder.encoder.embed_tokens = encoder.shared
+    return POLICIES[kind](
+        fill_randomly(transformer, dtype, device),
+        fill_randomly(_without_weights(diffusers.AutoencoderKLWan), torch.float32, device),
+        fill_randomly(encoder, dtype, device),
+        build_tokenizer(["two people wave"]),
+        TEXT_LENGTH,
+    )
+
+
+def _without_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return build()
+
+
+def _reward_tokenizer():
+    """A tokenizer with the special tokens of Qwen2.5-VL that makes one token of each word of the instruction."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    splitter = pre_tokenizers.Whitespace()
+    words = sorted({word for word, _ in splitter.pre_tokenize_str(HEAD + TAIL)})
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0} | {w: i for i, w in enumerate(words, 1)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = splitter
+    special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", *IMAGE, VIDEO[1], REWARD_TOKEN]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    return tokenizer

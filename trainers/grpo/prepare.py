@@ -1,0 +1,18 @@
+"""A policy made ready for training."""
+
+from __future__ import annotations
+
+from ..config import TrainConfig
+from ..diffusion.noise import derive_seed
+from ..lora.inject import add_lora
+from ..policies.base import Policy
+from ..policies.compiling import compile_blocks
+from ..policies.recompute import Recompute
+
+
+def prepare(policy: Policy, config: TrainConfig) -> str:
+    """Add the LoRA, choose what the backward pass recomputes, compile the blocks; returns why not compiled, or ""."""
+    transformer = policy.transformer
+    add_lora(transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
+    transformer.enable_gradient_checkpointing(Recompute(transformer, config.optim.gradient_checkpointing))
+    return compile_blocks(transformer, config.policy.compile)
