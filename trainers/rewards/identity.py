@@ -18,7 +18,7 @@ from .checkpoint import find_base, find_checkpoint, merge_weights, read_weights
 from .collator import Collator, frame_rates
 from .config_files import BaseFile, read_config_file
 from .model import RewardModel, load_base
-from .pixels import MERGE, Grid
+from .pixels import Grid
 from .sequence import Sequencer
 
 CACHED_REFERENCES = 128
@@ -113,18 +113,13 @@ class IdentityReward:
 
     def _embed_references(self, references: Sequence[Sequence[Picture]]) -> list[list[tuple[Grid, Tensor]]]:
         keys = [[_cache_key(r) for r in images] for images in references]
-        missing = {
-            k: r
-            for ks, images in zip(keys, references, strict=True)
-            for k, r in zip(ks, images, strict=True)
-            if k not in self._references
-        }
-        if missing:
-            rows, (grids,) = self.collator.reference_rows([list(missing.values())], self.device)
-            vectors = self.model.embed_pictures(rows, grids)
-            sizes = [t * h * w // MERGE**2 for t, h, w in grids]
-            for key, grid, part in zip(missing, grids, vectors.split(sizes), strict=True):
-                self._references[key] = (grid, part.clone())
+        for ks, images in zip(keys, references, strict=True):
+            for key, image in zip(ks, images, strict=True):
+                if key not in self._references:
+                    # One by one: in a batch the last bits depend on the other pictures, and after a resume others are
+                    # missing.
+                    rows, ((grid,),) = self.collator.reference_rows([[image]], self.device)
+                    self._references[key] = (grid, self.model.embed_pictures(rows, [grid]))
         found = [[self._references[k] for k in ks] for ks in keys]
         for key in (k for ks in keys for k in ks):
             self._references.move_to_end(key)
