@@ -19,7 +19,7 @@ ORDER = (
     "lora",
     "policies tinyworld",
     "diffusion rewards",
-    "runs preference",
+    "memory runs preference",
     "grpo",
     "bench parity tinyworld.making",
     "commands",
@@ -43,6 +43,8 @@ COMFYUI = {
     "nodes",
     "server",
 }
+# Run by ComfyUI's interpreter in a process of its own.
+COMFYUI_PROGRAM = "bench.peers.comfyui_program"
 
 Graph = dict[str, set[str]]
 
@@ -169,8 +171,15 @@ def test_trainers_import_nothing_of_the_nodes_and_nothing_of_comfyui(repository)
     graph = relative_imports(repository / "trainers")
     assert named({name: {t for t in targets if t.startswith("..")} for name, targets in graph.items()}) == {}
     names = absolute_imports(repository / "trainers")
+    assert names.pop(COMFYUI_PROGRAM) >= {"comfy"}
     forbidden = COMFYUI | {"trainers", "identity_grpo"}
     assert named({name: found & forbidden for name, found in names.items()}) == {}
+
+
+def test_the_program_for_comfyuis_interpreter_is_apart(repository):
+    graph = relative_imports(repository / "trainers")
+    assert not graph[COMFYUI_PROGRAM]
+    assert [name for name, targets in graph.items() if COMFYUI_PROGRAM in targets] == []
 
 
 def test_the_door_imports_comfyui_only_through_the_nodes(repository):

@@ -30,6 +30,7 @@ COMMANDS = {
     "settings": "print every setting with its type, default, preset values and meaning",
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",
     "bench": "measure seconds, TFLOP/s and memory of every phase of an iteration on this machine",
+    "memory": "train a short run under several limits of GPU memory, and compare what it needed with the plan",
     "verify": "recompute golden cases and print each quantity's error; exit 1 if one is out of tolerance",
     "comfyui": "start ComfyUI with this pack in it; finds it, or installs it through comfy-cli",
 }

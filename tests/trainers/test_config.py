@@ -229,3 +229,12 @@ def test_paths_are_frozen_absolute(monkeypatch, tmp_path):
     assert config.start_lora == str(Path.home() / "x")
     assert config.reward.base_model == str(Path.cwd() / "b")
     assert config.policy.source == "tinyworld" and config.evaluation_prompts is None
+
+
+@pytest.mark.parametrize("value", ["some", True, 1.5, -0.1])
+def test_a_setting_that_may_be_a_word_or_a_number_is_refused_in_one_sentence(value):
+    with pytest.raises(UserError) as error:
+        make_config("tiny", {"optim": {"gradient_checkpointing": value}})
+    (line,) = str(error.value).splitlines()[1:]
+    assert line.strip().startswith("optim.gradient_checkpointing is `")
+    assert line.endswith("expected: auto or number from 0 to 1")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +27,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.wall, self.cpu = 0.0, 0.0
+        self._started = 0.0, 0.0
 
     def start(self) -> None:
         synchronize(self.device)
@@ -35,11 +38,60 @@ class Clock:
         self.wall, self.cpu = time.perf_counter() - self._started[0], time.process_time() - self._started[1]
 
 
+class FlopClock(Clock):
+    """A clock that counts floating-point operations between `start` and `stop`: those of products, convolutions and
+    attention, two for a multiply-add. Compiled code would hide them, so that it runs eagerly in between.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
+        self._between = ExitStack()
+
+    @property
+    def flops(self) -> float:
+        return float(self._counter.get_total_flops())
+
+    def start(self) -> None:
+        super().start()
+        self._between.enter_context(torch.compiler.set_stance("force_eager"))
+        self._between.enter_context(self._counter)
+
+    def stop(self) -> None:
+        self._between.close()
+        super().stop()
+
+
+class _EnoughSteps(Exception):
+    """Ends a loop whose timed steps are done."""
+
+
+@contextmanager
+def timed_steps(clock: Clock, steps: int) -> Iterator[Callable[[], None]]:
+    """A function to be called once per step of a loop, always at the same place: `steps` steps are timed.
+
+    The clock starts at its first call; when the steps are done, the function raises and the block ends.
+    """
+    calls = itertools.count()
+
+    def step() -> None:
+        done = next(calls)
+        if done == 0:
+            clock.start()
+        elif done == steps:
+            clock.stop()
+            raise _EnoughSteps
+
+    with suppress(_EnoughSteps):
+        yield step
+
+
 @dataclass(frozen=True)
 class Phase:
     """A piece of work: `run` gets a clock, prepares what it needs, and times the rest.
 
-    `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products.
+    `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products. `ours`: the phase
+    that a peer's is compared with.
     """
 
     name: str
@@ -47,16 +99,18 @@ class Phase:
     units: int
     dtype: torch.dtype
     run: Callable[[Clock], None]
+    ours: str = ""
 
 
 @dataclass(frozen=True)
 class Row:
     """What was measured of a phase, by its unit.
 
-    `seconds`, `cpu_seconds`: of each repeat; `first_seconds`: of the first run, with compilation and caches to fill.
+    `seconds`, `cpu_seconds`: of each repeat. `first_seconds`: of the whole first run, all its units, with compilation
+    and caches to fill.
     `flops`: operations of one unit, recomputed ones included, 0 when they could not be counted. `peak_bytes`: the most
     memory the device (on a CPU: this process, ever) held, models included; 0 when unknown. `error`: why there is no
-    measurement, else empty.
+    measurement, else empty. `ours`: of a peer's row, the phase that it is compared with.
     """
 
     name: str
@@ -69,6 +123,7 @@ class Row:
     flops: float = 0.0
     peak_bytes: int = 0
     error: str = ""
+    ours: str = ""
 
     @property
     def median(self) -> float:
@@ -81,7 +136,7 @@ def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
 
     When memory runs out, compilation fails or the product refuses its inputs, that becomes the row's `error`.
     """
-    base = Row(phase.name, phase.per, str(phase.dtype).removeprefix("torch."), phase.units)
+    base = Row(phase.name, phase.per, str(phase.dtype).removeprefix("torch."), phase.units, ours=phase.ours)
     try:
         return _measured(base, phase, device, repeats)
     except (RuntimeError, MemoryError, UserError) as error:
@@ -95,7 +150,7 @@ def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Ro
     flops = _count(phase, device) / phase.units
     clock = Clock(device)
     phase.run(clock)
-    first = clock.wall / phase.units
+    first = clock.wall
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     wall, cpu = [], []
@@ -115,15 +170,14 @@ def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Ro
     )
 
 
-def count_flops(work: Callable[[], None]) -> float:
-    """Floating-point operations of products, convolutions and attention in `work`, two for a multiply-add.
-
-    Compiled code would hide them, so that everything runs eagerly.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
-    with torch.compiler.set_stance("force_eager"), counter:
-        work()
-    return float(counter.get_total_flops())
+def count_flops(run: Callable[[Clock], None], device: torch.device) -> float:
+    """The operations of what `run` times with the clock it gets."""
+    clock = FlopClock(device)
+    try:
+        run(clock)
+    finally:
+        clock.stop()  # also where an error came between
+    return clock.flops
 
 
 def synchronize(device: torch.device) -> None:
@@ -161,7 +215,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def _count(phase: Phase, device: torch.device) -> float:
     """0 where this takes more memory than there is: the phase itself may take less."""
     try:
-        return count_flops(lambda: phase.run(Clock(device)))
+        return count_flops(phase.run, device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..config import PolicyKind, TrainConfig
-from ..diffusion.noise import derive_seed
-from ..lora.inject import add_lora
+from ..grpo.prepare import prepare
+from ..policies.fp8 import add_fp8
 from ..policies.load import POLICIES, TEXT_LENGTH, policy_of
 from ..policies.transformer_file import CLASSES
 from ..policies.wan import WanVideoPolicy
@@ -23,15 +23,13 @@ from ..rewards.load import load_reward
 from ..rewards.model import RewardModel
 from ..rewards.sequence import HEAD, IMAGE, REWARD_TOKEN, TAIL, VIDEO, Sequencer
 from ..tinyworld.models import build_tokenizer
-from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config
+from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config, vae_config
 
 
 def make_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device) -> WanVideoPolicy:
     """The policy with a LoRA to be trained, as a run of `config` prepares it."""
     policy = policy_of(config.policy, device) if size == "tiny" else _random_policy(size, kind, config, device)
-    add_lora(policy.transformer, config.lora.rank, config.lora.alpha, derive_seed(config.seed, "lora"))
-    if config.optim.gradient_checkpointing:
-        policy.transformer.enable_gradient_checkpointing()
+    prepare(policy, config)
     return policy
 
 
@@ -81,19 +79,35 @@ def fill_randomly(model: nn.Module, dtype: torch.dtype, device: torch.device) ->
     return model.eval()
 
 
-def _random_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device) -> WanVideoPolicy:
+def random_transformer(size: Size, kind: PolicyKind, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A transformer of diffusers with random weights, without a LoRA."""
     import diffusers
+
+    name = next(name for name, its_kind in CLASSES.items() if its_kind == kind)
+    model = _without_weights(lambda: getattr(diffusers, name)(**transformer_config(size, kind)))
+    return fill_randomly(model, dtype, device)
+
+
+def random_vae(size: Size, device: torch.device) -> nn.Module:
+    """Wan's VAE in float32 with random weights."""
+    from diffusers import AutoencoderKLWan
+
+    return fill_randomly(_without_weights(lambda: AutoencoderKLWan(**vae_config(size))), torch.float32, device)
+
+
+def _random_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device) -> WanVideoPolicy:
     from transformers import UMT5Config, UMT5EncoderModel
 
     dtype = getattr(torch, config.policy.dtype)
-    name = next(name for name, its_kind in CLASSES.items() if its_kind == kind)
-    transformer = _without_weights(lambda: getattr(diffusers, name)(**transformer_config(size, kind)))
     encoder = _without_weights(lambda: UMT5EncoderModel(UMT5Config(**TEXT_ENCODER)))
     # One tensor, as in the loaded model.
     encoder.encoder.embed_tokens = encoder.shared
+    transformer = random_transformer(size, kind, dtype, device)
+    if config.policy.fp8:
+        add_fp8(transformer)
     return POLICIES[kind](
-        fill_randomly(transformer, dtype, device),
-        fill_randomly(_without_weights(diffusers.AutoencoderKLWan), torch.float32, device),
+        transformer,
+        random_vae(size, device),
         fill_randomly(encoder, dtype, device),
         build_tokenizer(["two people wave"]),
         TEXT_LENGTH,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
+from ..diffusion.sampling import denoise
 from ..diffusion.schedule import flow_schedule
 from ..grpo.checkpoint import TrainingState, capture, save_checkpoint
+from ..grpo.evaluate import evaluation_guidance, evaluation_micro_batch, evaluation_size
 from ..grpo.ranks import Ranks
 from ..grpo.rollout import RolloutBatch, roll_out
 from ..grpo.update import PolicyUpdate
@@ -28,22 +29,18 @@ from ..rewards.identity import IdentityReward
 from ..rewards.scoring import score_videos
 from ..tinyworld.models import PORTRAIT
 from .iteration import PHASES
-from .measure import Clock, Phase
+from .measure import Clock, Phase, timed_steps
 
 SAMPLED_STEPS = 3
-"""Steps that are timed of one rollout."""
+"""Steps that are timed of one rollout by default."""
 PICTURES = {"tiny": PORTRAIT, "1.3b": 480, "14b": 480}
 """Side of a reference image in pixels."""
-
-
-class _Enough(Exception):
-    """Ends a rollout whose timed steps are done."""
 
 
 class Workload:
     """A policy and a reward at work as in a run of `config`, with reference images and prompts made up on the way.
 
-    `references`: people per prompt item; `side`: of their pictures, in pixels.
+    `references`: people per prompt item; `side`: of their pictures, in pixels. `timed_steps`: of one rollout.
     """
 
     def __init__(
@@ -53,12 +50,14 @@ class Workload:
         config: TrainConfig,
         references: int = 2,
         side: int = PORTRAIT,
+        timed_steps: int = SAMPLED_STEPS,
     ) -> None:
-        self.side = side
+        self.side, self.timed_steps = side, timed_steps
         self.policy, self.reward, self.config, self.references = policy, reward, config, references
         video = config.video
         self.size = VideoSize(video.height, video.width, video.frames)
         self.schedule = flow_schedule(config.rollout.steps, config.rollout.shift, policy.device)
+        self.ratio_error: float | None = None
         self._numbers = count()
         self._random = np.random.default_rng(0)
 
@@ -74,6 +73,8 @@ class Workload:
             "train": ("video", self.config.optim.micro_batch, self.policy.dtype, self._train),
             "optimiser": ("update", 1, torch.float32, self._optimise),
             "checkpoint": ("checkpoint", 1, torch.float32, self._save),
+            "evaluate": ("video", self._evaluated * self._evaluation_steps, self.policy.dtype, self._evaluate),
+            "evaluate-decode": ("video", self._evaluated, torch.float32, self._decode_evaluated),
         }
         return [Phase(PHASES[name], *made[name]) for name in PHASES if name in names]
 
@@ -112,24 +113,28 @@ class Workload:
         self._sample(clock, range(self._timed_steps))
 
     def _sample(self, clock: Clock, window: Sequence[int]) -> None:
-        done = count()
-
-        def check() -> None:
-            step = next(done)
-            if step == 0:
-                clock.start()
-            elif step == self._timed_steps:
-                clock.stop()
-                raise _Enough
-
-        with contextlib.suppress(_Enough):
-            self._roll_out(self.config.rollout.micro_batch, window, check)
+        with timed_steps(clock, self._timed_steps) as step:
+            self._roll_out(self.config.rollout.micro_batch, window, step)
 
     def _decode(self, clock: Clock) -> None:
-        latents = self._latents(self.config.rollout.micro_batch)
+        self._decode_at(clock, self.size, self.config.rollout.micro_batch)
+
+    def _decode_evaluated(self, clock: Clock) -> None:
+        self._decode_at(clock, evaluation_size(self.config), self._evaluated)
+
+    def _decode_at(self, clock: Clock, size: VideoSize, number: int) -> None:
+        latents = self._latents(size, number)
         clock.start()
         self.policy.decode(latents, self.references)
         clock.stop()
+
+    def _evaluate(self, clock: Clock) -> None:
+        number, size, config = self._evaluated, evaluation_size(self.config), self.config
+        schedule = flow_schedule(config.evaluation.steps, config.rollout.shift, self.policy.device)
+        batch = self.policy.batch([self._evaluation_conditions] * number)
+        noise = self._latents(size, number)
+        with timed_steps(clock, self._evaluation_steps) as step:
+            denoise(self.policy, batch, schedule, evaluation_guidance(config), noise, step)
 
     def _score(self, clock: Clock) -> None:
         size, number = self.size, self.config.reward.micro_batch
@@ -147,8 +152,9 @@ class Workload:
         batch, update = self._rollout_batch, self.update
         advantages = torch.tensor([1.0, -1.0]).repeat(len(batch))[: len(batch)]
         clock.start()
-        update.accumulate([batch], advantages, len(batch), lambda: None, lambda _: None)
+        sums = update.accumulate([batch], advantages, len(batch), lambda: None, lambda _: None, on_policy=True)
         clock.stop()
+        self.ratio_error = sums["ratio_error"] / len(batch)
 
     def _optimise(self, clock: Clock) -> None:
         # Gradients that are missing count as zero, and take as long.
@@ -168,11 +174,23 @@ class Workload:
 
     @property
     def _timed_steps(self) -> int:
-        return min(SAMPLED_STEPS, self.config.rollout.steps - 1)
+        return min(self.timed_steps, self.config.rollout.steps - 1)
 
     @property
     def _sampled(self) -> int:
         return self._timed_steps * self.config.rollout.micro_batch
+
+    @property
+    def _evaluated(self) -> int:
+        return evaluation_micro_batch(self.config)
+
+    @property
+    def _evaluation_steps(self) -> int:
+        return min(self.timed_steps, self.config.evaluation.steps - 1)
+
+    @cached_property
+    def _evaluation_conditions(self) -> Conditions:
+        return self.policy.encode(self._item, evaluation_size(self.config))
 
     @cached_property
     def _item(self) -> PromptItem:
@@ -212,8 +230,8 @@ class Workload:
             check=check,
         )
 
-    def _latents(self, number: int) -> Tensor:
-        shape = self.policy.latent_shape(self.size, self.references)
+    def _latents(self, size: VideoSize, number: int) -> Tensor:
+        shape = self.policy.latent_shape(size, self.references)
         generator = torch.Generator(self.policy.device).manual_seed(0)
         return torch.randn(number, *shape, generator=generator, device=self.policy.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ KEYS = {name: key for key, name in PHASES.items()}
 
 @dataclass
 class Report:
-    """What one call of `bench` has measured so far. `rates`: operations per second of matrix products by type."""
+    """What one call of `bench` has measured so far.
+
+    `rates`: operations per second of matrix products by type. `ratio_error`: how far the probability ratio of the
+    trained step was from 1, where the policy was still the one that sampled.
+    """
 
     size: str
     policy: str
@@ -30,21 +35,31 @@ class Report:
     machine: dict[str, Any]
     rates: dict[str, float] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    ratio_error: float | None = None
 
     def iteration(self) -> tuple[dict[str, float], list[str]]:
         """Seconds per video of an iteration by phase, and the phases that are missing."""
-        return seconds_per_video(self.config, {KEYS[row.name]: row.median for row in self.rows if not row.error})
+        known = {KEYS[row.name]: row.median for row in self.rows if row.name in KEYS and not row.error}
+        return seconds_per_video(self.config, known)
+
+    def cells(self, row: Row) -> dict[str, Any]:
+        """The cells of one row, beside ours if it is a peer's."""
+        ours = next((other for other in self.rows if other.name == row.ours and not other.error), None)
+        cells = table_row(row, self.rates, ours)
+        if row.cpu_seconds and self.machine.get("device", "").startswith("cpu"):
+            cells["CPU s"] = number(statistics.median(row.cpu_seconds))
+        return cells
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per phase, and the iteration's, by the names of the columns."""
-        rows = [table_row(row, self.rates) for row in self.rows]
+        """The phases, the iteration that they add up to, then all else; by the names of the columns."""
         parts, missing = self.iteration()
         total = {"phase": f"iteration of {self.config.preset}", "per": "video"}
-        lacking = ", ".join(PHASES[name] for name in missing)
-        rows.append(
-            total | ({"note": f"not measured: {lacking}"} if missing else {"seconds": number(sum(parts.values()))})
-        )
-        return rows
+        if missing:
+            total["note"] = f"not measured: {', '.join(PHASES[name] for name in missing)}"
+        else:
+            total["seconds"] = number(sum(parts.values()))
+        phases = [self.cells(row) for row in self.rows if row.name in KEYS]
+        return [*phases, total, *(self.cells(row) for row in self.rows if row.name not in KEYS)]
 
     def to_json(self) -> str:
         parts, missing = self.iteration()
@@ -61,6 +76,7 @@ class Report:
                 "parts": parts,
                 "missing": missing,
             },
+            "ratio_error": self.ratio_error,
             "settings": self.config.model_dump(mode="json"),
         }
         return json.dumps(values, indent=1) + "\n"
@@ -69,12 +85,19 @@ class Report:
         write_atomic(path, self.to_json())
 
 
-def table_row(row: Row, rates: dict[str, float]) -> dict[str, Any]:
-    """A phase's cells, as text: seconds, TFLOP, TFLOP/s, its share of the matrix products' rate in the same type."""
+def table_row(row: Row, rates: dict[str, float], ours: Row | None = None) -> dict[str, Any]:
+    """A phase's cells, as text: seconds, TFLOP, TFLOP/s, its share of the matrix products' rate in the same type.
+
+    `ours`: the phase that a peer's is compared with.
+    """
     cells = {"phase": row.name, "per": row.per}
     if row.error:
         return cells | {"note": row.error}
-    cells |= {"seconds": number(row.median), "first": number(row.first_seconds)}
+    cells |= {"seconds": number(row.median)}
+    if row.first_seconds:
+        cells["first +s"] = number(max(0.0, row.first_seconds - row.units * row.median))
+    if ours:
+        cells["note"] = f"{number(row.median / ours.median)} times ours"
     if row.flops:
         achieved = row.flops / row.median
         cells |= {"TFLOP": number(row.flops / 1e12), "TFLOP/s": number(achieved / 1e12)}

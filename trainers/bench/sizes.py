@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from ..config import PolicyKind
+from ..tinyworld.models import PHANTOM, VACE, VAE
 
 Size = Literal["tiny", "1.3b", "14b"]
 SIZES: tuple[Size, ...] = get_args(Size)
@@ -88,5 +89,12 @@ REWARD: dict[str, Any] = {
 
 
 def transformer_config(size: Size, kind: PolicyKind) -> dict[str, Any]:
-    """Arguments of the transformer's class in diffusers; `size` is not `tiny`."""
+    """Arguments of the transformer's class in diffusers."""
+    if size == "tiny":
+        return VACE if kind == "vace" else PHANTOM
     return TRANSFORMERS[size] | (CONTROL[size] if kind == "vace" else {})
+
+
+def vae_config(size: Size) -> dict[str, Any]:
+    """Arguments of AutoencoderKLWan."""
+    return VAE if size == "tiny" else {}

@@ -6,6 +6,8 @@ import re
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from ..bench.iteration import PHASES
 from ..bench.sizes import SIZES
 from ..config import RECIPES, TrainConfig, make_config, preset_for
 from ..config.presets import merge
+from ..errors import UserError
+from .comfyui import find_comfyui, find_python
 from .numbers import number_between
 from .options import add_set, parse_settings
 from .tables import markdown_table
@@ -20,8 +24,11 @@ from .tables import markdown_table
 if TYPE_CHECKING:
     import torch
 
+    from ..bench.measure import Phase, Row
     from ..bench.report import Report
 
+MOST_PEOPLE = 8
+PEERS = ("diffusers", "comfyui", "published")
 RESOLUTION = re.compile(r"(\d{1,4})x(\d{1,4})x(\d{1,4})")
 
 
@@ -43,11 +50,32 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--resolution", type=resolution, metavar="FxHxW", help="frames, height, width, e.g. 33x240x416 (the preset's)"
     )
     parser.add_argument("--micro-batch", type=number_between(1, 1024), help="videos at once, sampled and trained")
-    parser.add_argument("--references", type=number_between(1, 8), default=2, help="people per video (default: 2)")
+    parser.add_argument(
+        "--references", type=number_between(1, MOST_PEOPLE), default=2, help="people per video (default: 2)"
+    )
     parser.add_argument(
         "--phases", nargs="+", choices=tuple(PHASES), default=tuple(PHASES), help="what is measured (default: all)"
     )
     parser.add_argument("--repeats", type=number_between(1, 1000), default=3, help="the median of so many (default: 3)")
+    parser.add_argument(
+        "--repeat-references",
+        type=counts,
+        default=(),
+        metavar="N,N,...",
+        help="then sample with so many people each: shows what a new number of people costs at its first step",
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="then print torch's profile of a sampled and a trained step"
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        type=peer,
+        default=(),
+        metavar="PEER",
+        help="then the same work in diffusers, in comfyui (found as `comfyui` finds it), or in published=FOLDER, a "
+        "checkout of alibaba/identity-grpo",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there too, after every phase")
 
@@ -60,12 +88,23 @@ def resolution(text: str) -> dict[str, int]:
     return dict(zip(("frames", "height", "width"), map(int, found.groups()), strict=True))
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """`1,2,3` as numbers of people, for `type=` of an argument."""
+    return tuple(map(number_between(1, MOST_PEOPLE), text.split(",")))
+
+
+def peer(text: str) -> tuple[str, str]:
+    """Name and folder of another program, for `type=` of an argument."""
+    name, _, folder = text.partition("=")
+    if name not in PEERS or (name == "published") != bool(folder):
+        raise ArgumentTypeError(f"`{text}` is not diffusers, comfyui or published=FOLDER")
+    return name, folder
+
+
 def main(options: Namespace) -> int:
-    """Print the table as it grows; 0, or 1 when a phase failed for another reason than memory."""
+    """Print the table when all is measured; 0, or 1 when a phase failed for another reason than memory."""
     config = config_of(options)
-    from ..bench.measure import OUT_OF_MEMORY, measure
-    from ..bench.models import make_policy, make_reward
-    from ..bench.phases import PICTURES, Workload
+    from ..bench.measure import OUT_OF_MEMORY, is_out_of_memory, release_memory
     from ..bench.rates import matmul_rates
     from ..bench.report import Report, machine
     from .progress import quiet_libraries
@@ -77,22 +116,77 @@ def main(options: Namespace) -> int:
     say("matrix products")
     report.rates = matmul_rates(device)
     say(", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in report.rates.items()))
+    try:
+        measure_ours(options, report, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say("out of memory while the models were made: nothing more is measured of them")
+    for name, folder in options.peers:
+        # Only one program's models at a time.
+        release_memory(device)
+        measure_peer(name, folder, options, report, device)
+    print(markdown_table(report.table()), flush=True)
+    return int(any(row.error and row.error != OUT_OF_MEMORY for row in report.rows))
+
+
+def measure_ours(options: Namespace, report: Report, device: torch.device) -> None:
+    """Add the rows of our phases, then those of other numbers of people; print the profiles."""
+    from ..bench.models import make_policy, make_reward
+    from ..bench.phases import PICTURES, Workload
+    from ..bench.profile import profile_phase
+
+    config = report.config
     say(f"weights of {options.policy} {options.size}")
     policy = make_policy(options.size, options.policy, config, device)
     reward = None
     if "score" in options.phases:
         say("weights of the reward")
         reward = make_reward(options.size, config, device)
-    workload = Workload(policy, reward, config, options.references, PICTURES[options.size])
-    say("encoding a first item")
-    workload.warm_caches()
-    for phase in workload.phases(options.phases):
-        say(phase.name)
-        report.rows.append(measure(phase, device, options.repeats))
-        _save(report, options.json)
-        say("  " + _short(report))
-    print(markdown_table(report.table()), flush=True)
-    return int(any(row.error and row.error != OUT_OF_MEMORY for row in report.rows))
+
+    def workload(references: int = options.references, **steps: int) -> Workload:
+        say(f"encoding an item of {references} people")
+        made = Workload(policy, reward, config, references, PICTURES[options.size], **steps)
+        made.warm_caches()
+        return made
+
+    own = workload()
+    _measure_all(own.phases(options.phases), options, report, device)
+    report.ratio_error = own.ratio_error
+    if own.ratio_error is not None:
+        say(f"ratio error, rollout against training: {own.ratio_error:.2g}")
+    for references in options.repeat_references:
+        (phase,) = workload(references).phases(["ode"])
+        named = replace(phase, name=f"{phase.name}, people: {references}")
+        _measure_all([named], options, report, device)
+    if options.profile:
+        for phase in workload(timed_steps=1).phases(["ode", "train"]):
+            say(f"profile of {phase.name}")
+            print(profile_phase(phase, device), flush=True)
+
+
+def measure_peer(name: str, folder: str, options: Namespace, report: Report, device: torch.device) -> None:
+    """Add the rows of another program. Raises UserError when ComfyUI is asked for and cannot be found."""
+    arguments = options.size, options.policy, report.config, options.references
+    if name == "comfyui":
+        from ..bench.peers.comfyui import measure_comfyui, task_of
+
+        place = find_comfyui()
+        if place is None:
+            raise UserError("--peers comfyui: no ComfyUI was found; set COMFYUI_PATH to its folder")
+        python = find_python(place) or Path(sys.executable)
+        say(f"ComfyUI in {place}, with {python}")
+        _add(measure_comfyui(place, python, task_of(*arguments, options.repeats), device), options, report)
+        return
+    if name == "diffusers":
+        from ..bench.peers.plain_diffusers import PlainDiffusers
+
+        phases = PlainDiffusers(*arguments, device).phases()
+    else:
+        from ..bench.peers.published import Published
+
+        phases = Published(Path(folder).expanduser(), *arguments, device).phases()
+    _measure_all(phases, options, report, device)
 
 
 def config_of(options: Namespace) -> TrainConfig:
@@ -114,8 +208,6 @@ def device_of(name: str | None) -> torch.device:
     import torch
     from accelerate import PartialState
 
-    from ..errors import UserError
-
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device; leave the option out, or install torch with CUDA")
     return PartialState(cpu=name == "cpu").device
@@ -126,13 +218,16 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _short(report: Report) -> str:
-    from ..bench.report import table_row
+def _measure_all(phases: Sequence[Phase], options: Namespace, report: Report, device: torch.device) -> None:
+    from ..bench.measure import measure
 
-    cells = table_row(report.rows[-1], report.rates)
-    return ", ".join(f"{name} {value}" for name, value in cells.items() if name not in ("phase",))
+    for phase in phases:
+        say(phase.name)
+        _add(measure(phase, device, options.repeats), options, report)
 
 
-def _save(report: Report, path: Path | None) -> None:
-    if path:
-        report.write(path)
+def _add(row: Row, options: Namespace, report: Report) -> None:
+    report.rows.append(row)
+    if options.json:
+        report.write(options.json)
+    say("  " + ", ".join(f"{name} {value}" for name, value in report.cells(row).items() if name != "phase"))

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from ..config import TrainConfig
 from ..errors import UserError
 from ..runs.folder import RunFolder
+from .memory_plan import check_memory, plan_lines
 from .options import add_policy_and_preset, add_processes, add_runs_folder, config_from
 from .training import check_devices, train_to_end
 
@@ -21,6 +22,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="seed of everything that is random (default: 0)")
     parser.add_argument("--start-lora", help="a LoRA to start from")
     parser.add_argument("--name", help="how the run's id begins (default: the preset)")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print the expected GPU memory by phase and the time of an iteration; loads and trains nothing",
+    )
     add_processes(parser)
     add_runs_folder(parser)
 
@@ -29,7 +35,12 @@ def main(options: Namespace) -> int:
     """Returns 0 when the run finished, 130 when it was stopped. Raises UserError, and leaves no run, for bad inputs."""
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
+    if options.plan:
+        for line in plan_lines(config, options.processes):
+            print(line)
+        return 0
     check_devices(options.processes)
+    check_memory(config)
     return train_to_end(RunFolder.create(options.runs, config, options.name), False, options.processes)
 
 

@@ -40,7 +40,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _sentence(error: Any, model: type[BaseModel]) -> str:
-    location = [part for part in error["loc"] if isinstance(part, str)]
+    location = _named([part for part in error["loc"] if isinstance(part, str)], model)
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
         return f"there is no setting `{name}`{_meant(location, model)}"
@@ -53,6 +53,16 @@ def _sentence(error: Any, model: type[BaseModel]) -> str:
     expected = "a section of settings" if section is not None else allowed(field)
     quote = "; put it in quotes" if error["type"] == "string_type" and error["input"] is not None else ""
     return f"{name} is {_shown(error['input'])}; expected: {expected}{quote}"
+
+
+def _named(location: list[str], model: type[BaseModel] | None) -> list[str]:
+    """The part of a location that names a setting: pydantic adds the alternatives of one that may be several things."""
+    for count, name in enumerate(location, 1):
+        field = model.model_fields.get(name) if model else None
+        if field is not None and section_of(field) is None:
+            return location[:count]
+        model = section_of(field) if field is not None else None
+    return location
 
 
 def _meant(location: Sequence[str], model: type[BaseModel]) -> str:

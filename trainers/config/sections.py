@@ -31,7 +31,7 @@ Scale = Annotated[Number, Field(ge=1, le=100)]
 Interval = Annotated[Integer, Field(ge=1, le=1_000_000)]
 MicroBatch = Annotated[Integer, Field(ge=1, le=1024)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]
-Share = Annotated[Number, Field(ge=0, le=1)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
 Tracker = Literal["tensorboard", "wandb"]
 
 
@@ -212,7 +212,7 @@ class OptimConfig(Section):
         False, description="divide advantages by the standard deviation over all groups, not over their own"
     )
     micro_batch: MicroBatch = Field(4, description="videos in one backward pass on one device")
-    gradient_checkpointing: Literal["auto"] | Share = Field(
+    gradient_checkpointing: Literal["auto"] | Fraction = Field(
         "auto",
         description="share of the blocks, 0 to 1, that are recomputed in the backward pass: slower, with a tenth of "
         "their memory; auto: on a GPU as many as its memory asks for, elsewhere none",
@@ -258,6 +258,20 @@ class CheckpointConfig(Section):
     )
 
 
+class MemoryConfig(Section):
+    """What of a run's models is on the GPU at the same time. All plans give the same run."""
+
+    plan: Literal["auto", "resident", "phases", "block_swap"] = Field(
+        "auto",
+        description="resident: transformer, VAE and reward stay on the GPU; phases: each is there only while it works; "
+        "block_swap: as phases, and of the transformer only two blocks (this sets optim.gradient_checkpointing); "
+        "auto: the first of these that fits",
+    )
+    limit: Number | None = Field(
+        None, gt=0, le=1024, description="GiB of GPU memory that each process may use; null: what is free at its start"
+    )
+
+
 class TrainConfig(Section):
     """Everything that decides a run. The same config and seed give the same run."""
 
@@ -295,6 +309,7 @@ class TrainConfig(Section):
     ema: EmaConfig = EmaConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    memory: MemoryConfig = MemoryConfig()
 
     @model_validator(mode="after")
     def _ratio_fits_dynamics(self) -> TrainConfig:

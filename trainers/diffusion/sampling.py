@@ -50,7 +50,7 @@ def denoise(
 
 
 @torch.no_grad()
-def sample_videos(
+def sample_latents(
     policy: Policy,
     conditions: Sequence[Conditions],
     size: VideoSize,
@@ -62,22 +62,39 @@ def sample_videos(
     check: Callable[[], None] = lambda: None,
     progress: Callable[[Iterable], Iterable] = iter,
     solver: SolverName = "euler",
-) -> Tensor:
-    """Sample videos uint8 [B, F, H, W, 3] by the ODE, with any numbers of references. Sample i depends on seed i alone.
+) -> Iterator[tuple[list[int], Tensor, int]]:
+    """Sample clean latents by the ODE, with any numbers of references. Sample i depends on seed i alone.
 
-    Raises UserError when latents or pixels are not finite.
+    Yields for each micro-batch which samples it has, their latents [n, C, F, h, w] and their number of references.
+    Raises UserError when latents are not finite.
     """
     schedule = flow_schedule(steps, shift, policy.device)
-    chunks = list(micro_batches(dict(enumerate(conditions)), micro_batch))
-    videos: list[Tensor | None] = [None] * len(conditions)
-    for chunk in progress(chunks):
+    for chunk in progress(list(micro_batches(dict(enumerate(conditions)), micro_batch))):
         batch = policy.batch([conditions[i] for i in chunk])
         shape = policy.latent_shape(size, batch.references)
         noise = unit_noise(noise_generators([seeds[i] for i in chunk]), shape, policy.device)
-        latents = denoise(policy, batch, schedule, guidance, noise, check, solver=solver)
-        for i, video in zip(chunk, policy.decode(latents, batch.references), strict=True):
-            videos[i] = video
-    return torch.stack([video.cpu() for video in videos]) if videos else torch.zeros(0, dtype=torch.uint8)
+        yield chunk, denoise(policy, batch, schedule, guidance, noise, check, solver=solver), batch.references
+
+
+def decode_videos(policy: Policy, sampled: Iterable[tuple[list[int], Tensor, int]]) -> Iterator[tuple[int, Tensor]]:
+    """Each sample of `sample_latents` with its video uint8 [F, H, W, 3], on the CPU. Raises UserError when pixels are
+    not finite.
+    """
+    for chunk, latents, references in sampled:
+        yield from zip(chunk, policy.decode(latents, references).cpu(), strict=True)
+
+
+def sample_videos(policy: Policy, conditions: Sequence[Conditions], size: VideoSize, *settings, **options) -> Tensor:
+    """Videos uint8 [B, F, H, W, 3] on the CPU, sampled and decoded; arguments and errors are those of `sample_latents`
+    and `decode_videos`.
+    """
+    return stack_videos(decode_videos(policy, sample_latents(policy, conditions, size, *settings, **options)))
+
+
+def stack_videos(videos: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """Numbered videos of equal shapes in order, as one tensor."""
+    found = dict(videos)
+    return torch.stack([found[i] for i in range(len(found))]) if found else torch.zeros(0, dtype=torch.uint8)
 
 
 def micro_batches(conditions: Mapping[int, Conditions], size: int) -> Iterator[list[int]]:

@@ -1,10 +1,11 @@
-"""What one video of an iteration costs at real size, from measured phases."""
+"""What one video, and an iteration, cost at real size, from measured phases."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..config import PolicyKind, TrainConfig
+from ..memory.plan import PlanName, Workload
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,23 @@ def seconds_per_video(config: TrainConfig, kind: PolicyKind) -> float:
     share = 1 / phases.branches if unguided else 1.0
     trained = phases.trained + (phases.kl if config.optim.kl else 0.0)
     return share * (rollout.steps * phases.sampled + rollout.window.size * trained) + phases.decode
+
+
+MEASURED_TOKENS = 4290  # of the video of `REAL_SIZE`
+PARAMETERS: dict[PolicyKind, float] = {"vace": 2.154e9, "phantom": 1.419e9}
+"""Of the transformers of `REAL_SIZE`."""
+COPY_RATE = 25e9
+"""Bytes a second from pinned host memory over PCIe 4 with 16 lanes."""
+
+
+def seconds_per_iteration(work: Workload, plan: PlanName, processes: int = 1) -> float:
+    """Seconds of an iteration on one H100 for each process, evaluation and scoring left out.
+
+    `seconds_per_video`, in proportion to tokens and parameters, and the copies of a memory plan: beside the computation
+    for swapped blocks, between the phases for whole models.
+    """
+    rollout, kind = work.config.rollout, work.sizes.kind
+    videos = rollout.groups * rollout.group_size / processes
+    share = work.tokens() / MEASURED_TOKENS * work.sizes.transformer / work.sizes.item / PARAMETERS[kind]
+    computing, copying = videos * share * seconds_per_video(work.config, kind), work.copied(plan, processes) / COPY_RATE
+    return max(computing, copying) if plan == "block_swap" else computing + copying

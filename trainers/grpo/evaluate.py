@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
-from ..diffusion.sampling import sample_videos
+from ..diffusion.sampling import decode_videos, sample_latents, stack_videos
 from ..errors import UserError
 from ..lora.inject import lora_disabled
+from ..memory.placement import REWARD, TRANSFORMER, VAE, Placement
 from ..policies.base import Guidance, Policy, VideoSize
 from ..prompts import PromptItem
 from ..rewards.scoring import score_videos
@@ -154,26 +155,38 @@ def held_out_videos(
     config: TrainConfig,
     check: Callable[[], None] = lambda: None,
     progress: Callable[[Sequence], Iterable] = iter,
+    placement: Placement | None = None,
 ) -> Tensor:
-    """Videos uint8 [n, F, H, W, 3] of the items with the noise that every evaluation of this config uses.
+    """Videos uint8 [n, F, H, W, 3] of the items with the noise that every evaluation of this config uses, on the CPU.
 
-    `check` is called before every step, `progress` iterates over the micro-batches.
+    `check` is called before every step, `progress` iterates over the micro-batches. `placement` moves the policy's
+    parts; without it they stay where they are.
     """
     size = evaluation_size(config)
     conditions = [policy.encode(item, size) for item in items]
     seeds = [derive_seed(config.evaluation.seed, "evaluation", item.id) for item in items]
-    return sample_videos(
-        policy,
-        conditions,
-        size,
-        config.evaluation.steps,
-        config.rollout.shift,
-        evaluation_guidance(config),
-        seeds,
-        evaluation_micro_batch(config),
-        check,
-        progress,
+
+    def sample(_: Iterable) -> Iterator[tuple[list[int], Tensor, int]]:
+        found = sample_latents(
+            policy,
+            conditions,
+            size,
+            config.evaluation.steps,
+            config.rollout.shift,
+            evaluation_guidance(config),
+            seeds,
+            evaluation_micro_batch(config),
+            check,
+            progress,
+        )
+        return ((chunk, latents.cpu(), references) for chunk, latents, references in found)
+
+    videos = (placement or Placement()).pipeline(
+        "evaluation: videos",
+        ("evaluation: sample", TRANSFORMER, sample),
+        ("evaluation: decode", VAE, lambda sampled: decode_videos(policy, sampled)),
     )
+    return stack_videos(videos)
 
 
 @torch.no_grad()
@@ -204,16 +217,18 @@ class Evaluator:
         self,
         policy: Policy,
         reward: object,
-        held_out: Sequence[PromptItem],
+        items: Sequence[PromptItem],
         judge: Judge | None,
         config: TrainConfig,
         run: RunFolder,
         ranks: Ranks,
+        placement: Placement,
         check: Callable[[], None],
         report: Callable[[float], None],
     ) -> None:
         self.policy, self.reward, self.judge, self.config = policy, reward, judge, config
-        self.items = evaluated_items(config, held_out)
+        self.placement = placement
+        self.items = items
         self.run, self.ranks, self.check, self.report = run, ranks, check, report
         self.baseline = run.read_measurement("base", Measurement)
         if self.baseline is not None and not self.baseline.is_of(self.items):
@@ -264,7 +279,7 @@ class Evaluator:
             if self.ranks.is_main:
                 items = self.items[:SAMPLES]
                 with ema.applied():
-                    videos = held_out_videos(self.policy, items, self.config, self.check)
+                    videos = held_out_videos(self.policy, items, self.config, self.check, placement=self.placement)
                 self.run.write_clips(iteration, items, videos, self.config.reward.fps)
 
         self.ranks.on_all_ranks(write)
@@ -280,8 +295,9 @@ class Evaluator:
 
         def part() -> tuple[Tensor, Measurement]:
             with weights:
-                videos = held_out_videos(self.policy, own, self.config, self.check, reported)
-            return videos, measure(self.reward, videos, own, self.config, self.judge)
+                videos = held_out_videos(self.policy, own, self.config, self.check, reported, self.placement)
+            with self.placement.phase("evaluation: score", REWARD):
+                return videos, measure(self.reward, videos, own, self.config, self.judge)
 
         videos, mine = self.ranks.on_all_ranks(part)
         return Measurement.join(self.ranks.gather([mine.to_dict()])), videos

@@ -36,6 +36,16 @@ def plan_items(seed: int, iteration: int, groups: int, items: int) -> list[int]:
     return chosen
 
 
+def used_items(seed: int, iterations: int, groups: int, items: int) -> list[int]:
+    """The items that so many iterations sample, in order of their place in the set."""
+    used: set[int] = set()
+    for iteration in range(iterations):
+        used.update(plan_items(seed, iteration, groups, items))
+        if len(used) == items:
+            break
+    return sorted(used)
+
+
 def plan_iteration(seed: int, iteration: int, config: RolloutConfig, items: int) -> list[Planned]:
     """All rollouts of an iteration, group by group; update u owns the u-th slice of `groups_per_update` groups."""
     return [

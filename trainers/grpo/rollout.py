@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from ..diffusion.noise import noise_generators, unit_noise
 from ..diffusion.sampling import micro_batches
 from ..diffusion.schedule import Schedule
 from ..diffusion.solvers import ode_step
+from ..memory.placement import REWARD, TRANSFORMER, VAE, Placement
 from ..policies.base import Conditions, Guidance, Policy, VideoSize
 from ..policies.fp8 import fast_products
 from ..prompts import PromptItem
@@ -132,6 +133,7 @@ class RolloutWorker:
     config: TrainConfig
     schedule: Schedule
     keep_means: bool
+    placement: Placement
     check: Callable[[], None]
     report: Callable[[float], None]
 
@@ -142,25 +144,32 @@ class RolloutWorker:
 
         `windows`: the trained steps of each group. `own`: which places of every update this process works on.
         """
+        updates: list[list[RolloutBatch]] = [[] for _ in range(self.config.rollout.updates_per_iteration)]
+        rewards = self.placement.pipeline(
+            "rollouts",
+            ("sample", TRANSFORMER, lambda _: self._sample(plan, windows, own, updates)),
+            ("decode", VAE, self._decode),
+            ("score", REWARD, lambda decoded: self._score(plan, decoded)),
+        )
+        return updates, rewards
+
+    def _sample(
+        self,
+        plan: list[Planned],
+        windows: Sequence[Sequence[int]],
+        own: range,
+        updates: list[list[RolloutBatch]],
+    ) -> Iterator[tuple[RolloutBatch, Tensor]]:
+        """Each batch with its final latents, on the CPU; they are added to `updates`."""
         config, video = self.config.rollout, self.config.video
         size = VideoSize(video.height, video.width, video.frames)
-        per_update = len(plan) // config.updates_per_iteration
+        per_update, sampled = len(plan) // len(updates), 0
         encoded: dict[int, Conditions] = {}
-        updates, rewards, sampled = [], [], 0
-        unscored: dict[int, Tensor] = {}
-
-        def score() -> None:
-            items = [self.items[plan[place].item] for place in unscored]
-            found = score_videos(self.reward, list(unscored.values()), items, self.config.reward)
-            rewards.extend(zip(unscored, found.tolist(), strict=True))
-            unscored.clear()
-
-        for first in range(0, len(plan), per_update):
-            places = [first + i for i in own]
+        for number, batches in enumerate(updates):
+            places = [number * per_update + i for i in own]
             for item in (plan[place].item for place in places):
                 if item not in encoded:
                     encoded[item] = self.policy.encode(self.items[item], size)
-            updates.append([])
             for members in micro_batches({place: encoded[plan[place].item] for place in places}, config.micro_batch):
                 batch, final = roll_out(
                     self.policy,
@@ -174,13 +183,32 @@ class RolloutWorker:
                     self.keep_means,
                     self.check,
                 )
-                videos = self.policy.decode(final, batch.conditions[0].references)
-                unscored |= dict(zip(members, videos, strict=True))
-                # Rollouts take far more memory than scoring, so that micro-batches of the two differ.
-                if len(unscored) >= self.config.reward.micro_batch:
-                    score()
-                updates[-1].append(batch.to("cpu"))
+                batches.append(batch.to("cpu"))
                 sampled += len(members)
-                self.report(sampled / (len(own) * config.updates_per_iteration))
-        score()
-        return updates, rewards
+                yield batches[-1], final.cpu()
+                self.report(sampled / (len(own) * len(updates)))
+
+    def _decode(self, sampled: Iterable[tuple[RolloutBatch, Tensor]]) -> Iterator[tuple[list[int], Tensor]]:
+        """The members of each batch and their videos, on the CPU."""
+        for batch, final in sampled:
+            self.check()
+            yield batch.members, self.policy.decode(final, batch.conditions[0].references).cpu()
+
+    def _score(self, plan: list[Planned], decoded: Iterable[tuple[list[int], Tensor]]) -> Iterator[tuple[int, float]]:
+        """Each place in the plan with its reward. Rollouts take far more memory than scoring, so that the micro-batches
+        of the two differ.
+        """
+        unscored: dict[int, Tensor] = {}
+
+        def score() -> Iterator[tuple[int, float]]:
+            items = [self.items[plan[place].item] for place in unscored]
+            found = score_videos(self.reward, list(unscored.values()), items, self.config.reward)
+            yield from zip(unscored, found.tolist(), strict=True)
+            unscored.clear()
+
+        for members, videos in decoded:
+            unscored |= dict(zip(members, videos, strict=True))
+            if len(unscored) >= self.config.reward.micro_batch:
+                self.check()
+                yield from score()
+        yield from score()

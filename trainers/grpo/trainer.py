@@ -23,18 +23,19 @@ from ..diffusion.schedule import flow_schedule
 from ..errors import UserError
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into, to_lora
-from ..policies.base import Policy
-from ..policies.load import policy_of
-from ..rewards.load import load_reward
+from ..memory.placement import TRANSFORMER, Placement, metric_name
+from ..memory.plan import MemoryPlan, gib
+from ..policies.base import Policy, VideoSize
 from ..runs.exports import Exports
 from ..runs.folder import RunFolder
 from ..runs.inputs import RunInputs
 from ..runs.progress import Progress, ProgressReport
 from .advantages import group_advantages
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
-from .evaluate import Evaluator
+from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt, Stopped
-from .plan import Planned, plan_iteration, plan_windows
+from .models import encode_items, load_models, plan_memory
+from .plan import Planned, plan_iteration, plan_windows, used_items
 from .prepare import prepare
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker
@@ -81,7 +82,7 @@ def train(
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
             trainer = Trainer(config, run, inputs, ranks, interrupt, progress, resuming)
             result = trainer.train(resume)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
     except BaseException as error:
         if ranks.is_main:
@@ -111,13 +112,10 @@ class Trainer:
     ) -> None:
         self.config, self.run, self.ranks, self.items = config, run, ranks, inputs.items
         self.resuming, self.check = resuming, interrupt.check
-        self.policy: Policy = policy_of(config.policy, ranks.device)
-        self.reward = load_reward(config.reward, ranks.device)
-        reason = prepare(self.policy, config)
-        if ranks.is_main:
-            run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
-        if config.start_lora and not resuming:
-            load_lora_into(self.policy.transformer, read_lora(config.start_lora))
+        self.progress = Progress(run, config.iterations, report)
+        self.held_out = evaluated_items(config, inputs.held_out)
+        models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
+        self.policy, self.reward, self.placement = models.policy, models.reward, models.placement
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
         self.update = PolicyUpdate(self.policy, config, schedule, ranks)
         self.rollouts = RolloutWorker(
@@ -127,25 +125,62 @@ class Trainer:
             config,
             schedule,
             self.update.loss.needs_means,
+            self.placement,
             self.check,
             lambda done: self._report("rollouts", done),
         )
         self.evaluator = Evaluator(
             self.policy,
             self.reward,
-            inputs.held_out,
+            self.held_out,
             inputs.judge,
             config,
             run,
             ranks,
+            self.placement,
             self.check,
             lambda done: self._report("evaluation", done),
         )
         self.state = TrainingState(policy=self.policy.kind, prompts=self.items.digest)
-        self.progress = Progress(run, config.iterations, report)
         self.exports = Exports(run, config.publish, config.checkpoint.keep)
         self.unsaved: Snapshot | None = None
         self.saved, self.resumed = -1, ""
+
+    # --- loading -----------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> MemoryPlan:
+        references = max(len(item.references) for item in (*self.items, *self.held_out))
+        plan = plan_memory(self.config, self.ranks.device, references)
+        if plan.phases and self.ranks.is_main:
+            largest = plan.largest
+            self.run.log(
+                f"memory plan {plan.name}: expected peak {gib(largest.total)} ({largest.name}) of {gib(plan.available)}"
+            )
+        return plan
+
+    def _adapt(self, policy: Policy, config: TrainConfig) -> None:
+        reason = prepare(policy, config, self.ranks.device)
+        if self.ranks.is_main:
+            self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
+        if config.start_lora and not self.resuming:
+            load_lora_into(policy.transformer, read_lora(config.start_lora))
+
+    def _encode(self, policy: Policy, placement: Placement) -> None:
+        """All items that the run samples, once: the main process encodes them, the others read them from the disk."""
+        config, video = self.config, self.config.video
+        used = used_items(config.seed, config.iterations, config.rollout.groups, len(self.items))
+        wanted = (
+            ([self.items[i] for i in used], VideoSize(video.height, video.width, video.frames)),
+            (self.held_out, evaluation_size(config)),
+        )
+
+        def report(done: float) -> None:
+            self.progress.update(self.run.status().iteration, "encoding", done)
+
+        own = wanted if self.ranks.is_main else ()
+        self.ranks.on_all_ranks(
+            lambda: encode_items(policy, placement, own, self.run.encodings_folder, self.check, report)
+        )
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -206,6 +241,7 @@ class Trainer:
             "reward_std_in_group": rewards.view(-1, config.rollout.group_size).std(1, correction=0).mean().item(),
             "seconds_rollout": sampled - started,
             "seconds_update": updated - sampled,
+            **{metric_name(phase): peak for phase, peak in self.placement.take_peaks().items()},
         }
         if self.ranks.is_main:
             self.run.append_metrics(metrics)
@@ -288,7 +324,8 @@ class Trainer:
         def report(done: float) -> None:
             self._report("update", (number + done) / count)
 
-        return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
+        with self.placement.phase("update", TRANSFORMER):
+            return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
 
     # --- evaluation and saving ---------------------------------------------------------------------------------------
 

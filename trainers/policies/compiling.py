@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
+from torch.utils._triton import has_triton
 
 from .attention import CompiledAttention
 
@@ -16,15 +17,19 @@ VARIANTS = 64
 """Compiled forms of one block: with and without gradient, LoRA and FP8, for one size and for any."""
 
 
-def compile_blocks(transformer: nn.Module, wanted: Literal["auto", "always", "never"]) -> str:
+def compile_blocks(
+    transformer: nn.Module, wanted: Literal["auto", "always", "never"], device: torch.device | None = None
+) -> str:
     """Compile the repeated blocks (diffusers' regional compilation), or say why not; returns that reason, or "".
+
+    `device`: where they will compute, if not where they are now.
 
     They are compiled at their first use, once for all blocks of a kind. A second size is compiled for any size.
     Inductor keeps what it compiled on disk, so that another process starts sooner.
     """
-    reason = (
-        "" if wanted == "always" else reason_against(transformer) if wanted == "auto" else "policy.compile is `never`"
-    )
+    reason = "" if wanted != "never" else "policy.compile is `never`"
+    if wanted == "auto":
+        reason = reason_against(transformer, device)
     if not reason:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
         for module in transformer.modules():
@@ -34,15 +39,17 @@ def compile_blocks(transformer: nn.Module, wanted: Literal["auto", "always", "ne
     return reason
 
 
-def reason_against(transformer: nn.Module) -> str:
+def reason_against(transformer: nn.Module, device: torch.device | None = None) -> str:
     """Why compiling would not pay here, or ""."""
-    from torch.utils._triton import has_triton
-
-    device = next(transformer.parameters()).device
-    if device.type != "cuda":
-        return f"the policy runs on {device.type}, where compiled blocks are not faster"
+    kind = device.type if device else device_type(transformer)
+    if kind != "cuda":
+        return f"the policy runs on {kind}, where compiled blocks are not faster"
     if not has_triton():
         return "Triton is not installed or does not support this GPU"
     if sum(p.numel() for p in transformer.parameters()) < LEAST_PARAMETERS:
         return "the policy is too small to earn the time back"
     return ""
+
+
+def device_type(transformer: nn.Module) -> str:
+    return next(transformer.parameters()).device.type

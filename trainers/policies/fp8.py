@@ -53,13 +53,14 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows.float() / scale).to(FP8), scale
 
 
-def add_fp8(transformer: nn.Module) -> None:
+def add_fp8(transformer: nn.Module, device: torch.device | None = None) -> None:
     """Give the linear layers of the transformer's blocks FP8 products, in place; off until `fast_products`.
 
-    Raises UserError where they cannot run.
+    `device`: where they will compute, if not where they are now. Raises UserError where they cannot run.
     """
     weight = transformer.patch_embedding.weight
-    if weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) < (8, 9):
+    device = device or weight.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError("policy.fp8 needs an NVIDIA GPU of the Ada or Hopper generation or newer; set it to false")
     if weight.dtype != torch.bfloat16:
         raise UserError("policy.fp8 needs policy.dtype bfloat16; set that, or policy.fp8 to false")

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..config import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind
 from ..errors import UserError
 from .base import Policy, VideoSize
+from .encodings import EncodingStore, files_digest
 from .fp8 import add_fp8
 from .phantom import PhantomPolicy
-from .text_file import load_text_encoder
+from .text_file import load_text_encoder, load_tokenizer, text_encoder_files
 from .transformer_file import describe_transformer, load_transformer
 from .vace import VacePolicy
-from .vae_file import load_vae
+from .vae_file import load_vae, vae_files
 
 __all__ = [
+    "LazyTextEncoder",
     "Parts",
     "count_parameters",
     "find_parts",
     "load_policy",
+    "load_policy_in_parts",
     "load_transformer",
     "native_size",
     "policy_of",
@@ -129,6 +134,67 @@ def load_policy(
         tokenizer,
         min(TEXT_LENGTH, tokenizer.model_max_length),
     )
+
+
+class LazyTextEncoder:
+    """A text encoder that is loaded when a text has to be encoded, and stays loaded until it is released.
+
+    `load` returns the model where it is to compute.
+    """
+
+    def __init__(self, load: Callable[[], nn.Module]) -> None:
+        self._load = load
+        self.model: nn.Module | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._loaded().parameters()).device
+
+    def __call__(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+        return self._loaded()(ids, attention_mask=attention_mask)
+
+    def release(self) -> None:
+        """Free the model's memory; the next text loads it again."""
+        self.model = None
+
+    def _loaded(self) -> nn.Module:
+        if self.model is None:
+            self.model = self._load()
+        return self.model
+
+
+def load_policy_in_parts(
+    config: PolicyConfig,
+    encodings: Path,
+    device: torch.device,
+    place_text_encoder: Callable[[nn.Module], nn.Module],
+) -> Policy:
+    """The policy that a run's settings name, on the CPU; its text encoder is loaded at the first text not encoded yet.
+
+    `device`: where it will compute.
+
+    Encoded texts and references are kept in the folder `encodings`, which runs share: what an earlier run encoded with
+    the same files is found there. `place_text_encoder` moves the loaded text encoder to where it computes, and returns
+    it. Raises UserError as `load_policy`.
+    """
+    parts, dtype = find_parts(config.source, config.text_encoder, config.vae), getattr(torch, config.dtype)
+    kind = describe_transformer(parts.transformer).kind
+    tokenizer = load_tokenizer(parts.text_encoder)
+    policy = POLICIES[kind](
+        load_transformer(parts.transformer, dtype),
+        load_vae(parts.vae),
+        LazyTextEncoder(lambda: place_text_encoder(load_text_encoder(parts.text_encoder, dtype)[0])),
+        tokenizer,
+        min(TEXT_LENGTH, tokenizer.model_max_length),
+    )
+    policy.keep_encodings(
+        EncodingStore(encodings, files_digest(text_encoder_files(parts.text_encoder), "text", config.dtype)),
+        # Each kind of policy fits pictures in its own way.
+        EncodingStore(encodings, files_digest(vae_files(parts.vae), "latents", kind)),
+    )
+    if config.fp8:
+        add_fp8(policy.transformer, device)
+    return policy
 
 
 def recognise(source: str | Path) -> PolicyKind:

@@ -17,12 +17,12 @@ class Recompute:
 
     `share`: of the blocks whose activations are recomputed in the backward pass, from 0 to 1, spread evenly. `auto`: on
     a GPU only as many as must be, by the free memory and by what the first block of the forward before took; elsewhere
-    none. Recomputing changes no number.
+    none. `limit`: bytes of the GPU's memory that may be used, if not all. Recomputing changes no number.
     """
 
-    def __init__(self, transformer: nn.Module, share: float | Literal["auto"]) -> None:
+    def __init__(self, transformer: nn.Module, share: float | Literal["auto"], limit: int | None = None) -> None:
         self.blocks = [*getattr(transformer, "vace_blocks", ()), *transformer.blocks]
-        self.share = share
+        self.share, self.limit = share, limit
         self.places = {id(block): place for place, block in enumerate(self.blocks)}
         self.kept = 0
         self.bytes: dict[tuple[int, ...], int] = {}
@@ -52,7 +52,10 @@ class Recompute:
         if shape not in self.bytes:
             return 1
         free, total = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        reserved = torch.cuda.memory_reserved(device)
+        if self.limit is not None:
+            free, total = min(free, self.limit - reserved), min(total, self.limit)
+        unused = reserved - torch.cuda.memory_allocated(device)
         return int((free + unused - HEADROOM * total) / self.bytes[shape])
 
 

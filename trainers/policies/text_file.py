@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import UserError
 from ..weights import load_full_state
 from .model_config import TextConfig, check_agreement, check_config, count_layers, read_json
-from .weight_files import Weights, open_weights
+from .weight_files import Weights, open_weights, weight_files
 
 REMEDY = "give umt5_xxl_fp16.safetensors or umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 SPIECE = "spiece_model"
@@ -65,6 +65,23 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, 
     # Two parameters of one tensor would become two tensors, of 2 GB each, on their way to another device.
     model.encoder.embed_tokens = model.shared
     return model.eval().requires_grad_(False), tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of the text encoder at `path` (see `load_text_encoder`), without its weights. Raises UserError."""
+    path = Path(path)
+    if os.path.isdir(path):
+        return _tokenizer_in_folder(path)
+    with open_weights(path, "the text encoder", REMEDY) as weights:
+        return _tokenizer_of_file(weights, path)
+
+
+def text_encoder_files(path: str | Path) -> list[Path]:
+    """All files that an embedding of the text encoder at `path` depends on: weights, configuration, tokenizer."""
+    path = Path(path)
+    places = [*([path] if os.path.isdir(path) else []), *_tokenizer_places(path)]
+    described = [file for place in places for end in ("json", "model") for file in sorted(place.glob(f"*.{end}"))]
+    return [*weight_files(path, REMEDY), *dict.fromkeys(file for file in described if os.path.isfile(file))]
 
 
 def to_transformers(keys: Iterable[str]) -> dict[str, str]:
@@ -156,7 +173,7 @@ def _tokenizer_of_file(weights: Weights, path: Path) -> Any:
             return SentencePiece(weights.raw(inside).numpy().tobytes())
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"the tokenizer in {path} ({inside}) is broken: {error}; {REMEDY}") from error
-    beside = (path.parent / "tokenizer", path.parent / "google" / "umt5-xxl")
+    beside = _tokenizer_places(path)
     place = next((place for place in beside if os.path.isdir(place)), None)
     if place is None:
         raise UserError(
@@ -167,8 +184,14 @@ def _tokenizer_of_file(weights: Weights, path: Path) -> Any:
 
 
 def _tokenizer_in_folder(folder: Path) -> Any:
-    places = (folder / "tokenizer", folder.parent / "tokenizer")
-    return _tokenizer_at(next((place for place in places if os.path.isdir(place)), folder))
+    return _tokenizer_at(next((place for place in _tokenizer_places(folder) if os.path.isdir(place)), folder))
+
+
+def _tokenizer_places(path: Path) -> tuple[Path, Path]:
+    """Where the tokenizer of a text encoder's folder or file may lie."""
+    if os.path.isdir(path):
+        return path / "tokenizer", path.parent / "tokenizer"
+    return path.parent / "tokenizer", path.parent / "google" / "umt5-xxl"
 
 
 def _tokenizer_at(folder: Path) -> Any:

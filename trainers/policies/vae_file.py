@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..weights import load_full_state
 from .model_config import VaeConfig, check_config, read_json
 from .other_models import LATENT_CHANNELS
-from .weight_files import open_weights
+from .weight_files import open_weights, weight_files
 
 COLOURS = 3
 REMEDY = "give wan_2.1_vae.safetensors"
@@ -44,6 +44,13 @@ def load_vae(path: str | Path) -> nn.Module:
         model = AutoencoderKLWan(**config)
     load_full_state(model, state, path)
     return model.eval().requires_grad_(False)
+
+
+def vae_files(path: str | Path) -> list[Path]:
+    """All files that latents of the VAE at `path` depend on: weights and configuration."""
+    path = Path(path)
+    config = (path if os.path.isdir(path) else path.parent) / "config.json"
+    return [*weight_files(path, REMEDY), *([config] if os.path.isfile(config) else [])]
 
 
 def _stated_config(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..pictures.reading import read_pixels
 from .base import Policy, VideoSize
 from .cpu_blocks import use_cpu_blocks
+from .encodings import EncodingStore
 from .patches import use_patch_products
 from .vae import WanVae
 
@@ -25,15 +26,19 @@ CACHE_BYTES = 2**30
 
 
 class Cache:
-    """Tensors on the CPU by key; beyond `limit` bytes the least recently used are dropped."""
+    """Tensors on the CPU by key; beyond `limit` bytes the least recently used are dropped.
+
+    `store`: where they are kept on disk as well, if set.
+    """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
+        self.store: EncodingStore | None = None
         self.bytes = 0
         self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._entries
+        return key in self._entries or (self.store is not None and key in self.store)
 
     def __getitem__(self, key: Hashable) -> Tensor:
         self._entries.move_to_end(key)
@@ -48,12 +53,22 @@ class Cache:
 
     def resolve(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
         """The values of `keys`. `compute` returns those of the missing ones, given their positions in `keys`."""
-        held = {key: self[key] for key in keys if key in self}
+        held = {key: value for key in keys if (value := self._find(key)) is not None}
         missing = [position for position, key in enumerate(keys) if key not in held and key not in keys[:position]]
         if missing:
             for position, value in zip(missing, compute(missing), strict=True):
                 self[keys[position]] = held[keys[position]] = value
+                if self.store is not None:
+                    self.store.put(keys[position], value)
         return [held[key] for key in keys]
+
+    def _find(self, key: Hashable) -> Tensor | None:
+        if key in self._entries:
+            return self[key]
+        found = self.store.get(key) if self.store is not None else None
+        if found is not None:
+            self[key] = found
+        return found
 
 
 def fit_on_white(picture: np.ndarray, height: int, width: int) -> Tensor:
@@ -110,7 +125,7 @@ class WanText:
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.length = length
-        self._cache = Cache()
+        self.cache = Cache()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -120,12 +135,12 @@ class WanText:
         """
         cleaned = [clean_prompt(p) for p in prompts]
         # One by one: in a batch the last bits depend on the other texts, and after a resume others are missing.
-        embedded = self._cache.resolve(cleaned, lambda missing: [self._embed(cleaned[i]) for i in missing])
+        embedded = self.cache.resolve(cleaned, lambda missing: [self._embed(cleaned[i]) for i in missing])
         return [F.pad(e, (0, 0, 0, self.length - len(e))) for e in embedded]
 
     def knows(self, prompts: Sequence[str]) -> bool:
-        """Whether all these texts are cached, so that `encode` does not need the encoder."""
-        return all(clean_prompt(p) in self._cache for p in prompts)
+        """Whether all these texts are cached, in memory or on disk, so that `encode` does not need the encoder."""
+        return all(clean_prompt(p) in self.cache for p in prompts)
 
     def _embed(self, prompt: str) -> Tensor:
         tokens = self.tokenizer(
@@ -196,6 +211,10 @@ class WanVideoPolicy(Policy):
     @property
     def dtype(self) -> torch.dtype:
         return self._dtype
+
+    def keep_encodings(self, texts: EncodingStore, latents: EncodingStore) -> None:
+        """Keep embeddings of texts, and latents of references, on disk too, and look for them there first."""
+        self.text.cache.store, self._latents.store = texts, latents
 
     def clip_shape(self, size: VideoSize) -> tuple[int, int, int, int]:
         """Shape [z, f, h, w] of the latents of a clip without references."""

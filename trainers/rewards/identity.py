@@ -113,13 +113,16 @@ class IdentityReward:
 
     def _embed_references(self, references: Sequence[Sequence[Picture]]) -> list[list[tuple[Grid, Tensor]]]:
         keys = [[_cache_key(r) for r in images] for images in references]
-        for ks, images in zip(keys, references, strict=True):
-            for key, image in zip(ks, images, strict=True):
-                if key not in self._references:
-                    # One by one: in a batch the last bits depend on the other pictures, and after a resume others are
-                    # missing.
-                    rows, ((grid,),) = self.collator.reference_rows([[image]], self.device)
-                    self._references[key] = (grid, self.model.embed_pictures(rows, [grid]))
+        missing = {
+            k: r
+            for ks, images in zip(keys, references, strict=True)
+            for k, r in zip(ks, images, strict=True)
+            if k not in self._references
+        }
+        # One by one: in a batch the last bits depend on the other pictures, and after a resume others are missing.
+        for key, reference in missing.items():
+            rows, (grids,) = self.collator.reference_rows([[reference]], self.device)
+            self._references[key] = (grids[0], self.model.embed_pictures(rows, grids))
         found = [[self._references[k] for k in ks] for ks in keys]
         for key in (k for ks in keys for k in ks):
             self._references.move_to_end(key)

@@ -82,6 +82,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def encodings_folder(self) -> Path:
+        """Encoded texts and references, shared with the runs beside this one."""
+        return self.path.parent / "encodings"
+
+    @property
     def samples_folder(self) -> Path:
         return self.path / "samples"
 

@@ -23,13 +23,10 @@ CONFIG = {"policy": {"dtype": "bfloat16"}, "reward": {"dtype": "bfloat16"}, "lor
 @pytest.fixture
 def small(monkeypatch):
     """The published sizes made small."""
-    import diffusers
-
-    vae = diffusers.AutoencoderKLWan
     configs = {"vace": VACE, "phantom": PHANTOM}
     monkeypatch.setattr(models, "transformer_config", lambda size, kind: configs[kind])
     monkeypatch.setattr(models, "TEXT_ENCODER", {**models.TEXT_ENCODER, **TEXT, "vocab_size": 100})
-    monkeypatch.setattr(diffusers, "AutoencoderKLWan", lambda: vae(**VAE))
+    monkeypatch.setattr(models, "vae_config", lambda size: VAE)
     vision = {**models.REWARD["vision_config"], "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32}
     vision |= {"out_hidden_size": 64, "fullatt_block_indexes": [1]}
     text = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -52,10 +49,11 @@ def test_a_policy_has_the_types_of_a_loaded_one_and_a_finite_velocity(small, kin
     assert policy.decode(latents, conditions.references).shape == (1, 5, 32, 48, 3)
 
 
-def test_a_policy_recomputes_activations_where_the_settings_say_so(small):
-    for asked in (True, False):
-        config = make_config("fast", {**CONFIG, "optim": {"gradient_checkpointing": asked}})
-        assert make_policy("1.3b", "vace", config, CPU).transformer.gradient_checkpointing == asked
+def test_a_policy_is_prepared_as_a_run_prepares_it(small):
+    config = make_config("fast", {**CONFIG, "optim": {"gradient_checkpointing": 0.5}})
+    transformer = make_policy("1.3b", "vace", config, CPU).transformer
+    assert lora_parameters(transformer)
+    assert transformer._gradient_checkpointing_func.share == 0.5
 
 
 def test_a_reward_scores(small):

@@ -11,7 +11,7 @@ from trainers.bench.measure import Row
 from trainers.bench.report import Report, number, table_row
 from trainers.config import make_config
 
-ROW = Row("decode", "video", "float32", 4, [2.0, 4.0, 3.0], [1.0], 5.0, flops=6e12, peak_bytes=3 * 2**30)
+ROW = Row("decode", "video", "float32", 4, [2.0, 4.0, 3.0], [1.0], 17.0, flops=6e12, peak_bytes=3 * 2**30)
 
 
 def report(rows: list[Row]) -> Report:
@@ -23,13 +23,14 @@ def rows(seconds: float) -> list[Row]:
 
 
 def test_achieved_operations_are_those_of_the_median():
-    cells = table_row(ROW, {"float32": 8e12, "bfloat16": 1e15})
-    first = {"phase": "decode", "per": "video", "seconds": "3", "first": "5", "TFLOP": "6", "TFLOP/s": "2"}
+    cells = report([ROW]).cells(ROW)
+    first = {"phase": "decode", "per": "video", "seconds": "3", "first +s": "5", "TFLOP": "6", "TFLOP/s": "2"}
     assert cells == first | {"of matmul": "25% float32", "peak GiB": "3"}
 
 
 def test_operations_that_were_not_counted_are_left_empty():
-    assert table_row(Row("optimiser", "update", "float32", 1, [1.0]), {}).keys() == {"phase", "per", "seconds", "first"}
+    row = Row("optimiser", "update", "float32", 1, [1.0], first_seconds=2.0)
+    assert table_row(row, {}).keys() == {"phase", "per", "seconds", "first +s"}
 
 
 def test_a_phase_without_measurement_shows_why():
@@ -37,9 +38,11 @@ def test_a_phase_without_measurement_shows_why():
     assert table_row(row, {}) == {"phase": "decode", "per": "video", "note": "out of memory"}
 
 
-def test_the_last_row_is_an_iteration():
+def test_the_phases_end_with_an_iteration():
     total = report(rows(1.0)).table()[-1]
-    assert total["phase"] == "iteration of fast" and total["seconds"] == number(16 + 1 + 2 + 2 / 8 + 1 / 128 + 1 / 128)
+    held_out = 32 / (10 * 128) * (30 + 2)
+    assert total["phase"] == "iteration of fast"
+    assert total["seconds"] == number(16 + 1 + 2 + 2 / 8 + 1 / 128 + 1 / 128 + held_out)
 
 
 def test_an_iteration_with_a_phase_missing_names_it():
@@ -49,6 +52,18 @@ def test_an_iteration_with_a_phase_missing_names_it():
     ]
     total = report(failed).table()[-1]
     assert "seconds" not in total and total["note"] == "not measured: decode"
+
+
+def test_another_program_follows_the_iteration_with_its_time_in_ours():
+    peer = Row("diffusers: decode", "video", "float32", 1, [6.0], ours="decode")
+    table = report([peer, *rows(2.0)]).table()
+    assert [row["phase"] for row in table[-2:]] == ["iteration of fast", "diffusers: decode"]
+    assert table[-1]["note"] == "3 times ours"
+
+
+def test_another_program_without_ours_to_compare_has_seconds_alone():
+    peer = Row("diffusers: decode", "video", "float32", 1, [6.0], ours="decode")
+    assert report([peer]).table()[-1] == {"phase": "diffusers: decode", "per": "video", "seconds": "6"}
 
 
 def test_json_has_every_repeat_and_the_settings(tmp_path):

@@ -19,7 +19,9 @@ STEPS = 4
 def policy_of(velocities):
     """A stand-in whose velocity at each step is this number everywhere."""
     left = iter(velocities)
-    return SimpleNamespace(velocity=lambda latents, *_: torch.full_like(latents, next(left)))
+    return SimpleNamespace(
+        velocity=lambda latents, *_: torch.full_like(latents, next(left)), transformer=torch.nn.Module()
+    )
 
 
 def run(velocities, **options):
@@ -68,7 +70,7 @@ def test_one_video_of_a_batch_that_is_not_finite_is_enough():
         changed[1, 2, 0, 1, 1] = float("nan")
         return changed
 
-    policy = SimpleNamespace(velocity=velocity)
+    policy = SimpleNamespace(velocity=velocity, transformer=torch.nn.Module())
     with pytest.raises(UserError, match="from denoising step 1 of 4"):
         denoise(policy, None, flow_schedule(STEPS, 3.0), Guidance(), torch.ones(2, 3, 1, 2, 2))
 

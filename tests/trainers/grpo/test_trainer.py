@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from trainers.config import PolicyConfig, TrainConfig, make_config
 from trainers.errors import UserError
 from trainers.grpo import evaluate, trainer, update
+from trainers.policies import load
 from trainers.runs.folder import RunFolder
 from trainers.runs.inputs import run_inputs
 
@@ -272,6 +273,25 @@ def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, 
 
 
 # --- interrupted ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", ["phases", "block_swap"])
+def test_every_memory_plan_gives_the_same_run_to_the_bit(finished, reference_run, plan):
+    run = finished(memory={"plan": plan})
+    assert distance(weights(run), weights(reference_run)) == 0.0
+    for kind in ("train", "evaluation"):
+        assert told(run, kind) == told(reference_run, kind)
+
+
+@one_kind
+def test_a_run_beside_another_needs_no_text_encoder(finished, reference_run, small_config, tmp_path):
+    """All its texts are known: the weights of the encoder are read for their digest, never loaded."""
+    shutil.copytree(reference_run.path.parent / "encodings", tmp_path / "encodings")
+    run = RunFolder.create(tmp_path, small_config())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "load_text_encoder", lambda *_: pytest.fail("the text encoder was loaded"))
+        train(run.config(), run)
+    assert distance(weights(run), weights(reference_run)) < FLOAT_ERROR
 
 
 @pytest.mark.parametrize("phase, iteration", [("rollout", 0), ("update", 1), ("checkpoint", 1)])

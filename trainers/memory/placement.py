@@ -1,0 +1,96 @@
+"""Which of a run's models are on the device while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from .blocks import BlockSwap
+from .host import Offloaded
+from .plan import GIB, MemoryPlan
+
+TRANSFORMER, VAE, REWARD = "transformer", "VAE", "reward"
+
+
+class Placement:
+    """Moves models between phases, as a plan says; without a plan they stay where they are.
+
+    `peaks`: the most GPU memory that each phase used so far since `take_peaks`, in GiB.
+    """
+
+    def __init__(self, plan: MemoryPlan | None = None, device: torch.device | None = None) -> None:
+        self._moves = plan is not None and plan.name != "resident"
+        self._swaps = plan is not None and plan.name == "block_swap"
+        self._device = device or torch.device("cpu")
+        self._parts: dict[str, Offloaded] = {}
+        self.peaks: dict[str, float] = {}
+
+    def add(self, name: str, model: nn.Module, blocks: Iterable[nn.Module] = ()) -> None:
+        """Take over a model, as it is trained (with its LoRA). `blocks`: those that may be swapped, as they run."""
+        if not self._moves:
+            model.to(self._device)
+        elif self._swaps and (swapped := list(blocks)):
+            BlockSwap(swapped, self._device)
+            move_rest(model, swapped, self._device)
+        else:
+            self._parts[name] = Offloaded(model, self._device)
+
+    @contextmanager
+    def phase(self, name: str, *needed: str) -> Iterator[None]:
+        """Within the block the `needed` models are on the device, and others only if the plan keeps them there."""
+        for part, model in self._parts.items():
+            if part not in needed:
+                model.unload()
+        cuda = self._device.type == "cuda"
+        if cuda:
+            if self._parts:
+                # A cached block of a model's size would otherwise be cut up for small tensors.
+                torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        for part in needed:
+            if part in self._parts:
+                self._parts[part].load()
+        try:
+            yield
+        finally:
+            if cuda:
+                peak = torch.cuda.max_memory_allocated(self._device) / GIB
+                self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
+
+    def pipeline(self, name: str, *stages: tuple[str, str, Callable[[Iterable], Iterator]]) -> list:
+        """Run stages that follow each other, each (its name, the model that it needs, results -> its own results).
+
+        Where the plan moves models, each stage does all of its work before the next one begins; else every result goes
+        through all stages at once, as one phase `name`. Returns the last stage's results.
+        """
+        results: Iterable = ()
+        if not self._moves:
+            with self.phase(name):
+                for _, _, work in stages:
+                    results = work(results)
+                return list(results)
+        for stage, needed, work in stages:
+            with self.phase(stage, needed):
+                results = list(work(results))
+        return results
+
+    def take_peaks(self) -> dict[str, float]:
+        """`peaks`, which begin anew."""
+        peaks, self.peaks = self.peaks, {}
+        return peaks
+
+
+def metric_name(phase: str) -> str:
+    """What a phase's peak is called in metrics.jsonl: `gib_evaluation_score`."""
+    return "gib_" + phase.replace(":", "").replace(" ", "_")
+
+
+def move_rest(model: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:
+    """Move everything that is in none of the blocks."""
+    inside = {id(tensor) for block in blocks for tensor in (*block.parameters(), *block.buffers())}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in inside:
+            tensor.data = tensor.data.to(device)
