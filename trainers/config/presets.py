@@ -54,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # TinyWorld on two CPU cores, as `fast`.
     "tiny": {
         "iterations": 24,
+        "reward": {"micro_batch": 4},
         "video": {"height": 48, "width": 80, "frames": 9},
         "rollout": {
             "steps": 8,
