@@ -29,8 +29,8 @@ RECIPE: dict[str, Any] = {
         "updates_per_iteration": 1,
         "window": {"kind": "random", "size": 1, "last": 3},
     },
-    # With the KL: the base policy's forward pass is a part of the update.
-    "optim": {"kl": 0.004},
+    # With the KL, whose forward pass is a part of the update; `auto` would take all memory there is for activations.
+    "optim": {"kl": 0.004, "gradient_checkpointing": 1.0},
     "evaluation": {"items": 2, "steps": 4, "every": 2},
 }
 """Changes to a preset: eight videos an iteration, with the preset's size and micro-batches."""
@@ -55,10 +55,15 @@ class Outcome:
     difference: float
 
 
-def train_once(folder: Path, name: str, config: TrainConfig, report: Callable[[str], None]) -> RunFolder:
-    """Train the run in a process of its own; one that is there is replaced. Raises UserError when it fails."""
+def train_once(
+    folder: Path, name: str, config: TrainConfig, report: Callable[[str], None], reuse: bool = False
+) -> RunFolder:
+    """Train the run in a process of its own. One that is there is replaced, or, with `reuse`, kept if it has finished
+    with these settings. Raises UserError when it fails.
+    """
     root = folder / name.replace(" ", "-")
-    shutil.rmtree(root, ignore_errors=True)
+    if not reuse:
+        shutil.rmtree(root, ignore_errors=True)
     ((_, run),) = RunBatch(root, {"trial": config}, 1).finish(report)
     return run
 

@@ -45,7 +45,7 @@ def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
         flush=True,
     )
     with closing(open_display()) as show:
-        result = execute(run, False, _Estimate(show))
+        result = execute(run, False, _Estimate(show, config))
         if result.state == "finished":
             found = evaluate.evaluate(run, evaluate.newest_export(run), show)
     if result.state != "finished":
@@ -60,12 +60,25 @@ def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
 
 
 class _Estimate:
-    """A display of the training; after the first iteration a line with the time that the others will take as well."""
+    """A display of the training; after the first iteration a line with the time that all the rest will take."""
 
-    def __init__(self, show: Bar | Lines) -> None:
+    def __init__(self, show: Bar | Lines, config: TrainConfig) -> None:
         self._show = show
+        self._evaluations = evaluations_in_iterations(config)
 
     def __call__(self, report: ProgressReport) -> None:
         if report.metrics and report.iteration == 1 and report.eta_seconds is not None:
-            print(f"\nthis machine needs about {duration(report.eta_seconds)} for the rest", flush=True)
+            each = report.eta_seconds / max(1, report.iterations - 1)
+            rest = duration(report.eta_seconds + each * self._evaluations)
+            print(f"\nthis machine needs about {rest} for the rest", flush=True)
         self._show(report)
+
+
+def evaluations_in_iterations(config: TrainConfig) -> float:
+    """The demo's evaluations after the first iteration, as a number of iterations that take as long.
+
+    A held-out video is taken to cost what a trained one does. At the end both policies are evaluated.
+    """
+    done = range(2, config.iterations + 1)
+    count = sum(iteration % config.evaluation.every == 0 or iteration == config.iterations for iteration in done)
+    return (count + 2) * config.evaluation.items / (config.rollout.groups * config.rollout.group_size)

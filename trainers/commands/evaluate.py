@@ -72,11 +72,18 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
     """
     from accelerate import PartialState
 
-    from ..grpo.evaluate import compare, evaluated_items, evaluation_micro_batch, held_out_videos, measure
+    from ..grpo.evaluate import (
+        compare,
+        evaluated_items,
+        evaluation_micro_batch,
+        evaluation_size,
+        held_out_videos,
+        measure,
+    )
+    from ..grpo.models import encode_items, load_models, plan_memory
     from ..lora.formats import read_lora
-    from ..lora.inject import load_lora_into
-    from ..policies.load import policy_of
-    from ..rewards.load import load_reward
+    from ..lora.inject import load_lora_into, lora_disabled
+    from ..memory.placement import REWARD
     from ..runs.inputs import run_inputs
 
     config = run.config()
@@ -84,14 +91,24 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
     adapter = read_lora(lora)
     inputs = run_inputs(config)
     items = evaluated_items(config, inputs.held_out.items)
-    policy = policy_of(config.policy, device)
-    reward = load_reward(config.reward, device)
+    models = load_models(
+        config,
+        device,
+        run.encodings_folder,
+        plan_memory(config, device, max(len(item.references) for item in items)),
+        lambda policy, _: load_lora_into(policy.transformer, adapter),
+        lambda policy, placement: encode_items(
+            policy, placement, [(items, evaluation_size(config))], run.encodings_folder
+        ),
+    )
+    policy, placement = models.policy, models.placement
     batches = -(-len(items) // evaluation_micro_batch(config))
     check = counted("evaluation", 2 * batches * config.evaluation.steps, show)
-    old = held_out_videos(policy, items, config, check)
-    load_lora_into(policy.transformer, adapter)
-    new = held_out_videos(policy, items, config, check)
-    before, after = (measure(reward, videos, items, config, inputs.judge) for videos in (old, new))
+    with lora_disabled(policy.transformer):
+        old = held_out_videos(policy, items, config, check, placement=placement)
+    new = held_out_videos(policy, items, config, check, placement=placement)
+    with placement.phase("evaluation: score", REWARD):
+        before, after = (measure(models.reward, videos, items, config, inputs.judge) for videos in (old, new))
     folder = run.path / "evaluation" / lora.stem
     folder.mkdir(parents=True, exist_ok=True)
     found = Evaluated(before, after, compare(before.rewards, after.rewards), lora, [])

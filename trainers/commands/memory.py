@@ -45,6 +45,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=Path("memory-trial"),
         help="for the models, which are kept (25 GB for 1.3b), the runs, and the table (default: memory-trial)",
     )
+    parser.add_argument(
+        "--reuse", action="store_true", help="keep finished runs of the same settings that an earlier call has made"
+    )
     add_set(parser)
 
 
@@ -64,10 +67,11 @@ def main(options: Namespace) -> int:
         config = _config(options, models, memory)
         say(name)
         try:
-            run = train_once(folder / "runs", name, config, say)
+            run = train_once(folder / "runs", name, config, say, options.reuse)
             first = first or run
             own = list(rows(outcome(name, run, first, planned(config, references))))
         except UserError as error:
+            say(str(error))
             failed, own = True, [{"run": name, "phase": f"failed: {str(error).splitlines()[0]}"}]
         table += own
         print(markdown_table(own), flush=True)

@@ -51,8 +51,9 @@ def plan_lines(config: TrainConfig, processes: int = 1) -> Iterator[str]:
         yield "the blocks of the text encoder are swapped"
     if chosen.vae_pixels:
         yield f"the VAE takes {chosen.vae_pixels / 2**20:.1f} million pixels at once"
-    kept = work.sizes.transformer + work.sizes.vae + work.sizes.reward
-    yield f"host memory: {gib(kept)} for the models, and {gib(work.sizes.text_encoder)} while texts are encoded"
+    sizes = work.sizes
+    kept = sizes.transformer + sizes.vae + sizes.reward
+    yield f"host memory of each process: {gib(kept)} for the models, {gib(sizes.text_encoder)} while texts are encoded"
 
 
 def _time(work: Workload, plan: MemoryPlan, processes: int) -> str:

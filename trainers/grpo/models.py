@@ -39,7 +39,8 @@ def plan_memory(config: TrainConfig, device: torch.device, references: int) -> M
     or not the one that is asked for.
     """
     if device.type != "cuda":
-        return MemoryPlan("resident" if config.memory.plan == "auto" else config.memory.plan)
+        name = "resident" if config.memory.plan == "auto" else config.memory.plan
+        return MemoryPlan(name, recompute_all=name == "block_swap")
     return choose(Workload(config, read_sizes(config), references), available_bytes(config, device))
 
 
@@ -82,8 +83,7 @@ def load_models(
     encode(policy, placement)
     reward = load_reward(config.reward, device)
     placement.add(REWARD, reward.model)
-    if plan.name == "block_swap":
-        # What the backward pass needs of a block is computed again when the block is back.
+    if plan.recompute_all:
         config = config.model_copy(update={"optim": config.optim.model_copy(update={"gradient_checkpointing": 1.0})})
     adapt(policy, config)
     blocks = [*getattr(policy.transformer, "vace_blocks", ()), *policy.transformer.blocks]
@@ -96,8 +96,8 @@ def encode_items(
     placement: Placement,
     wanted: Sequence[tuple[Sequence[PromptItem], VideoSize]],
     encodings: Path,
-    check: Callable[[], None],
-    report: Callable[[float], None],
+    check: Callable[[], None] = lambda: None,
+    report: Callable[[float], None] = lambda done: None,
 ) -> None:
     """Encode all texts and references, each set of items for videos of a size, unless an earlier run has.
 

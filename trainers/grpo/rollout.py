@@ -120,11 +120,16 @@ def roll_out(
     return RolloutBatch(steps, states, log_probs, means, list(conditions), list(plan_indices)), latents
 
 
+SHARES = {"sample": 0.85, "decode": 0.05, "score": 0.1}
+"""Part of a rollout's time that each stage takes, roughly."""
+
+
 @dataclass(frozen=True)
 class RolloutWorker:
     """Makes and scores one process's part of an iteration's rollouts.
 
-    `check` is called before every denoising step and may raise to stop; `report` gets the fraction that is done.
+    `check` is called before every denoising step and every other piece of work, and may raise to stop; `report` gets
+    the fraction that is done.
     """
 
     policy: Policy
@@ -145,11 +150,17 @@ class RolloutWorker:
         `windows`: the trained steps of each group. `own`: which places of every update this process works on.
         """
         updates: list[list[RolloutBatch]] = [[] for _ in range(self.config.rollout.updates_per_iteration)]
+        videos, done = len(own) * len(updates), dict.fromkeys(SHARES, 0)
+
+        def advance(stage: str, count: int) -> None:
+            done[stage] += count
+            self.report(sum(SHARES[name] * number for name, number in done.items()) / videos)
+
         rewards = self.placement.pipeline(
             "rollouts",
-            ("sample", TRANSFORMER, lambda _: self._sample(plan, windows, own, updates)),
-            ("decode", VAE, self._decode),
-            ("score", REWARD, lambda decoded: self._score(plan, decoded)),
+            ("sample", TRANSFORMER, lambda _: self._sample(plan, windows, own, updates, advance)),
+            ("decode", VAE, lambda sampled: self._decode(sampled, advance)),
+            ("score", REWARD, lambda decoded: self._score(plan, decoded, advance)),
         )
         return updates, rewards
 
@@ -159,11 +170,12 @@ class RolloutWorker:
         windows: Sequence[Sequence[int]],
         own: range,
         updates: list[list[RolloutBatch]],
+        advance: Callable[[str, int], None],
     ) -> Iterator[tuple[RolloutBatch, Tensor]]:
         """Each batch with its final latents, on the CPU; they are added to `updates`."""
         config, video = self.config.rollout, self.config.video
         size = VideoSize(video.height, video.width, video.frames)
-        per_update, sampled = len(plan) // len(updates), 0
+        per_update = len(plan) // len(updates)
         encoded: dict[int, Conditions] = {}
         for number, batches in enumerate(updates):
             places = [number * per_update + i for i in own]
@@ -184,17 +196,25 @@ class RolloutWorker:
                     self.check,
                 )
                 batches.append(batch.to("cpu"))
-                sampled += len(members)
+                advance("sample", len(members))
                 yield batches[-1], final.cpu()
-                self.report(sampled / (len(own) * len(updates)))
 
-    def _decode(self, sampled: Iterable[tuple[RolloutBatch, Tensor]]) -> Iterator[tuple[list[int], Tensor]]:
-        """The members of each batch and their videos, on the CPU."""
+    def _decode(
+        self, sampled: Iterable[tuple[RolloutBatch, Tensor]], advance: Callable[[str, int], None]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """The places in the plan of each batch and their videos, on the CPU."""
         for batch, final in sampled:
             self.check()
-            yield batch.plan_indices, self.policy.decode(final, batch.conditions[0].references).cpu()
+            videos = self.policy.decode(final, batch.conditions[0].references).cpu()
+            advance("decode", len(videos))
+            yield batch.plan_indices, videos
 
-    def _score(self, plan: list[Planned], decoded: Iterable[tuple[list[int], Tensor]]) -> Iterator[tuple[int, float]]:
+    def _score(
+        self,
+        plan: list[Planned],
+        decoded: Iterable[tuple[list[int], Tensor]],
+        advance: Callable[[str, int], None],
+    ) -> Iterator[tuple[int, float]]:
         """Each place in the plan with its reward. Rollouts take far more memory than scoring, so that the micro-batches
         of the two differ.
         """
@@ -203,6 +223,7 @@ class RolloutWorker:
         def score() -> Iterator[tuple[int, float]]:
             items = [self.items[plan[place].item] for place in unscored]
             found = score_videos(self.reward, list(unscored.values()), items, self.config.reward)
+            advance("score", len(unscored))
             yield from zip(unscored, found.tolist(), strict=True)
             unscored.clear()
 
@@ -211,4 +232,5 @@ class RolloutWorker:
             if len(unscored) >= self.config.reward.micro_batch:
                 self.check()
                 yield from score()
-        yield from score()
+        if unscored:
+            yield from score()

@@ -149,7 +149,7 @@ class Trainer:
     # --- loading -----------------------------------------------------------------------------------------------------
 
     def _plan(self) -> MemoryPlan:
-        references = max(len(item.references) for item in (*self.items, *self.held_out))
+        references = max((len(item.references) for item in (*self.items, *self.held_out)), default=0)
         plan = plan_memory(self.config, self.ranks.device, references)
         if plan.phases and self.ranks.is_main:
             largest = plan.largest

@@ -22,8 +22,8 @@ class BlockSwap:
     """Swaps `blocks`, which run in this order, through two slots on `device`.
 
     Works without gradient, and with gradient if every block is a gradient checkpoint of its own: its weights are needed
-    again when the backward pass recomputes it, and not in between. Trainable parameters in the blocks stay on the
-    device.
+    again when the backward pass recomputes it, and not in between (`MemoryPlan.recompute_all`).
+    Trainable parameters in the blocks stay on the device.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:

@@ -46,9 +46,8 @@ class Placement:
                 model.unload()
         cuda = self._device.type == "cuda"
         if cuda:
-            if self._parts:
-                # A cached block of a model's size would otherwise be cut up for small tensors.
-                torch.cuda.empty_cache()
+            # A free block of a model's size would otherwise be cut up for the small tensors of the next phase.
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
         for part in needed:
             if part in self._parts:

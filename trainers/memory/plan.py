@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..config import TrainConfig
@@ -63,12 +63,14 @@ class Phase:
 class MemoryPlan:
     """What is on the GPU, when. `phases`: the expected needs, empty where they were not estimated (no CUDA).
 
-    `swap_text`: the text encoder's blocks are swapped. `vae_pixels`: see `WanVae`. `available`: bytes.
+    `swap_text`: the text encoder's blocks are swapped. `vae_pixels`: see `WanVae`. `recompute_all`: all blocks are
+    recomputed in the backward pass, whatever `optim.gradient_checkpointing` says. `available`: bytes.
     """
 
     name: PlanName
     phases: tuple[Phase, ...] = ()
     swap_text: bool = False
+    recompute_all: bool = False
     vae_pixels: int | None = None
     available: int | None = None
 
@@ -127,8 +129,18 @@ class Workload:
                 Phase(prefix + "decode", parts("VAE"), decoding),
                 Phase(prefix + "score", parts("reward"), self._scoring(size)),
             ]
-        phases.append(Phase("update", parts("transformer"), self._updating(name == "block_swap")))
-        return MemoryPlan(name, tuple(phases), swap_text, pixels if pixels < VAE_PIXELS["other"] else None, available)
+        recompute_all = name == "block_swap"
+        update = Phase("update", parts("transformer"), self._updating(recompute_all))
+        if self.config.optim.gradient_checkpointing == "auto" and available is not None and update.total > available:
+            recompute_all, update = True, replace(update, working=self._updating(True))
+        return MemoryPlan(
+            name,
+            (*phases, update),
+            swap_text,
+            recompute_all,
+            pixels if pixels < VAE_PIXELS["other"] else None,
+            available,
+        )
 
     def tokens(self, evaluation: bool = False) -> float:
         """Of one video and its references, in one guidance branch."""
@@ -176,9 +188,9 @@ class Workload:
         pixels = training.frames * training.height * training.width
         return max(1, self.config.rollout.micro_batch * pixels // (size.frames * size.height * size.width))
 
-    def _updating(self, swapped: bool) -> int:
+    def _updating(self, recompute_all: bool) -> int:
         optim, blocks = self.config.optim, self.sizes.blocks + self.sizes.control_blocks
-        share = 1.0 if swapped else optim.gradient_checkpointing
+        share = 1.0 if recompute_all else optim.gradient_checkpointing
         # `auto` keeps the graph of one block at least.
         kept = 1 if share == "auto" else blocks - int(blocks * share)
         units = kept * GRAPH + (blocks - kept + CHECKPOINTED if kept < blocks else 0)

@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .base import OVERFLOW_REMEDY
+from .whole_clip import WholeClips
 
 # More at once is slower on a CPU (its caches overflow), and faster on anything else until memory ends.
-VAE_PIXELS = {"cpu": 2**20, "other": 2**24}
+VAE_PIXELS = {"cpu": 2**18, "other": 2**24}
+WHOLE_CLIP_VALUES = 2**22
+"""Values of the widest activation of a clip that a CPU takes as a whole: TinyWorld's, and no video of the real VAE."""
 DAMAGED = "the VAE's weights are damaged; give wan_2.1_vae.safetensors, downloaded again"
 
 
@@ -37,9 +40,11 @@ class WanVae:
 
         The most likely latents, on the CPU. Raises UserError when they are not finite.
         """
-        parts = []
-        for part in videos.split(self._at_once(videos.shape[2:].numel())):
-            latents = self.model.encode(part.to(self.model.device, self.model.dtype)).latent_dist.mode()
+        parts, pixels = [], videos.shape[2:].numel()
+        whole = self._whole(pixels)
+        for part in videos.split(self._at_once(pixels)):
+            part = part.to(self.model.device, self.model.dtype)
+            latents = whole.encode(part) if whole else self.model.encode(part).latent_dist.mode()
             parts.append((latents.float().cpu() - self.mean) / self.std)
         encoded = torch.cat(parts)
         if not encoded.isfinite().all():
@@ -58,10 +63,12 @@ class WanVae:
         Raises UserError when latents or pixels are not finite, which uint8 would show as black.
         """
         frames = 1 + (latents.shape[2] - 1) * self.temporal
+        pixels = frames * latents.shape[3:].numel() * self.spatial**2
+        whole = self._whole(pixels)
         videos, finite = [], torch.ones((), dtype=torch.bool, device=self.model.device)
-        for part in latents.split(self._at_once(frames * latents.shape[3:].numel() * self.spatial**2)):
-            raw = self.raw(part.to(self.model.device))
-            video = self.model.decode(raw.to(self.model.dtype)).sample.float()
+        for part in latents.split(self._at_once(pixels)):
+            raw = self.raw(part.to(self.model.device)).to(self.model.dtype)
+            video = (whole.decode(raw) if whole else self.model.decode(raw).sample).float()
             finite &= video.isfinite().all()
             video = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             videos.append(video.permute(0, 2, 3, 4, 1).contiguous())
@@ -70,6 +77,15 @@ class WanVae:
             cause = DAMAGED if latents.isfinite().all() else f"the latents are not; {OVERFLOW_REMEDY}"
             raise UserError(f"decoding gave pixels that are not finite (NaN or infinity): {cause}")
         return torch.cat(videos)
+
+    def _whole(self, pixels_each: int) -> WholeClips | None:
+        """What encodes and decodes clips of so many pixels instead of diffusers' frame by frame, if anything does."""
+        small = pixels_each * self.model.config.base_dim <= WHOLE_CLIP_VALUES
+        return (
+            WholeClips(self.model)
+            if small and self.model.device.type == "cpu" and self.model.dtype == torch.float32
+            else None
+        )
 
     def _at_once(self, pixels_each: int) -> int:
         limit = self.pixels or VAE_PIXELS["cpu" if self.model.device.type == "cpu" else "other"]

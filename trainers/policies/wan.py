@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..pictures.reading import read_pixels
 from .base import Policy, VideoSize
+from .cpu_blocks import use_cpu_blocks
 from .encodings import EncodingStore
 from .patches import use_patch_products
 from .vae import WanVae
@@ -200,6 +201,7 @@ class WanVideoPolicy(Policy):
         self.transformer = transformer
         use_exact_time_features(transformer)
         use_patch_products(transformer)
+        use_cpu_blocks(transformer)
         self.vae = WanVae(vae, vae_pixels)
         self.text = WanText(text_encoder, tokenizer, text_len)
         self.patch = tuple(transformer.config.patch_size)

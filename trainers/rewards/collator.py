@@ -27,11 +27,11 @@ class Collator:
 
         Raises ValueError for a clip of another type or shape, or without frames.
         """
-        if not isinstance(video, Tensor):
-            video = torch.from_numpy(np.ascontiguousarray(video))
-        if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not len(video):
-            raise ValueError(f"a clip must be uint8 [F, H, W, 3] with F >= 1, got {video.dtype} {list(video.shape)}")
-        return video if len(video) == self.frames else video[frame_indices(len(video), self.frames)]
+        kind, shape = str(video.dtype).removeprefix("torch."), list(video.shape)
+        if kind != "uint8" or len(shape) != 4 or shape[-1] != 3 or not shape[0]:
+            raise ValueError(f"a clip must be uint8 [F, H, W, 3] with F >= 1, got {kind} {shape}")
+        frames = video if len(video) == self.frames else video[frame_indices(len(video), self.frames)]
+        return frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
 
     def batch(
         self,

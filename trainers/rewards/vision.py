@@ -91,14 +91,19 @@ def batch_layout(grids: tuple[Grid, ...], units_per_window: int, device: torch.d
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.float().chunk(2, -1)
-    turned = torch.cat([-second, first], -1)
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    """Rotary embedding of x [patches, n, heads, width] by the angles of width/2 pairs, [patches, 1, 1, width/2]."""
+    half, x32 = x.shape[-1] // 2, x.float()
+    turned = x32 * torch.cat([cos, cos], -1)
+    # In place, each half on its own: joining the halves anew costs a CPU more than the arithmetic.
+    turned[..., :half].addcmul_(x32[..., half:], -sin)
+    turned[..., half:].addcmul_(x32[..., :half], sin)
+    return turned.to(x.dtype)
 
 
 def _attend(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, segments: Segments) -> Tensor:
-    queries, keys, values = attention.qkv(x).view(x.shape[0], 3, heads, -1).unbind(1)
-    queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
+    projected = attention.qkv(x).view(x.shape[0], 3, heads, -1)
+    queries, keys = _rotate(projected[:, :2], cos, sin).unbind(1)
+    values = projected[:, 2]
     outputs, start = [], 0
     for n, size in segments:
         q, k, v = (
@@ -121,9 +126,9 @@ def vision_embeddings(tower: Any, rows: Tensor, grids: Sequence[Grid]) -> Tensor
     width = config.hidden_size // heads // 2
     frequencies = 1.0 / 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float32, device=rows.device) / width)
     angles = (layout.positions[..., None].float() * frequencies).flatten(1)
-    angles = torch.cat([angles, angles], -1).unsqueeze(1)
-    natural = (angles.cos(), angles.sin())
-    windowed = tuple(_reorder(a.squeeze(1), layout.to_windows).unsqueeze(1) for a in natural)
+    natural, windowed = (
+        (turn.cos(), turn.sin()) for turn in (a[:, None, None] for a in (angles, _reorder(angles, layout.to_windows)))
+    )
 
     # A product with the flattened kernel is what this convolution is, and much faster than cuDNN's for short rows.
     kernel = tower.patch_embed.proj.weight

@@ -15,6 +15,7 @@ from trainers.grpo.evaluate import compare
 from trainers.grpo.trainer import Result
 from trainers.lora.formats import read_lora
 from trainers.runs.folder import RunFolder
+from trainers.runs.progress import ProgressReport
 from trainers.runs.registry import latest
 
 SMALL = {
@@ -58,6 +59,19 @@ def test_the_demo_prints_how_long_the_rest_takes_after_the_first_iteration(root,
     (estimate,) = (number for number, line in enumerate(output) if "this machine needs about" in line)
     (first,) = (number for number, line in enumerate(output) if " iteration 1/1, reward " in line)
     assert estimate < first and output[-1].endswith(" in all")
+
+
+def test_the_estimate_counts_the_evaluations_to_come():
+    config = demo.demo_config()
+    assert (config.iterations, config.evaluation.every, config.evaluation.items) == (12, 4, 48)
+    # At iterations 4, 8 and 12, and of both policies at the end.
+    assert demo.evaluations_in_iterations(config) == 5 * 48 / 128
+    lines, shown = io.StringIO(), []
+    report = ProgressReport(1, 12, "training", 1 / 12, eta_seconds=110.0, metrics={"reward_mean": 0.0})
+    with redirect_stdout(lines):
+        demo._Estimate(shown.append, config)(report)
+    assert shown == [report]
+    assert lines.getvalue().strip() == "this machine needs about 2 min 9 s for the rest"
 
 
 def test_a_stopped_demo_proposes_how_to_continue_and_evaluates_nothing(tmp_path, capsys, monkeypatch):

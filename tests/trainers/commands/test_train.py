@@ -69,6 +69,21 @@ def test_inputs_that_cannot_be_used_leave_no_run_behind(here, repository, capsys
     assert not (here / "runs").exists()
 
 
+def test_the_plan_is_printed_and_nothing_is_trained(here, small, capsys):
+    assert main(["train", *small, "--plan", "--set", "memory.limit=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "GPU memory for the run: 4.0 GiB" in printed
+    assert "memory.plan auto: resident" in printed
+    assert re.search(r"^update +\d\.\d GiB: .*working", printed, re.MULTILINE)
+    assert not (here / "runs").exists()
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_anything_loads(here, small, capsys):
+    assert main(["train", *small, "--plan", "--set", "memory.limit=0.01"]) == 2
+    assert "no plan needs less" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "demo"])
 def test_a_busy_device_leaves_no_run_behind(here, capsys, command):
     with hold_device("cpu", here / "another"):
@@ -171,7 +186,7 @@ def test_a_resume_that_is_interrupted_while_it_loads_keeps_its_iteration(here, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr("trainers.runs.inputs.resolve_prompts", lambda config: ([], []))
-    monkeypatch.setattr("trainers.grpo.trainer.policy_of", interrupted)
+    monkeypatch.setattr("trainers.grpo.trainer.load_models", interrupted)
     assert main(["resume"]) == 130
     assert (run.status().state, run.status().iteration) == ("stopped", 7)
 

@@ -284,6 +284,14 @@ def test_every_memory_plan_gives_the_same_run_to_the_bit(finished, reference_run
 
 
 @one_kind
+def test_a_stop_while_items_are_encoded_is_a_stop(small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config())
+    run.request("stop")
+    assert train(run.config(), run).state == "stopped"
+    assert run.status().state == "stopped" and not run.checkpoints()
+
+
+@one_kind
 def test_a_run_beside_another_needs_no_text_encoder(finished, reference_run, small_config, tmp_path):
     """All its texts are known: the weights of the encoder are read for their digest, never loaded."""
     shutil.copytree(reference_run.path.parent / "encodings", tmp_path / "encodings")

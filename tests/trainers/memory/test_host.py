@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import LayerNorm, Linear, Sequential
 
 from trainers.lora.inject import add_lora, lora_parameters
 from trainers.memory.host import ALIGNMENT, HostWeights, Offloaded
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    mixed = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2).to(torch.bfloat16)).requires_grad_(False)
+    mixed = Sequential(Linear(3, 5), LayerNorm(5), Linear(5, 2).to(torch.bfloat16)).requires_grad_(False)
     mixed.register_buffer("table", torch.arange(3.0))
     return mixed
 

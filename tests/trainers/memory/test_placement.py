@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import Linear
 
 from trainers.memory.placement import Placement
 from trainers.memory.plan import MemoryPlan
@@ -14,7 +15,7 @@ CPU = torch.device("cpu")
 
 def placed(plan: str) -> tuple[Placement, dict[str, nn.Module], dict[str, int]]:
     """Two models under a plan, and where their weights lie off the device."""
-    models = {name: nn.Linear(2, 2).requires_grad_(False) for name in ("VAE", "reward")}
+    models = {name: Linear(2, 2).requires_grad_(False) for name in ("VAE", "reward")}
     placement = Placement(MemoryPlan(plan), CPU)
     for name, model in models.items():
         placement.add(name, model)
@@ -75,7 +76,7 @@ def test_each_stage_has_its_model():
 
 
 def test_without_a_plan_nothing_moves():
-    model = nn.Linear(2, 2)
+    model = Linear(2, 2)
     place = model.weight.data_ptr()
     placement = Placement()
     placement.add("VAE", model)

@@ -79,6 +79,16 @@ def test_the_order_of_references_enters_the_score(
     assert reversed_order.item() != reward.score(clips[:1], references[:1]).item()
 
 
+def test_scores_do_not_depend_on_what_was_scored_before(
+    reward: IdentityReward, clips: list[Tensor], references: Images
+) -> None:
+    """Bit by bit: a resumed run has scored other references before."""
+    fresh = reward.to("cpu").score(clips, references)
+    for known in (references[:1], [references[-1][:1]]):
+        reward.to("cpu").score(clips[:1], known)
+        assert torch.equal(reward.score(clips, references), fresh)
+
+
 def test_arrays_and_tensors_score_alike(reward: IdentityReward, clips: list[Tensor], references: Images) -> None:
     arrays = reward.score([c.numpy() for c in clips], [[r.numpy() for r in images] for images in references])
     assert torch.equal(arrays, reward.score(clips, references))
