@@ -79,7 +79,7 @@ def test_the_plan_is_printed_and_nothing_is_trained(here, small, capsys):
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_anything_loads(here, small, capsys):
-    assert main(["train", *small, "--plan", "--set", "memory.limit=0.01"]) == 2
+    assert main(["train", *small, "--plan", "--set", "memory.limit=0.1"]) == 2
     assert "no plan needs less" in capsys.readouterr().err
     assert not (here / "runs").exists()
 

@@ -35,11 +35,15 @@ VACE = Sizes(
     vae_width=96,
 )
 AUTO = {"optim": {"gradient_checkpointing": "auto"}}
-CHECKPOINTED = {"optim": {"gradient_checkpointing": 1.0}}
+FOUR_AT_ONCE = {
+    "rollout": {"micro_batch": 4},
+    "optim": {"gradient_checkpointing": 1.0, "micro_batch": 4},
+    "reward": {"micro_batch": 16},
+}
 
 
 def workload(preset: str = "fast", sizes: Sizes = VACE, **changes) -> Workload:
-    return Workload(make_config(preset, merge(CHECKPOINTED, changes)), sizes, 2)
+    return Workload(make_config(preset, merge(FOUR_AT_ONCE, changes)), sizes, 2)
 
 
 def needs(work: Workload, plan: str = "resident", available: float | None = None) -> dict[str, float]:
