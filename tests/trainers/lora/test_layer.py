@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import Linear
 
 from trainers.lora.layer import LoraLinear
 
 
 def make_layer(width, rank=4, dtype=torch.float32):
     torch.manual_seed(0)
-    layer = LoraLinear(nn.Linear(width, width, dtype=dtype).requires_grad_(False), rank, scale=2.0)
+    layer = LoraLinear(Linear(width, width, dtype=dtype).requires_grad_(False), rank, scale=2.0)
     nn.init.normal_(layer.lora_A)
     nn.init.normal_(layer.lora_B)
     return layer
