@@ -166,7 +166,10 @@ class Trainer:
             load_lora_into(policy.transformer, read_lora(config.start_lora))
 
     def _encode(self, policy: Policy, placement: Placement) -> None:
-        """All items that the run samples, once: the main process encodes them, the others read them from the disk."""
+        """All items that the run samples, once: the main process encodes them, the others read them from the disk.
+
+        Without a GPU nothing has to make room, and each item is encoded when it is sampled first.
+        """
         config, video = self.config, self.config.video
         used = used_items(config.seed, config.iterations, config.rollout.groups, len(self.items))
         wanted = (
@@ -177,7 +180,8 @@ class Trainer:
         def report(done: float) -> None:
             self.progress.update(self.run.status().iteration, "encoding", done)
 
-        own = wanted if self.ranks.is_main else ()
+        ahead = self.ranks.is_main and (self.ranks.device.type != "cpu" or placement.moves)
+        own = wanted if ahead else ()
         self.ranks.on_all_ranks(
             lambda: encode_items(policy, placement, own, self.run.encodings_folder, self.check, report)
         )

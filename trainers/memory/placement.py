@@ -18,11 +18,11 @@ TRANSFORMER, VAE, REWARD = "transformer", "VAE", "reward"
 class Placement:
     """Moves models between phases, as a plan says; without a plan they stay where they are.
 
-    `peaks`: the most GPU memory that each phase used so far since `take_peaks`, in GiB.
+    `moves`: whether any does. `peaks`: the most GPU memory that each phase used so far since `take_peaks`, in GiB.
     """
 
     def __init__(self, plan: MemoryPlan | None = None, device: torch.device | None = None) -> None:
-        self._moves = plan is not None and plan.name != "resident"
+        self.moves = plan is not None and plan.name != "resident"
         self._swaps = plan is not None and plan.name == "block_swap"
         self._device = device or torch.device("cpu")
         self._parts: dict[str, Offloaded] = {}
@@ -30,7 +30,7 @@ class Placement:
 
     def add(self, name: str, model: nn.Module, blocks: Iterable[nn.Module] = ()) -> None:
         """Take over a model, as it is trained (with its LoRA). `blocks`: those that may be swapped, as they run."""
-        if not self._moves:
+        if not self.moves:
             model.to(self._device)
         elif self._swaps and (swapped := list(blocks)):
             BlockSwap(swapped, self._device)
@@ -66,7 +66,7 @@ class Placement:
         through all stages at once, as one phase `name`. Returns the last stage's results.
         """
         results: Iterable = ()
-        if not self._moves:
+        if not self.moves:
             with self.phase(name):
                 for _, _, work in stages:
                     results = work(results)

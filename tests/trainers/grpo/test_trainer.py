@@ -285,7 +285,7 @@ def test_every_memory_plan_gives_the_same_run_to_the_bit(finished, reference_run
 
 @one_kind
 def test_a_stop_while_items_are_encoded_is_a_stop(small_config, tmp_path):
-    run = RunFolder.create(tmp_path, small_config())
+    run = RunFolder.create(tmp_path, small_config(memory={"plan": "phases"}))
     run.request("stop")
     assert train(run.config(), run).state == "stopped"
     assert run.status().state == "stopped" and not run.checkpoints()
