@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "measure a run's LoRA on the held-out items against the base policy",
     "sample": "generate a video of the people on reference images",
     "score": "score clips by the identity reward; a score has no zero, compare it with another",
+    "faces": "report whether the people of clips are those of the reference images, by their faces",
     "runs": "list runs, show one, or stop one",
     "settings": "print every setting with its type, default, preset values and meaning",
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",
