@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -39,11 +40,27 @@ def face_board(clip: np.ndarray, report: FaceReport, title: str = "") -> np.ndar
     )
 
 
-def _frame(frame: np.ndarray, index: int, report: FaceReport, width: int) -> Image.Image:
+def ranking_board(clips: Sequence[np.ndarray], order: Sequence[int], notes: Sequence[str]) -> np.ndarray:
+    """uint8 [H, W, 3]: some frames of every clip (uint8 [F, H, W, 3]), best first, with the clip's number and note."""
+    width = (WIDTH - 4 * (FRAMES - 1)) // FRAMES
+    strips = []
+    for place, index in enumerate(order):
+        clip = clips[index]
+        shown = sorted({round(t) for t in np.linspace(0, len(clip) - 1, FRAMES)})
+        frames = layout.strip([_fitted(clip[frame], width) for frame in shown])
+        colour = layout.GREEN if place == 0 else layout.INK
+        strips.append(layout.labelled(frames, f"{place + 1}.", f"video {index + 1}: {notes[index]}", colour))
+    return np.asarray(layout.stack(strips, 10, 16))
+
+
+def _fitted(frame: np.ndarray, width: int) -> Image.Image:
     picture = Image.fromarray(frame)
-    scale = width / picture.width
-    size = (width, max(1, round(picture.height * scale)))
-    picture = picture.resize(size, layout.smooth_filter(picture.width, width))
+    size = (width, max(1, round(picture.height * width / picture.width)))
+    return picture.resize(size, layout.smooth_filter(picture.width, width))
+
+
+def _frame(frame: np.ndarray, index: int, report: FaceReport, width: int) -> Image.Image:
+    picture, scale = _fitted(frame, width), width / frame.shape[1]
     pen = ImageDraw.Draw(picture)
     for face in (report.faces.frame == index).nonzero()[:, 0].tolist():
         colour, text = _mark(report, face, index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,18 +42,22 @@ class Faces:
 
 
 @torch.no_grad()
-def detect(frames: Tensor, device: torch.device | str = "cpu") -> Faces:
-    """All faces of `frames` (uint8 [F, H, W, 3])."""
+def detect(
+    frames: Tensor, device: torch.device | str = "cpu", progress: Callable[[int], None] = lambda frames: None
+) -> Faces:
+    """All faces of `frames` (uint8 [F, H, W, 3]).
+
+    `progress` is called with the number of frames done, again and again; an exception that it raises ends the work.
+    """
     networks = load_networks(torch.device(device))
-    found = [part for batch, first in _batches(frames, BATCH) for part in _boxes(networks, batch, first)]
+    found = []
+    for first in range(0, len(frames), BATCH):
+        found += _boxes(networks, frames[first : first + BATCH], first)
+        progress(min(first + BATCH, len(frames)))
     frame, box, confidence = (torch.cat(parts) for parts in zip(*found, strict=True))
     chips = [_chip(networks, frames[i], corners) for i, corners in zip(frame.tolist(), box, strict=True)]
     empty = torch.zeros(0, 3, EMBEDDER_SIDE, EMBEDDER_SIDE, dtype=torch.uint8, device=networks.device)
     return Faces(frame, box, confidence, torch.stack(chips) if chips else empty)
-
-
-def _batches(frames: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
-    return ((frames[first : first + size], first) for first in range(0, len(frames), size))
 
 
 def _boxes(networks: FaceNetworks, frames: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -5,7 +5,7 @@ A judge: it sees faces only, and no reward is trained on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
@@ -162,16 +162,17 @@ def report(
     references: Sequence[np.ndarray | Tensor] | People,
     fps: float = 10.0,
     device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda frames: None,
 ) -> FaceReport:
     """Who of the reference images is seen where in a video (uint8 [F, H, W, 3] of `fps` frames per second).
 
-    `references`: a picture uint8 [H, W, 3] of each person, or `find_people` of them. Raises UserError for a video
-    without frames, and as `find_people` does.
+    `references`: a picture uint8 [H, W, 3] of each person, or `find_people` of them. `progress`: as `detect` calls it.
+    Raises UserError for a video without frames, and as `find_people` does.
     """
     if not len(video):
         raise UserError("the video has no frame; give a clip")
     people = references if isinstance(references, People) else find_people(references, device)
-    faces = detect(video, device)
+    faces = detect(video, device, progress)
     distances = torch.full((len(faces), len(people.embeddings)), float("inf"))
     judgeable = faces.size >= JUDGEABLE
     embeddings = embed(_chosen(faces, judgeable.nonzero()[:, 0]))

@@ -37,6 +37,11 @@ def load_networks(device: torch.device) -> FaceNetworks:
     return FaceNetworks(*({n: t.to(device).contiguous() for n, t in part.items()} for part in parts), device)
 
 
+def release_networks() -> None:
+    """Free the networks of every device; the next use reads them again."""
+    load_networks.cache_clear()
+
+
 def _unpacked(tensor: Tensor, scale: float = 1.0, least: float = 0.0) -> Tensor:
     return tensor.float() * scale + least
 
