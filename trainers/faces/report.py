@@ -141,7 +141,7 @@ def find_people(references: Sequence[np.ndarray | Tensor], device: torch.device 
     """
     found = []
     for number, picture in enumerate(references, 1):
-        faces = detect(torch.as_tensor(np.asarray(picture))[None], device)
+        faces = detect(torch.from_numpy(np.array(picture))[None], device)
         if not len(faces):
             raise UserError(f"reference image {number} shows no face; give a picture of one person's face")
         largest = int(faces.size.argmax())
@@ -150,11 +150,18 @@ def find_people(references: Sequence[np.ndarray | Tensor], device: torch.device 
                 f"the face of reference image {number} is {faces.size[largest]:.0f} pixels wide; at least {JUDGEABLE} "
                 "are needed: give a larger picture"
             )
-        found.append(_chosen(faces, torch.tensor([largest])))
+        face = _chosen(faces, torch.tensor([largest]))
+        found.append(People(face, embed(face)))
     if not found:
         raise UserError("no reference image is given; give one picture per person")
-    people = Faces(*(torch.cat([getattr(f, name) for f in found]) for name in ("frame", "box", "confidence", "chips")))
-    return People(people, embed(people))
+    return join_people(found)
+
+
+def join_people(parts: Sequence[People]) -> People:
+    """The people of several, in order."""
+    names = ("frame", "box", "confidence", "chips")
+    faces = Faces(*(torch.cat([getattr(part.faces, name) for part in parts]) for name in names))
+    return People(faces, torch.cat([part.embeddings for part in parts]))
 
 
 def report(
