@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from ..report import FaceReport, People, find_people, join_people, report
 from .photos import DEVICE, Photo, load_photos, resized
 
-FRAMES, FPS, FRAME = 17, 8.0, (480, 272)
+FRAMES, FPS, FRAME = 11, 5.0, (480, 272)
 SIZES = (40, 80)  # pixels of the faces, from and to
-HOLD = 4  # frames that one photograph is shown before the next of the same person
+HOLD = 3  # frames that one photograph is shown before the next of the same person
 
 
 @dataclass
