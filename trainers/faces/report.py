@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .assign import NOBODY, assign
-from .calibration import DUPLICATE, JUDGEABLE, OTHER, PASTED, SURE, likeness, similarity
+from .calibration import DUPLICATE, JUDGEABLE, OTHER, PASTED, STRANGER, SURE, likeness, similarity
 from .detect import Faces, detect
 from .embed import embed
 from .tracks import changes, follow, lasting_runs, strayed
@@ -207,13 +207,14 @@ def summarise(
         for label, start, end in lasting_runs(labels):
             if label == NOBODY:
                 run = track[start:end]
-                strange[run] = (nearest.values[run] > OTHER) & (faces.confidence[run] > SURE)
+                strange[run] = (nearest.values[run] > STRANGER) & (faces.confidence[run] > SURE)
                 second[run] = nearest.values[run] < DUPLICATE
 
     states = np.full((count, frames), MISSING)
-    values, own, other = np.zeros((count, frames)), *(np.full((count, frames), np.nan) for _ in range(2))
-    sizes, pasted = (np.full((count, frames), np.nan) for _ in range(2))
-    states[:, faces.frame[~judgeable].unique().numpy()] = UNJUDGED
+    own, other, sizes, pasted = (np.full((count, frames), np.nan) for _ in range(4))
+    small = ~judgeable & (faces.confidence > SURE)
+    # A person who is not recognised in such a frame may be the small face.
+    states[:, faces.frame[small].numpy()] = UNJUDGED
     copies = _correlation(faces, people, given)
     for face in (given != NOBODY).nonzero()[:, 0].tolist():
         person, frame = int(given[face]), int(faces.frame[face])
@@ -224,26 +225,23 @@ def summarise(
         pasted[person, frame] = copies[face] > PASTED
     values = np.where(states == SEEN, np.nan_to_num(similarity(torch.tensor(own)).numpy()), 0.0)
     values[states == UNJUDGED] = np.nan
-    small = float(faces.size[~judgeable].median()) if (~judgeable).any() else None
-    doubles = _frames_with(faces, second, frames)
+    small_size = float(faces.size[small].median()) if small.any() else None
     judged_frames = (states != UNJUDGED).any(0)
-    found = tuple(
-        _person(
-            states[p], values[p], own[p], other[p] - own[p], sizes[p], pasted[p], small, fps,
-            doubles & _frames_with(faces, second & (nearest.indices == p), frames),
-        )
-        for p in range(count)
-    )  # fmt: skip
+    found = []
+    for p in range(count):
+        doubled = _frames_with(faces, second & (nearest.indices == p), frames)
+        rows = (states[p], values[p], own[p], other[p] - own[p], sizes[p], pasted[p], doubled)
+        found.append(_person(*rows, small_size, fps))
     strangers = _share(_frames_with(faces, strange, frames), judged_frames)
     apart = torch.cdist(people.embeddings, people.embeddings)
     alike = tuple((i, j) for i in range(count) for j in range(i + 1, count) if apart[i, j] < OTHER)
     return FaceReport(
-        found, tuple(sorted(swaps)), strangers, alike, fps, faces, given, strange, states, values, people.faces
+        tuple(found), tuple(sorted(swaps)), strangers, alike, fps, faces, given, strange, states, values, people.faces
     )
 
 
-def _person(states, values, own, margins, sizes, pasted, small, fps, doubled) -> PersonReport:
-    """One row of every array of `summarise`: [frames]."""
+def _person(states, values, own, margins, sizes, pasted, doubled, small, fps) -> PersonReport:
+    """From one person's rows of the arrays of `summarise`, each [frames]."""
     judged, seen = states != UNJUDGED, states == SEEN
     size = float(np.nanmedian(sizes)) if (~np.isnan(sizes)).any() else small
     if judged.mean() < JUDGED_SHARE:
