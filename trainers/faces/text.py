@@ -1,4 +1,4 @@
-"""The face report in words and rows."""
+"""The face report as lines and rows of text."""
 
 from __future__ import annotations
 
