@@ -56,7 +56,7 @@ class FaceReportNode(io.ComfyNode):
                 io.Float.Output(
                     "score",
                     tooltip="0 to 1: the share of the clip in which the right people are seen; -1 when the faces are "
-                    "too small to judge.",
+                    "too small or blurred to judge.",
                 ),
                 io.String.Output("people", tooltip="The numbers of each person, one line each, and the alarms."),
                 io.Image.Output("picture", tooltip="Who is who in some frames, and each person's faces over time."),

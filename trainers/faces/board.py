@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 
 from ..pictures import layout
 from .assign import NOBODY
-from .calibration import JUDGEABLE
 from .report import MISSING, SEEN, SWAPPED, UNJUDGED, FaceReport
 from .text import headline_text, notes
 
@@ -18,14 +17,14 @@ WIDTH, FRAMES, STEPS = 900, 4, 12
 COLOURS = (layout.BLUE, layout.ORANGE, layout.GREEN, layout.PURPLE, "#0e7490", "#be185d", "#854d0e", "#4d7c0f")
 STRANGER, GREY = "#dc2626", "#c4c9d1"
 BAR = 14  # pixels of height of a person's bar over time
-STATES = {MISSING: "missing", SWAPPED: "swapped", UNJUDGED: "too small"}
+STATES = {MISSING: "missing", SWAPPED: "swapped", UNJUDGED: "unclear"}
 
 
 def face_board(clip: np.ndarray, report: FaceReport, title: str = "") -> np.ndarray:
     """uint8 [H, W, 3] of a clip (uint8 [F, H, W, 3]) and its report.
 
     Frames with a box of its person's colour around each face and the similarity, red for strangers, grey for faces that
-    are too small. Below, for each person: the reference image's face, faces over time, and a bar of one column per
+    cannot be judged. Below, for each person: the reference image's face, faces over time, and a bar of one column per
     frame as high as the similarity, red where the person is missing or swapped, grey where nothing can be judged.
     """
     lines = [part for text in (title, headline_text(report), *notes(report)) for part in layout.wrapped(text, WIDTH)]
@@ -77,8 +76,8 @@ def _mark(report: FaceReport, face: int, frame: int) -> tuple[str, str]:
     person = int(report.given[face])
     if person != NOBODY:
         return COLOURS[person % len(COLOURS)], f"{person + 1}: {report.values[person, frame]:.2f}"
-    if report.faces.size[face] < JUDGEABLE:
-        return GREY, "small"
+    if not report.judgeable[face]:
+        return GREY, "unclear"
     return (STRANGER, "stranger") if report.strange[face] else (GREY, "?")
 
 

@@ -17,7 +17,7 @@ from .weights import release_networks
 class FaceJudge:
     """`identity` of videos: the share of each in which the right people are recognised, from 0 to 1.
 
-    It is the headline of the face report, and 0 for a video whose faces are too small to be recognised.
+    It is the headline of the face report, and 0 for a video whose faces are too small or blurred to be recognised.
     """
 
     def __init__(self, people: dict[str, People], fps: float, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from .assign import NOBODY, assign
 from .calibration import DUPLICATE, JUDGEABLE, OTHER, PASTED, STRANGER, SURE, likeness, similarity
 from .detect import Faces, detect
-from .embed import embed
+from .embed import can_judge, embed
 from .tracks import changes, follow, lasting_runs, strayed
 
 JUDGED_SHARE = 0.5  # of the frames that must be judged before a person gets numbers
@@ -40,7 +40,7 @@ class PersonReport:
     """One person over a clip. Numbers are None where too few frames can be judged, and where they have no meaning."""
 
     judged: float  # share of the frames in which the person was seen, or was certainly not there
-    size: float | None  # median side in pixels of the person's faces; of faces too small to judge where no other is
+    size: float | None  # median side in pixels of the person's faces; of those that cannot be judged where no other is
     score: float | None  # mean over judged frames: similarity where seen; 0 where missing, swapped or a stranger
     similarity: float | None  # mean over the frames in which the person is seen
     margin: float | None  # median distance to the next person's reference less that to the own; None for one person
@@ -53,8 +53,8 @@ class PersonReport:
     pasted: float | None  # share of the seen frames whose pixels copy the reference image
 
     @property
-    def too_small(self) -> bool:
-        """Whether the person's faces are too small to judge in most frames."""
+    def unjudged(self) -> bool:
+        """Whether the person's faces are too small or blurred to judge in most frames."""
         return self.score is None
 
 
@@ -76,6 +76,7 @@ class FaceReport:
     alike: tuple[tuple[int, int], ...]  # people whose reference images are nearer than different people are
     fps: float
     faces: Faces = field(repr=False)
+    judgeable: Tensor = field(repr=False)  # bool [faces] large and sharp enough
     given: Tensor = field(repr=False)  # [faces] the person of each face, or NOBODY
     strange: Tensor = field(repr=False)  # bool [faces] of nobody, for longer than a moment
     states: np.ndarray = field(repr=False)  # MISSING, SEEN, SWAPPED or UNJUDGED
@@ -181,7 +182,7 @@ def report(
     people = references if isinstance(references, People) else find_people(references, device)
     faces = detect(video, device, progress)
     distances = torch.full((len(faces), len(people.embeddings)), float("inf"))
-    judgeable = faces.size >= JUDGEABLE
+    judgeable = can_judge(faces)
     embeddings = embed(_chosen(faces, judgeable.nonzero()[:, 0]))
     distances[judgeable] = torch.cdist(embeddings, people.embeddings)
     given = torch.full((len(faces),), NOBODY)
@@ -212,9 +213,8 @@ def summarise(
 
     states = np.full((count, frames), MISSING)
     own, other, sizes, pasted = (np.full((count, frames), np.nan) for _ in range(4))
-    small = ~judgeable & (faces.confidence > SURE)
-    # A person who is not recognised in such a frame may be the small face.
-    states[:, faces.frame[small].numpy()] = UNJUDGED
+    # A person who is not recognised in a frame may be its small or blurred face.
+    states[:, faces.frame[~judgeable].numpy()] = UNJUDGED
     copies = _correlation(faces, people, given)
     for face in (given != NOBODY).nonzero()[:, 0].tolist():
         person, frame = int(given[face]), int(faces.frame[face])
@@ -225,25 +225,36 @@ def summarise(
         pasted[person, frame] = copies[face] > PASTED
     values = np.where(states == SEEN, np.nan_to_num(similarity(torch.tensor(own)).numpy()), 0.0)
     values[states == UNJUDGED] = np.nan
-    small_size = float(faces.size[small].median()) if small.any() else None
+    unclear = float(faces.size[~judgeable].median()) if (~judgeable).any() else None
     judged_frames = (states != UNJUDGED).any(0)
     found = []
     for p in range(count):
         doubled = _frames_with(faces, second & (nearest.indices == p), frames)
         rows = (states[p], values[p], own[p], other[p] - own[p], sizes[p], pasted[p], doubled)
-        found.append(_person(*rows, small_size, fps))
+        found.append(_person(*rows, unclear, fps))
     strangers = _share(_frames_with(faces, strange, frames), judged_frames)
     apart = torch.cdist(people.embeddings, people.embeddings)
     alike = tuple((i, j) for i in range(count) for j in range(i + 1, count) if apart[i, j] < OTHER)
     return FaceReport(
-        tuple(found), tuple(sorted(swaps)), strangers, alike, fps, faces, given, strange, states, values, people.faces
+        tuple(found),
+        tuple(sorted(swaps)),
+        strangers,
+        alike,
+        fps,
+        faces,
+        judgeable,
+        given,
+        strange,
+        states,
+        values,
+        people.faces,
     )
 
 
-def _person(states, values, own, margins, sizes, pasted, doubled, small, fps) -> PersonReport:
+def _person(states, values, own, margins, sizes, pasted, doubled, unclear, fps) -> PersonReport:
     """From one person's rows of the arrays of `summarise`, each [frames]."""
     judged, seen = states != UNJUDGED, states == SEEN
-    size = float(np.nanmedian(sizes)) if (~np.isnan(sizes)).any() else small
+    size = float(np.nanmedian(sizes)) if (~np.isnan(sizes)).any() else unclear
     if judged.mean() < JUDGED_SHARE:
         return PersonReport(float(judged.mean()), size, *[None] * 10)
     apart = margins[seen & ~np.isnan(margins)]

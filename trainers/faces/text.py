@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .report import FaceReport, PersonReport
 
-TOO_SMALL = "too small to judge"
+UNJUDGED = "too small or blurred to judge"
 
 
 def headline_text(report: FaceReport) -> str:
-    """`faces 0.87 (100% of the frames judged)`, or that the faces are too small."""
+    """`faces 0.87 (100% of the frames judged)`, or that no face can be judged."""
     if report.headline is None:
-        return f"faces: {TOO_SMALL}"
+        return f"faces: {UNJUDGED}"
     return f"faces {report.headline:.2f} ({report.judged:.0%} of the frames judged)"
 
 
@@ -21,7 +21,7 @@ def rows(report: FaceReport) -> list[dict[str, str]]:
 
 def _row(person: PersonReport) -> dict[str, str]:
     return {
-        "score": TOO_SMALL if person.too_small else _number(person.score),
+        "score": UNJUDGED if person.unjudged else _number(person.score),
         "similarity": _number(person.similarity),
         "margin": _number(person.margin, "+.2f"),
         "worst second": _number(person.worst_second),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 from trainers.errors import UserError
 from trainers.faces.assign import NOBODY
@@ -151,7 +152,7 @@ def test_pixels_of_the_reference_are_a_copy():
 
 def test_small_faces_are_not_judged():
     found = made(person(0, 0) + [Face(t, 200, (FAR, SAME), NOBODY, size=JUDGEABLE - 4) for t in range(FRAMES)])
-    assert found.people[1].too_small and found.people[1].judged == 0 and found.people[1].size == JUDGEABLE - 4
+    assert found.people[1].unjudged and found.people[1].judged == 0 and found.people[1].size == JUDGEABLE - 4
     assert found.headline == 1 and found.judged == 0.5
 
 
@@ -182,6 +183,13 @@ def test_real_faces(portraits, scene):
     found = report(torch.from_numpy(np.stack([right, right, wrong, wrong])), people, 2.0)
     assert [p.score for p in found.people] == pytest.approx([0.5, 1.0], abs=0.02)
     assert min(p.margin for p in found.people) > 0.2
+
+
+def test_a_blurred_face_is_not_judged(portraits, scene):
+    """Neither is the person missing: the blurred face may be anybody's."""
+    blurred = Image.fromarray(scene(("obama", 30, 40, 140))).filter(ImageFilter.GaussianBlur(2.2))
+    found = report(torch.from_numpy(np.array(blurred))[None], [portraits["obama"]])
+    assert found.headline is None and found.people[0].unjudged and found.people[0].size > JUDGEABLE
 
 
 def test_a_reference_without_a_face_is_refused(portraits):

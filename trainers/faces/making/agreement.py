@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
     # A few photos of each person, and everybody of whom there is one.
     chosen = sorted({*probes_of(people), *(i for i, person in enumerate(people) if people.count(person) == 1)})
     photos = [photos[i] for i in chosen]
-    ours = torch.cat([embed_own(photo) for photo in photos]).numpy()
+    ours = torch.cat([embed_own(photo) for photo in photos])[:, :-1].numpy()
     seen = ~np.isnan(ours[:, 0])
     photos, ours = [photo for photo, is_seen in zip(photos, seen, strict=True) if is_seen], ours[seen]
     theirs = embed_by_dlib(photos)

@@ -1,9 +1,9 @@
 """How well distances tell people apart, by face size and damage: the tables of `web/docs/faces.md`.
 
-`python -m trainers.faces.making.separability FOLDER`, with the FOLDER of `photos`. A reference is a photo at its own
-size; a probe is another photo of which the face is reduced and damaged, in a frame of 832x480 in which it is detected
-first. Rates are means over people, so that a person with many photos counts once; intervals are bootstrapped over
-people.
+`python -m trainers.faces.making.separability FOLDER [FACES ...]`, with the FOLDER of `photos`; FACES are rows of the
+table (default: all). A reference is a photo at its own size; a probe is another photo of which the face is reduced and
+damaged, in a frame in which it is detected first. Rates are means over people, so that a person with many photos counts
+once; intervals are bootstrapped over people.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from PIL import Image, ImageFilter
 
 from ..calibration import OTHER
 from ..detect import detect
-from ..embed import embed
+from ..embed import can_judge, embed
 from .photos import DEVICE, Photo, load_photos, resized
 
-FRAME = (832, 480)
+FRAME, LARGE_FRAME = (480, 272), (832, 480)
 GREY = (110, 110, 110)
-SIZES = (16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 256)
+SIZES = (16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+SMALL_SIZES = (20, 24, 28, 32)  # also in a large frame
 PROBES = 5  # photos of a person that are reduced and damaged
 DAMAGED = 64  # pixels of the faces that are damaged
 RESAMPLES = 200
@@ -55,6 +56,7 @@ def darkened(factor: float) -> Damage:
 
 CONDITIONS: dict[str, tuple[int, Damage | None]] = {
     **{f"{size} px": (size, None) for size in SIZES},
+    **{f"{size} px, frame of 832x480": (size, None) for size in SMALL_SIZES},
     **{f"{DAMAGED} px, blur of {r} px": (DAMAGED, blurred(r)) for r in (1, 2, 3)},
     **{f"{DAMAGED} px, JPEG quality {q}": (DAMAGED, compressed(q)) for q in (50, 20, 10)},
     **{f"{DAMAGED} px, rotated by {d} degrees": (DAMAGED, rotated(d)) for d in (15, 30, 45)},
@@ -62,21 +64,25 @@ CONDITIONS: dict[str, tuple[int, Damage | None]] = {
 }
 
 
-def frame_of(photo: Photo, size: int, damage: Damage | None) -> tuple[np.ndarray, tuple[float, float]]:
+def frame_of(
+    photo: Photo, size: int, damage: Damage | None, shape: tuple[int, int] = FRAME
+) -> tuple[np.ndarray, tuple[float, float]]:
     """A frame with the photo in its middle, its face of `size` pixels, and the middle of that face."""
     small = resized(photo, size)
     middle = ((small.box[0] + small.box[2]) / 2, (small.box[1] + small.box[3]) / 2)
-    frame = Image.new("RGB", FRAME, GREY)
-    at = round(FRAME[0] / 2 - middle[0]), round(FRAME[1] / 2 - middle[1])
+    frame = Image.new("RGB", shape, GREY)
+    at = round(shape[0] / 2 - middle[0]), round(shape[1] / 2 - middle[1])
     frame.paste(Image.fromarray(small.pixels), at)
     frame = damage(frame) if damage else frame
-    return np.asarray(frame), (FRAME[0] / 2, FRAME[1] / 2)
+    return np.asarray(frame), (shape[0] / 2, shape[1] / 2)
 
 
 def embed_found(frames: list[np.ndarray], middles: list[tuple[float, float]]) -> torch.Tensor:
-    """The embedding of the face around each frame's `middle`, NaN where none is found: [n, 128]."""
+    """The embedding of the face around each frame's `middle`, NaN where none is found, and whether the report would
+    judge it: [n, 129].
+    """
     faces = detect(torch.from_numpy(np.stack(frames)), DEVICE)
-    numbers = embed(faces)
+    numbers = torch.cat([embed(faces), can_judge(faces)[:, None]], 1)
     result = torch.full((len(frames), numbers.shape[1]), float("nan"))
     for index, (x, y) in enumerate(middles):
         box = faces.box
@@ -143,39 +149,53 @@ def probes_of(people: list[str]) -> list[int]:
     return sorted(i for of in own.values() if len(of) > 1 for i in of[:: -(-len(of) // PROBES)])
 
 
-def main(folder: Path) -> None:
+COLUMNS = (
+    "faces",
+    "probes",
+    "found",
+    "of these judged",
+    "distance, same person: median (5% to 95%)",
+    "other people: 1%",
+    "EER (95% CI)",
+    "judged: not recognised",
+    f"taken for another, at {OTHER:g}",
+)
+
+
+def main(folder: Path, conditions: list[str]) -> None:
     photos = load_photos(folder)
     people, kinds = [photo.person for photo in photos], pair_kinds(photos)
     probing = probes_of(people)
-    references = torch.cat([embed_own(photo) for photo in photos])
+    references = torch.cat([embed_own(photo) for photo in photos])[:, :-1]
     rng = np.random.default_rng(0)
-    print(
-        "| faces | probes | found | same person: median distance (5% to 95%) | other people: 1% quantile "
-        f"| EER (95% CI) | not recognised | taken for another, both at {OTHER:g} |\n|---|---|---|---|---|---|---|---|"
-    )
-    for name, (size, damage) in CONDITIONS.items():
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    for name in conditions:
+        size, damage = CONDITIONS[name]
+        shape = LARGE_FRAME if name.endswith("832x480") else FRAME
         chosen = [i for i in probing if photos[i].size > 0.95 * size]
-        if not chosen:
-            continue
-        made = [frame_of(photos[i], size, damage) for i in chosen]
-        probes = torch.cat(
-            [embed_found(*map(list, zip(*made[k : k + 8], strict=True))) for k in range(0, len(made), 8)]
-        )
-        distances = torch.cdist(references, probes).numpy()
-        part = kinds[:, chosen]
-        found = ~torch.isnan(probes[:, 0])
-        if not found.any():
-            print(f"| {name} | {len(chosen)} | 0% | – | – | – | – | – |", flush=True)
-            continue
-        shown = rates(distances, part, people, rng)
-        same, other = (distances[(part == kind) & ~np.isnan(distances)] for kind in (1, 0))
-        quantiles = np.quantile(same, [0.5, 0.05, 0.95]) if len(same) else [np.nan] * 3
-        print(
-            f"| {name} | {len(chosen)} | {found.float().mean():.0%} | {quantiles[0]:.2f} ({quantiles[1]:.2f} to "
-            f"{quantiles[2]:.2f}) | {np.quantile(other, 0.01):.2f} | {shown['eer']:.1%} ({shown['low']:.1%} to "
-            f"{shown['high']:.1%}) | {shown['miss']:.1%} | {shown['alarm']:.1%} |",
-            flush=True,
-        )
+        made = [frame_of(photos[i], size, damage, shape) for i in chosen]
+        parts = [embed_found(*map(list, zip(*made[k : k + 8], strict=True))) for k in range(0, len(made), 8)]
+        *_, judged = probes = torch.cat(parts).T
+        distances = torch.cdist(references, probes[:-1].T).numpy()
+        cells = row(distances, kinds[:, chosen], people, judged.numpy(), rng)
+        print(f"| {name} | {len(chosen)} | {' | '.join(cells)} |", flush=True)
+
+
+def row(
+    distances: np.ndarray, kinds: np.ndarray, people: list[str], judged: np.ndarray, rng: np.random.Generator
+) -> list[str]:
+    """The cells of COLUMNS from "found" on. `judged`: of each probe 1, 0, or NaN where it was not found."""
+    found = ~np.isnan(judged)
+    cells = [f"{found.mean():.0%}", f"{np.nanmean(judged):.0%}" if found.any() else "–"]
+    every = rates(distances, kinds, people, rng)
+    clear = rates(np.where(judged == 1, distances, np.nan), kinds, people, rng)
+    if not every:
+        return [*cells, *["–"] * 5]
+    same, other = (distances[(kinds == kind) & found] for kind in (1, 0))
+    median, low, high = np.quantile(same, [0.5, 0.05, 0.95])
+    cells += [f"{median:.2f} ({low:.2f} to {high:.2f})", f"{np.quantile(other, 0.01):.2f}"]
+    cells.append(f"{every['eer']:.1%} ({every['low']:.1%} to {every['high']:.1%})")
+    return cells + [f"{clear[name]:.1%}" if clear else "–" for name in ("miss", "alarm")]
 
 
 def embed_own(photo: Photo) -> torch.Tensor:
@@ -185,4 +205,4 @@ def embed_own(photo: Photo) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] or list(CONDITIONS))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainers.faces.making.photos import Photo, resized
-from trainers.faces.making.separability import frame_of, pair_kinds, probes_of, rates
+from trainers.faces.making.separability import frame_of, pair_kinds, probes_of, rates, row
 
 
 def photo(person: str, shot: str) -> Photo:
@@ -25,7 +25,7 @@ def test_a_resized_photo_keeps_its_face_in_its_box():
 
 def test_the_face_lies_in_the_middle_of_its_frame():
     frame, middle = frame_of(photo("a", "1"), 24, None)
-    assert frame.shape == (480, 832, 3) and middle == (416, 240) and frame[240, 416].tolist() == [200, 200, 200]
+    assert frame.shape == (272, 480, 3) and middle == (240, 136) and frame[136, 240].tolist() == [200, 200, 200]
 
 
 def test_separate_distances_have_no_error():
@@ -48,3 +48,12 @@ def test_rates_are_means_over_people():
 
 def test_at_most_five_photos_of_a_person_are_probes():
     assert probes_of(["a"] * 12 + ["b"] + ["c"] * 2) == [0, 3, 6, 9, 13, 14]
+
+
+def test_a_row_counts_the_errors_of_the_judged_only():
+    """Of person a one of two probes is not recognised, and it is not clear enough to be judged."""
+    people, rng = ["a", "a", "b"], np.random.default_rng(0)
+    kinds = np.array([[-1, 1, 0], [1, -1, 0], [0, 0, -1]])
+    distances = np.array([[0.0, 0.9, 0.8], [0.3, 0.0, 0.8], [0.8, 0.8, 0.0]])
+    found, judged, *_, missed, taken = row(distances, kinds, people, np.array([1, 0, np.nan]), rng)
+    assert (found, judged, missed, taken) == ("67%", "50%", "0.0%", "0.0%")
