@@ -155,7 +155,6 @@ COLUMNS = (
     "found",
     "of these judged",
     "distance, same person: median (5% to 95%)",
-    "other people: 1%",
     "EER (95% CI)",
     "judged: not recognised",
     f"taken for another, at {OTHER:g}",
@@ -190,10 +189,9 @@ def row(
     every = rates(distances, kinds, people, rng)
     clear = rates(np.where(judged == 1, distances, np.nan), kinds, people, rng)
     if not every:
-        return [*cells, *["–"] * 5]
-    same, other = (distances[(kinds == kind) & found] for kind in (1, 0))
-    median, low, high = np.quantile(same, [0.5, 0.05, 0.95])
-    cells += [f"{median:.2f} ({low:.2f} to {high:.2f})", f"{np.quantile(other, 0.01):.2f}"]
+        return [*cells, *["–"] * 4]
+    median, low, high = np.nanquantile(distances[kinds == 1], [0.5, 0.05, 0.95])
+    cells.append(f"{median:.2f} ({low:.2f} to {high:.2f})")
     cells.append(f"{every['eer']:.1%} ({every['low']:.1%} to {every['high']:.1%})")
     return cells + [f"{clear[name]:.1%}" if clear else "–" for name in ("miss", "alarm")]
 
