@@ -164,11 +164,7 @@ KINDS: dict[str, tuple[Script, set[str]]] = {
     "reference image pasted": (copied, {"copy"}),
 }
 # Alarms that may be raised besides: the same fault seen from another side.
-BESIDES = {
-    "one replaced half-way": {"drift"},
-    "one becomes a stranger": {"copy"},
-    "reference image pasted": set(),
-}
+BESIDES = {"one replaced half-way": {"drift"}}
 
 
 def sample_cast(photos: list[Photo], rng: np.random.Generator) -> Cast:
