@@ -16,9 +16,11 @@ from .weights import FaceNetworks, load_networks
 CONFIDENCE = 0.4  # probability from which a box counts as a face
 OVERLAP = 0.6  # intersection over the smaller area from which two boxes are one face
 CUT = 0.01  # of a window's side: faces that come so near to its edge are cut
+SECOND_SIDE = 300  # pixels of the longer side of a frame that is looked at a second time, smaller
 BATCH, FACES = 8, 32  # frames in one forward of the detector, faces in one of the landmark network
 # Where eyes and mouth lie in the embedder's square, as parts of its side.
 CANONICAL = ((0.317, 0.304), (0.662, 0.304), (0.490, 0.690))
+Window = tuple[int, int, int, int]  # left, top, width, height in pixels of the frame
 EYES_AND_MOUTH = (slice(36, 42), slice(42, 48), slice(48, 68))
 
 
@@ -55,41 +57,44 @@ def detect(
         found += _boxes(networks, frames[first : first + BATCH], first)
         progress(min(first + BATCH, len(frames)))
     frame, box, confidence = (torch.cat(parts) for parts in zip(*found, strict=True))
-    chips = _chips(networks, [frames[index] for index in frame.tolist()], box)
+    chips = cut_chips(networks, [frames[index] for index in frame.tolist()], box)
     return Faces(frame, box, confidence, chips)
 
 
 def _boxes(networks: FaceNetworks, frames: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Frame indices, boxes in pixels and confidences, of one frame after the other."""
     pictures = _planes(frames, networks.device)
-    found = [_in_window(networks, pictures, window) for window in windows(*pictures.shape[-2:])]
+    found = [_in_window(networks, pictures, window, side) for window, side in windows(*pictures.shape[-2:])]
     for number, parts in enumerate(zip(*found, strict=True)):
         boxes, scores = (torch.cat(part) for part in zip(*parts, strict=True))
         kept = _distinct(boxes, scores)
         yield torch.full((len(kept),), first + number), boxes[kept], scores[kept]
 
 
-def windows(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Parts (left, top, width, height) of a frame in which faces are looked for: the whole of it, for large faces.
+def windows(height: int, width: int) -> list[tuple[Window, int]]:
+    """Parts of a frame in which faces are looked for, and the pixels that the longer side of each gets for it.
 
-    A frame that the detector would have to reduce also gets squares of its shorter side, which overlap by a quarter of
-    it or more, for small faces.
+    The whole frame twice, because the detector has sizes at which it misses a face. A frame that it would have to
+    reduce: once, and in squares of the shorter side, which overlap by a quarter of it or more, for small faces.
     """
     whole, side, length = (0, 0, width, height), min(height, width), max(height, width)
     if length <= DETECTOR_SIDE or length < 1.25 * side:
-        return [whole]
+        return [(whole, DETECTOR_SIDE), (whole, SECOND_SIDE)]
     count = 1 + math.ceil((length - side) / (0.75 * side))
     starts = [round(index * (length - side) / (count - 1)) for index in range(count)]
-    return [whole, *((start, 0, side, side) if width > height else (0, start, side, side) for start in starts)]
+    squares = [(start, 0, side, side) if width > height else (0, start, side, side) for start in starts]
+    return [(window, DETECTOR_SIDE) for window in (whole, *squares)]
 
 
-def _in_window(
-    networks: FaceNetworks, pictures: Tensor, window: tuple[int, int, int, int]
-) -> list[tuple[Tensor, Tensor]]:
-    """Boxes in pixels of the frame and confidences, for each of the pictures [N, 3, H, W]."""
+def _in_window(networks: FaceNetworks, pictures: Tensor, window: Window, target: int) -> list[tuple[Tensor, Tensor]]:
+    """Boxes in pixels of the frame and confidences, for each of the pictures [N, 3, H, W].
+
+    The longer side of the window becomes `target` pixels.
+    """
     left, top, width, height = window
     part, side = pictures[:, :, top : top + height, left : left + width], max(height, width)
-    fitted = [max(1, round(length * DETECTOR_SIDE / side)) for length in (height, width)]
+    fitted = [max(1, round(length * target / side)) for length in (height, width)]
+    pixel = side / target
     part = F.interpolate(part, fitted, mode="bilinear", antialias=True, align_corners=False)
     part = F.pad(part, (0, DETECTOR_SIDE - fitted[1], 0, DETECTOR_SIDE - fitted[0]))
     boxes, scores = (found.cpu() for found in find_boxes(networks.detector, part))
@@ -100,7 +105,7 @@ def _in_window(
         limits[2:] - boxes.new_tensor([left + width < pictures.shape[3], top + height < pictures.shape[2]]) * CUT * side
     )
     found = []
-    for candidates, probability in zip(boxes * side, scores, strict=True):
+    for candidates, probability in zip(boxes * DETECTOR_SIDE * pixel, scores, strict=True):
         candidates = candidates.clamp(min=0).minimum(limits)
         whole = (candidates[:, :2] >= low).all(1) & (candidates[:, 2:] <= high).all(1)
         likely = (probability > CONFIDENCE) & whole
@@ -137,7 +142,7 @@ def _shared(first: Tensor, second: Tensor) -> Tensor:
     return (end - start).clamp(min=0).prod(2)
 
 
-def _chips(networks: FaceNetworks, frames: list[Tensor], boxes: Tensor) -> Tensor:
+def cut_chips(networks: FaceNetworks, frames: list[Tensor], boxes: Tensor) -> Tensor:
     """The faces of boxes upright, uint8 [n, 3, 150, 150]: eyes and mouth where the embedder was trained to see them.
 
     `frames`: the frame (uint8 [H, W, 3]) of each box.

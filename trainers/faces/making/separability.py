@@ -18,8 +18,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from ..calibration import OTHER
-from ..detect import detect
+from ..detect import Faces, cut_chips, detect
 from ..embed import can_judge, embed
+from ..weights import load_networks
 from .photos import DEVICE, Photo, load_photos, resized
 
 FRAME, LARGE_FRAME = (480, 272), (832, 480)
@@ -197,9 +198,12 @@ def row(
 
 
 def embed_own(photo: Photo) -> torch.Tensor:
-    """The embedding of a photo's own face, in its own size: [1, 128]."""
-    middle = ((photo.box[0] + photo.box[2]) / 2, (photo.box[1] + photo.box[3]) / 2)
-    return embed_found([photo.pixels], [middle])
+    """The embedding of a photo's own face, in its own size, as `embed_found` returns it: [1, 129]."""
+    box = torch.tensor([photo.box])
+    with torch.no_grad():
+        chips = cut_chips(load_networks(DEVICE), [torch.from_numpy(np.array(photo.pixels))], box)
+    face = Faces(torch.zeros(1, dtype=torch.int64), box, torch.ones(1), chips)
+    return torch.cat([embed(face), can_judge(face)[:, None]], 1)
 
 
 if __name__ == "__main__":
