@@ -153,7 +153,7 @@ class Score(io.ComfyNode):
     @classmethod
     def execute(cls, reward: LazyReward, images: Tensor, references: dict, prompt: str, fps: float) -> io.NodeOutput:
         people, clip = to_references(references), _clip(images, "images")
-        (score,) = _scores(reward, {"images": clip}, people, fps)
+        (score,) = score_clips(reward, {"images": clip}, people, fps)
         frames = _frames_read(reward, clip)
         board = to_image(score_board(clip.numpy(), frames, people, score, fps, clean(prompt)))
         shown = ui.PreviewImage(board, cls=cls).as_dict() | _result(
@@ -195,7 +195,7 @@ class Compare(io.ComfyNode):
     ) -> io.NodeOutput:
         people = to_references(references)
         clips = {name: _clip(video, name) for name, video in (("video_a", video_a), ("video_b", video_b))}
-        scores = _scores(reward, clips, people, fps)
+        scores = score_clips(reward, clips, people, fps)
         chances = tuple(float(p) for p in preference_probabilities(*scores))
         frames = tuple(_frames_read(reward, clip) for clip in clips.values())
         board = to_image(compare_board(tuple(c.numpy() for c in clips.values()), frames, people, scores, chances))
@@ -228,7 +228,7 @@ def _clip(images: Tensor, name: str) -> Tensor:
     return clip
 
 
-def _scores(lazy: LazyReward, clips: dict[str, Tensor], people, fps: float) -> tuple[float, ...]:
+def score_clips(lazy: LazyReward, clips: dict[str, Tensor], people, fps: float) -> tuple[float, ...]:
     """The scores of clips by the inputs' names. Raises UserError when memory runs out, or a score is not finite."""
     try:
         model, moves = lazy.reward.model, bool(lazy.managed.modules)

@@ -19,16 +19,16 @@ ORDER = (
     "modelfiles",
     "lora",
     "policies tinyworld",
-    "diffusion rewards",
+    "diffusion rewards faces",
     "memory runs preference",
     "grpo",
-    "bench parity tinyworld.making",
+    "bench parity tinyworld.making faces.making",
     "commands",
     "cli",
 )
 LEVELS = {room: level for level, line in enumerate(ORDER) for room in line.split()}
 FOUNDATION = {"errors", "config", "files", "processes", "weights"}
-INNER_ROOMS = {("tinyworld", "making")}
+INNER_ROOMS = {("tinyworld", "making"), ("faces", "making")}
 # Modules that only a ComfyUI process has. `nodes` is the pack's own folder and core's module of the same name.
 COMFYUI = {
     "comfy",

@@ -23,6 +23,8 @@ IDS = [
         "LoadReward",
         "Score",
         "Compare",
+        "FaceReport",
+        "KeepBest",
         "PromptSet",
         "PromptItem",
         "Train",

@@ -127,17 +127,14 @@ def rows(found: Evaluated) -> list[dict[str, str]]:
             "change": f"{pairs.margin:+.3f}",
         }
     ]
-    for name, title in (("identity", "identity (oracle)"), ("alignment", "text alignment (oracle)")):
+    judge = "oracle" if after.alignment else "face report"
+    for name, title in (("identity", f"identity ({judge})"), ("alignment", "text alignment (oracle)")):
         old, new = getattr(before, name), getattr(after, name)
         if old and new:
-            table.append(
-                {
-                    "": title,
-                    "base policy": f"{_mean(old):.3f}",
-                    "with LoRA": f"{_mean(new):.3f}",
-                    "change": f"{_mean(new) / max(1e-9, _mean(old)) - 1:+.1%}",
-                }
-            )
+            old, new = _mean(old), _mean(new)
+            # A face report may begin at 0, of which a change has no percentage.
+            change = f"{new / max(1e-9, old) - 1:+.1%}" if after.alignment else f"{new - old:+.3f}"
+            table.append({"": title, "base policy": f"{old:.3f}", "with LoRA": f"{new:.3f}", "change": change})
     table.append(
         {
             "": "held-out pairs: win / tie / loss",
@@ -155,8 +152,12 @@ def sentences(found: Evaluated) -> list[str]:
     by_reward = f"By the learned reward the LoRA is {verdict(pairs, count)} the base policy"
     lines = [f"{by_reward}: win rate {pairs.win:.0%} on {count} held-out items (same prompts, same noise)."]
     if found.before.identity and found.after.identity:
-        gain = _mean(found.after.identity) / max(1e-9, _mean(found.before.identity)) - 1
-        lines.append(f"TinyWorld's oracle of identity, which is never trained on, changed by {gain:+.1%}.")
+        old, new = _mean(found.before.identity), _mean(found.after.identity)
+        if found.after.alignment:
+            change = f"{new / max(1e-9, old) - 1:+.1%}"
+            lines.append(f"TinyWorld's oracle of identity, which is never trained on, changed by {change}.")
+        else:
+            lines.append(f"The face report, which is never trained on, changed from {old:.2f} to {new:.2f}.")
     return lines
 
 

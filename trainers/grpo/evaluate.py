@@ -33,7 +33,7 @@ class Judge(Protocol):
     """A measure that is reported and never trained on."""
 
     def __call__(self, videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
-        """`identity`, `alignment` and `quality` of each video, uint8 [n, F, H, W, 3]."""
+        """`identity`, and where it is measured `alignment` and `quality`, of each video, uint8 [n, F, H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def evaluation_row(iteration: int, baseline: Measurement, found: Measurement) ->
         values, before = getattr(found, name), getattr(baseline, name)
         if values is not None:
             row[name] = sum(values) / len(values)
-            row[f"{name}_gain"] = row[name] / max(1e-9, sum(before) / len(before)) - 1
+            if sum(before) > 0:
+                row[f"{name}_gain"] = row[name] / (sum(before) / len(before)) - 1
     return row
 
 

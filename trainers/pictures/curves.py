@@ -21,7 +21,7 @@ def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: st
     train = [row for row in metrics if row.get("kind") == "train"]
     held_out = [row for row in metrics if row.get("kind") == "evaluation"]
     panels = [_reward_panel, _win_rate_panel]
-    panels += [_oracle_panel] if any(row.get("identity") is not None for row in held_out) else []
+    panels += [_judge_panel] if any(row.get("identity") is not None for row in held_out) else []
     panels += [_kl_panel] if any(row.get("kl") is not None for row in train) else []
     rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
     figure = Figure(figsize=(5 * columns, 3.4 * rows), dpi=150, facecolor=PAPER, layout="constrained")
@@ -63,8 +63,9 @@ def _win_rate_panel(axes, train: list, held_out: list) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def _oracle_panel(axes, train: list, held_out: list) -> None:
-    axes.set_title("oracle (TinyWorld)", **_TITLE)
+def _judge_panel(axes, train: list, held_out: list) -> None:
+    of_tinyworld = any(row.get("alignment") is not None for row in held_out)
+    axes.set_title("oracle (TinyWorld)" if of_tinyworld else "face report", **_TITLE)
     for name, colour in (("identity", PURPLE), ("alignment", FAINT)):
         x, y = _series(held_out, name)
         if len(x):

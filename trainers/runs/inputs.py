@@ -30,10 +30,14 @@ class RunInputs:
 def run_inputs(config: TrainConfig) -> RunInputs:
     """The inputs that the configuration names (see `resolve_prompts`).
 
-    TinyWorld's oracle is the judge of TinyWorld's items in their own size.
+    TinyWorld's oracle is the judge of TinyWorld's items in their own size; the face report is that of photographs.
     """
     items, held_out = resolve_prompts(config)
     size = config.evaluation.video or config.video
+    if not any("scene" in item.extra for item in held_out):
+        from ..faces.judge import face_judge
+
+        return RunInputs(items, held_out, face_judge(held_out[: config.evaluation.items], config.reward.fps))
     measurable = (size.width, size.height) == TINYWORLD_SIZE and all("scene" in item.extra for item in held_out)
     return RunInputs(items, held_out, tinyworld_judge if measurable else None)
 

@@ -32,7 +32,8 @@ def summary(run: RunFolder) -> str:
             f"(95% CI {last['win_low']:.0%} to {last['win_high']:.0%}), reward {last['margin']:+.2f}"
         )
         if last.get("identity_gain") is not None:
-            lines.append(f"identity by TinyWorld's oracle: {last['identity_gain']:+.1%}")
+            judge = "the face report" if last.get("alignment") is None else "TinyWorld's oracle"
+            lines.append(f"identity by {judge}: {last['identity_gain']:+.1%}")
     lines += [text for text in (status.message, status.last_error) if text]
     if status.state in ("failed", "stopped"):
         saved = run.checkpoints()

@@ -1,0 +1,121 @@
+"""The face nodes on real faces: the report's own numbers, and the best of several videos."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+NAMES = ("obama", "collins", "biden")
+
+
+@pytest.fixture(scope="module")
+def portraits(repository) -> dict[str, torch.Tensor]:
+    """IMAGEs [1, 200, 200, 3] of three people."""
+    folder = repository / "tests" / "trainers" / "faces" / "pictures"
+    found = {}
+    for name in NAMES:
+        picture = Image.open(folder / f"{name}.jpg").convert("RGB").resize((200, 200))
+        found[name] = torch.from_numpy(np.array(picture)).float()[None] / 255
+    return found
+
+
+@pytest.fixture(scope="module")
+def references(portraits) -> dict[str, torch.Tensor]:
+    return {"ref0": portraits["obama"], "ref1": portraits["collins"]}
+
+
+def video(portraits, left: str, right: str) -> torch.Tensor:
+    """Two people beside each other, three frames."""
+    return torch.cat([portraits[left], portraits[right]], 2).expand(3, -1, -1, -1).contiguous()
+
+
+@pytest.fixture(scope="module")
+def right(portraits) -> torch.Tensor:
+    return video(portraits, "obama", "collins")
+
+
+@pytest.fixture(scope="module")
+def wrong(portraits) -> torch.Tensor:
+    return video(portraits, "obama", "biden")
+
+
+@pytest.fixture(scope="module")
+def output(node_output, wrong, references):
+    return node_output("IdentityGRPOFaceReport", images=wrong, references=references, fps=3.0)
+
+
+def test_half_the_people_are_half_the_score(output):
+    assert output.args[0] == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_lines_name_the_missing_person(output):
+    assert "person 2 is missing in 100%" in output.args[1]
+
+
+def test_the_numbers_are_in_the_history(output):
+    shown = output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+    (numbers,) = json.loads(json.dumps(shown, allow_nan=False))["identity_grpo"]
+    assert numbers["headline"] == output.args[0] and numbers["people"][1]["missing"] == 1
+
+
+def test_the_picture_is_an_image(output):
+    assert output.args[2].ndim == 4 and output.args[2].shape[-1] == 3
+
+
+def test_the_best_video_is_kept(run_node, right, wrong, references):
+    clips = {"clip0": wrong, "clip1": right}
+    best, index, ranking, _ = run_node("IdentityGRPOKeepBest", clips=clips, references=references)
+    assert torch.equal(best, right) and index == 2 and ranking.startswith("1. video 2: faces 1.00")
+
+
+def test_a_clip_of_two_videos_is_split(run_node, right, wrong, references):
+    clips = {"clip0": torch.cat([right, wrong])}
+    best, index, _, _ = run_node("IdentityGRPOKeepBest", clips=clips, references=references, videos_per_clip=2)
+    assert torch.equal(best, right) and index == 1
+
+
+def test_a_clip_that_cannot_be_split_is_refused(run_node, right, references):
+    with pytest.raises(ValueError, match=r"`clips.clip0` has 3 frames.*videos_per_clip"):
+        run_node("IdentityGRPOKeepBest", clips={"clip0": right}, references=references, videos_per_clip=2)
+
+
+def test_the_reward_alone_looks_at_no_faces(run_node, references):
+    """Drawn people have no faces that the detector finds."""
+    from trainers.tinyworld.prompts import scenes_of, tiny_prompt_set
+    from trainers.tinyworld.render import render, to_frames
+
+    items = tiny_prompt_set("held_out", 2)
+    one, two = to_frames(render(scenes_of(items))).float() / 255
+    people = torch.stack([torch.from_numpy(r) for r in items[0].references]).float() / 255
+    (reward,) = run_node("IdentityGRPOLoadReward")
+    given = {"clips": {"clip0": two, "clip1": one}, "references": {"ref0": people}, "reward": reward}
+    _, index, ranking, _ = run_node("IdentityGRPOKeepBest", **given, rank_by="reward")
+    assert index == 2 and "faces" not in ranking
+
+
+@pytest.mark.parametrize("rank_by", ["reward", "both"])
+def test_a_ranking_by_a_reward_that_is_not_connected_is_refused(run_node, right, references, rank_by):
+    with pytest.raises(ValueError, match="needs a reward"):
+        run_node("IdentityGRPOKeepBest", clips={"clip0": right}, references=references, rank_by=rank_by)
+
+
+def test_a_reference_without_a_face_is_refused(run_node, right):
+    with pytest.raises(ValueError, match="reference image 1 shows no face"):
+        run_node("IdentityGRPOFaceReport", images=right, references={"ref0": torch.full((1, 64, 64, 3), 0.5)})
+
+
+def test_a_video_without_frames_is_refused(run_node, references):
+    with pytest.raises(ValueError, match="`images` has no frame"):
+        run_node("IdentityGRPOFaceReport", images=torch.zeros(0, 64, 64, 3), references=references)
+
+
+def test_cancel_ends_a_report(run_node, right, references):
+    import comfy.model_management as management
+
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        run_node("IdentityGRPOFaceReport", images=right, references=references)
