@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-NAMES = ("obama", "collins", "biden")
+NAMES = ("obama", "collins", "hopper")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def right(portraits) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def wrong(portraits) -> torch.Tensor:
-    return video(portraits, "obama", "biden")
+    return video(portraits, "obama", "hopper")
 
 
 @pytest.fixture(scope="module")

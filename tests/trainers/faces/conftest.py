@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 PICTURES = Path(__file__).parent / "pictures"
-NAMES = ("collins", "obama", "biden")
+NAMES = ("collins", "obama", "hopper")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from trainers.faces.embed import embed
 @pytest.fixture(scope="module")
 def found(scene) -> Faces:
     """Two faces, none, one small face."""
-    frames = [scene(("collins", 30, 40, 150), ("obama", 240, 60, 100)), scene(), scene(("biden", 200, 100, 70))]
+    frames = [scene(("collins", 30, 40, 150), ("obama", 240, 60, 100)), scene(), scene(("hopper", 200, 100, 70))]
     torch.set_num_threads(1)
     return detect(torch.from_numpy(np.stack(frames)))
 

@@ -20,7 +20,7 @@ def items(portraits) -> list[PromptItem]:
 
 
 def test_videos_are_measured_by_the_people_of_their_items(items, scene):
-    frame = scene(("biden", 30, 40, 140), ("obama", 240, 40, 140))
+    frame = scene(("hopper", 30, 40, 140), ("obama", 240, 40, 140))
     videos = torch.from_numpy(np.stack([frame, frame]))[:, None]
     assert face_judge(items, 10.0)(videos, items)["identity"] == pytest.approx([0.5, 1.0], abs=0.02)
 

@@ -178,7 +178,7 @@ def test_numbers_are_json_without_faces():
 
 def test_real_faces(portraits, scene):
     """Collins is replaced in the last two frames."""
-    right, wrong = (scene((name, 30, 40, 140), ("obama", 240, 40, 140)) for name in ("collins", "biden"))
+    right, wrong = (scene((name, 30, 40, 140), ("obama", 240, 40, 140)) for name in ("collins", "hopper"))
     people = find_people([portraits["collins"], portraits["obama"]])
     found = report(torch.from_numpy(np.stack([right, right, wrong, wrong])), people, 2.0)
     assert [p.score for p in found.people] == pytest.approx([0.5, 1.0], abs=0.02)
