@@ -27,7 +27,7 @@ COMMANDS = {
     "evaluate": "measure a run's LoRA on the held-out items against the base policy",
     "sample": "generate a video of the people on reference images",
     "score": "score clips by the identity reward; a score has no zero, compare it with another",
-    "runs": "list runs, show one, or stop one",
+    "runs": "list runs; show, stop, rename, copy, export, delete or restore one",
     "settings": "print every setting with its type, default, preset values and meaning",
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",
     "bench": "measure seconds, TFLOP/s and memory of every phase of an iteration on this machine",

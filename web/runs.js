@@ -9,7 +9,6 @@ const RUN_ID = /^[a-z0-9-]+$/; // a workflow of another author may hold any text
 const SOON = 200; // ms
 const OFTEN = 2000; // ms
 const SELDOM = 10000; // ms: for a run that may be resumed elsewhere, and while the server does not answer
-const TRAINING = ["starting", "running", "stopping"];
 const REQUEUE = "IdentityGRPO.requeue";
 
 const newest = new Map(); // run -> its newest LoRA at the last request
@@ -58,12 +57,13 @@ function panel(node) {
   }
   box.append(line, row);
 
-  function enable(state) {
-    buttons.stop.disabled = clicked || !TRAINING.includes(state);
+  // active: a process of the run trains, waits in the queue, or hangs.
+  function enable(state, active) {
+    buttons.stop.disabled = clicked || !active;
     buttons.save.disabled = clicked || !["starting", "running"].includes(state);
-    buttons.resume.disabled = clicked || !["failed", "stopped"].includes(state);
+    buttons.resume.disabled = clicked || active || !["failed", "stopped", "queued"].includes(state);
   }
-  function show(text, state, resumesFrom) {
+  function show(text, state, resumesFrom, active) {
     line.textContent = text;
     const saved = Number.isInteger(resumesFrom);
     buttons.stop.title = saved
@@ -71,14 +71,14 @@ function panel(node) {
       : "Stop after the step in progress; nothing is saved yet";
     buttons.resume.title = saved ? `Continue from iteration ${resumesFrom}` : "Begin again: nothing was saved";
     buttons.save.title = "Write a checkpoint and its LoRA after this iteration, and keep the LoRA";
-    enable(state);
+    enable(state, active);
   }
   function showStatus(status) {
-    show(status.text, status.state, status.resumes_from);
+    show(status.text, status.state, status.resumes_from, status.active);
     const before = newest.get(status.id);
     newest.set(status.id, status.saved);
     if (before !== undefined && before !== status.saved && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
-    return TRAINING.includes(status.state) ? OFTEN : status.state === "finished" ? 0 : SELDOM;
+    return status.active ? OFTEN : status.state === "finished" ? 0 : SELDOM;
   }
   // Shows the run's status now and from now on. Of several calls the last one counts, whatever the others wait for.
   async function update() {
