@@ -161,6 +161,7 @@ class Train(io.ComfyNode):
                     "when_busy",
                     options=WHEN_BUSY,
                     default=REFUSE,
+                    optional=True,
                     advanced=True,
                     tooltip="When another run has the device: end with an error, or wait in the queue and start "
                     "when it is free.",

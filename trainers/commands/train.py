@@ -41,7 +41,8 @@ def main(options: Namespace) -> int:
             print(line)
         return 0
     devices = check_devices(options.runs, options.processes, options.wait)
-    check_memory(config)
+    if not options.wait:  # what is free now is not what will be free at its turn; it is checked then
+        check_memory(config)
     run = RunFolder.create(options.runs, config, options.name)
     return train_to_end(run, False, options.processes, devices if options.wait else ())
 

@@ -54,8 +54,8 @@ def is_run(path: str | Path) -> bool:
 
 
 class RunFolder:
-    """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `control/`, `checkpoints/`,
-    `evaluation/`, `samples/`, `exports/` of one run.
+    """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `title.txt`, `heartbeat.json`,
+    `control/`, `checkpoints/`, `evaluation/`, `samples/`, `exports/` of one run.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,17 @@ from trainers.runs.folder import RunFolder
 from trainers.runs.registry import refresh
 
 CONFIG = make_config("tiny", {"seed": 3})
+# A server that starts a run, whose process only lives for a while.
+SERVER = """
+import sys, time
+from pathlib import Path
+from trainers.config import make_config
+from trainers.runs import launcher, starting
+launcher.command = lambda *_: [sys.executable, "-c", "import time; time.sleep(20)"]
+sys.stdin.read()
+run, new = starting.start_once(Path(sys.argv[1]), make_config("tiny", {"seed": 3}), "a", [])
+print(run.id, run.status().pid, new)
+"""
 
 
 def items(count: int = 2, shade: int = 0) -> PromptSet:
@@ -141,3 +154,16 @@ def test_a_copy_has_not_been_started(tmp_path):
     assert not starting.was_started(run)
     run.set_status(state="failed")
     assert starting.was_started(run)
+
+
+def test_two_servers_over_one_folder_start_one_run(tmp_path, repository):
+    line, pipe = [sys.executable, "-c", SERVER, str(tmp_path / "runs")], subprocess.PIPE
+    servers = [subprocess.Popen(line, cwd=repository, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for server in servers:
+        server.stdin.close()  # both are ready: now at once
+    answers = [server.stdout.read().split() for server in servers]
+    for server in servers:
+        server.stdout.close()
+        server.wait()
+    os.kill(int(answers[0][1]), signal.SIGKILL)
+    assert answers[0][:2] == answers[1][:2] and {new for *_, new in answers} == {"True", "False"}
