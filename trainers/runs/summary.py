@@ -36,6 +36,8 @@ def summary(run: RunFolder) -> str:
         if last.get("identity_gain") is not None:
             lines.append(f"identity by TinyWorld's oracle: {last['identity_gain']:+.1%}")
     lines += [text for text in (status.message, status.last_error) if text]
+    if status.state == "queued" and not status.active:
+        lines.append("Not started yet: Resume starts it.")
     if status.state in ("failed", "stopped"):
         saved = run.checkpoints()
         lines.append(
