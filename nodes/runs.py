@@ -36,6 +36,8 @@ from .types import LazyPolicy, LazyReward, PromptSetType, RewardType, TrainingRu
 
 CATEGORY = "Identity-GRPO/training"
 NOT_LINKED = object()
+REFUSE, WAIT = "end with an error", "wait in the queue"
+WHEN_BUSY = [REFUSE, WAIT]
 
 
 class Train(io.ComfyNode):
@@ -155,6 +157,15 @@ class Train(io.ComfyNode):
                     advanced=True,
                     tooltip="A LoRA of the same rank to start from; that of a run only when the run has ended.",
                 ),
+                io.Combo.Input(
+                    "when_busy",
+                    options=WHEN_BUSY,
+                    default=REFUSE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="When another run has the device: end with an error, or wait in the queue and start "
+                    "when it is free.",
+                ),
             ],
             outputs=[TrainingRunType.Output("training_run", tooltip="The run, for Training Run.")],
             is_output_node=True,
@@ -188,9 +199,11 @@ class Train(io.ComfyNode):
         seed: int,
         devices: str,
         start_lora: str,
+        when_busy: str = REFUSE,
         evaluation_set: PromptSet | None = None,
     ) -> io.NodeOutput:
         require_choice("preset", preset, [AUTO, *RECIPES])
+        require_choice("when_busy", when_busy, WHEN_BUSY)
         gpus = chosen_gpus(devices)
         changes = not_left_to_preset(
             {
@@ -212,7 +225,7 @@ class Train(io.ComfyNode):
         if management.get_torch_device().type == "cuda" and management.get_torch_device().index in gpus:
             management.unload_all_models()
             management.soft_empty_cache()
-        run, new = start_once(folders.runs_root(), config, clean(name) or config.preset, gpus)
+        run, new = start_once(folders.runs_root(), config, clean(name) or config.preset, gpus, wait=when_busy == WAIT)
         outcome = (
             "started" if new else "these settings have a run already (for another one change the seed or the name)"
         )

@@ -9,14 +9,14 @@ const RUN_ID = /^[a-z0-9-]+$/; // a workflow of another author may hold any text
 const SOON = 200; // ms
 const OFTEN = 2000; // ms
 const SELDOM = 10000; // ms: for a run that may be resumed elsewhere, and while the server does not answer
-const TRAINING = ["starting", "running", "stopping"];
 const REQUEUE = "IdentityGRPO.requeue";
 
 const newest = new Map(); // run -> its newest LoRA at the last request
 
-async function request(run, action) {
-  const options = action ? { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" } : undefined;
-  const path = `/identity_grpo/runs/${run}${action ? `/${action}` : ""}`;
+async function request(run, action, body = {}) {
+  const headers = { "Content-Type": "application/json" };
+  const options = action ? { method: "POST", headers, body: JSON.stringify(body) } : undefined;
+  const path = `/identity_grpo/${action === "restore" ? "trash" : "runs"}/${run}${action ? `/${action}` : ""}`;
   const answer = await api.fetchApi(path, options).catch(() => { throw new Error("ComfyUI does not answer"); });
   if (answer.status === 404) return undefined;
   const status = await answer.json().catch(() => ({}));
@@ -37,6 +37,7 @@ function panel(node) {
   row.style.cssText = "display:flex;gap:4px";
   const buttons = {};
   let run, timer, requests = 0, clicked = false;
+  let title, missing = false; // of the run at the last request
   for (const [action, label] of [["stop", "Stop"], ["resume", "Resume"], ["save", "Save now"]]) {
     const button = (buttons[action] = document.createElement("button"));
     button.textContent = label;
@@ -58,12 +59,13 @@ function panel(node) {
   }
   box.append(line, row);
 
-  function enable(state) {
-    buttons.stop.disabled = clicked || !TRAINING.includes(state);
+  // active: a process of the run trains, waits in the queue, or hangs.
+  function enable(state, active) {
+    buttons.stop.disabled = clicked || !active;
     buttons.save.disabled = clicked || !["starting", "running"].includes(state);
-    buttons.resume.disabled = clicked || !["failed", "stopped"].includes(state);
+    buttons.resume.disabled = clicked || active || !["failed", "stopped", "queued"].includes(state);
   }
-  function show(text, state, resumesFrom) {
+  function show(text, state, resumesFrom, active) {
     line.textContent = text;
     const saved = Number.isInteger(resumesFrom);
     buttons.stop.title = saved
@@ -71,25 +73,28 @@ function panel(node) {
       : "Stop after the step in progress; nothing is saved yet";
     buttons.resume.title = saved ? `Continue from iteration ${resumesFrom}` : "Begin again: nothing was saved";
     buttons.save.title = "Write a checkpoint and its LoRA after this iteration, and keep the LoRA";
-    enable(state);
+    enable(state, active);
   }
   function showStatus(status) {
-    show(status.text, status.state, status.resumes_from);
+    title = status.title;
+    show(status.text, status.state, status.resumes_from, status.active);
     const before = newest.get(status.id);
     newest.set(status.id, status.saved);
     if (before !== undefined && before !== status.saved && app.extensionManager.setting.get(REQUEUE)) app.queuePrompt(0);
-    return TRAINING.includes(status.state) ? OFTEN : status.state === "finished" ? 0 : SELDOM;
+    return status.active ? OFTEN : status.state === "finished" ? 0 : SELDOM;
   }
   // Shows the run's status now and from now on. Of several calls the last one counts, whatever the others wait for.
   async function update() {
     clearTimeout(timer);
     const turn = ++requests, kept = node.properties[PROPERTY];
     run = node.graph && typeof kept === "string" && RUN_ID.test(kept) ? kept : undefined;
+    missing = false;
     if (!run) return show("no run yet");
     const status = await request(run).catch((error) => error);
     if (turn !== requests) return;
     let again = 0;
     if (!status) {
+      missing = true;
       show("no run yet"); // it was made on another machine, or is deleted
     } else if (status instanceof Error) {
       again = SELDOM;
@@ -118,12 +123,39 @@ function panel(node) {
     follow(output);
     if (output?.warning?.[0]) notify("warn", output.identity_grpo_run?.[0], output.warning[0]);
   }
+  // Entries of the node's menu for the run.
+  function menu() {
+    const entry = (content, act) => ({
+      content,
+      callback: async () => {
+        try {
+          await act();
+        } catch (error) {
+          notify("error", content, error.message);
+        }
+        update();
+      },
+    });
+    if (!run) return [];
+    if (missing) return [entry("Restore deleted run", () => request(run, "restore"))];
+    return [
+      entry("Rename run", async () => {
+        const asked = { title: "Rename run", message: "Title (empty: the run's id)", defaultValue: title };
+        const given = await app.extensionManager.dialog.prompt(asked);
+        if (given !== null) await request(run, "rename", { title: given });
+      }),
+      entry("Delete run", async () => {
+        const { message } = await request(run, "delete");
+        notify("info", "Delete run", `${message}. Undo: Restore deleted run, in this menu`);
+      }),
+    ];
+  }
   function close() {
     clearTimeout(timer);
     requests++;
   }
   show("no run yet");
-  return { box, update, follow, executed, close };
+  return { box, update, follow, executed, menu, close };
 }
 
 function after(node, name, act) {
@@ -145,8 +177,9 @@ app.registerExtension({
   }],
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass)) return;
-    const { box, update, follow, executed, close } = panel(node);
+    const { box, update, follow, executed, menu, close } = panel(node);
     node.identityGrpoFollow = follow;
+    node.identityGrpoMenu = menu;
     const widget = node.addDOMWidget("identity_grpo_run", "identity_grpo_run", box, { serialize: false, hideOnZoom: false, getMinHeight: () => 96 });
     widget.serialize = false;
     after(node, "onExecuted", executed);
@@ -154,6 +187,9 @@ app.registerExtension({
     after(node, "onAdded", update);
     after(node, "onConfigure", update);
     after(node, "onRemoved", close);
+  },
+  getNodeMenuItems(node) {
+    return node.identityGrpoMenu?.() ?? [];
   },
   // The editor has opened a workflow again that was executed meanwhile.
   onNodeOutputsUpdated(outputs) {

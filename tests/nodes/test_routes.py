@@ -22,7 +22,9 @@ from trainers.runs.folder import RunFolder
 
 ROOT = "/identity_grpo/runs"
 REPOSITORY = Path(__file__).parents[2]
-ACTIONS = ("stop", "resume", "save")
+ACTIONS = ("stop", "resume", "save", "rename", "delete", "duplicate")
+TRASH = "/identity_grpo/trash"
+PARTS = ("metrics", "log")
 IMPOSSIBLE_IDS = ["..%2F{id}", "{id}%2F..%2F{id}", "{ID}", "%20{id}", "{id}%00", "config.yaml"]
 
 # Stands for a trainer: runs until it is asked to stop, and takes a moment to end.
@@ -56,7 +58,9 @@ def ask(root):
 
     async def go(asked):
         app = web.Application()
-        app.add_routes(route for route in PromptServer.instance.routes if getattr(route, "path", "").startswith(ROOT))
+        app.add_routes(
+            route for route in PromptServer.instance.routes if getattr(route, "path", "").startswith("/identity_grpo/")
+        )
         async with TestClient(TestServer(app)) as client:
 
             async def one(method, path, **options):
@@ -113,6 +117,10 @@ def wait_for(come: Callable[[], bool]) -> None:
     while not come():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def post(path: str, **body) -> tuple:
+    return "POST", path, {"json": body}
 
 
 def test_no_run_is_an_empty_list(ask):
@@ -190,8 +198,10 @@ def test_a_running_run_shows_its_time_left_and_its_newest_lora(ask, going):
 def test_a_page_of_another_site_is_refused_by_every_route(ask, going, headers):
     before, path = contents(going), f"{ROOT}/{going.id}"
     requests = [("GET", ROOT), ("GET", path), *(("POST", f"{path}/{action}") for action in ACTIONS)]
+    requests += [("GET", TRASH), *(("GET", f"{path}/{part}") for part in PARTS)]
+    requests += [("POST", f"{TRASH}/empty"), ("POST", f"{TRASH}/{going.id}/restore")]
     answers = ask(*((*request, {"headers": headers}) for request in requests))
-    assert [status for status, _ in answers] == [403] * 5 and all(answer["error"] for _, answer in answers)
+    assert [status for status, _ in answers] == [403] * 13 and all(answer["error"] for _, answer in answers)
     assert contents(going) == before
 
 
@@ -207,16 +217,22 @@ def test_a_content_type_that_any_page_can_send_is_refused(ask, going, action, co
 @pytest.mark.parametrize("wrong", IMPOSSIBLE_IDS)
 def test_an_impossible_id_is_refused_and_touches_nothing(ask, going, wrong):
     before, name = contents(going), wrong.format(id=going.id, ID=going.id.upper())
-    answers = ask(("GET", f"{ROOT}/{name}"), *(("POST", f"{ROOT}/{name}/{action}") for action in ACTIONS))
-    assert [status for status, _ in answers] == [404, 409, 409, 409]
+    answers = ask(
+        ("GET", f"{ROOT}/{name}"),
+        *(("GET", f"{ROOT}/{name}/{part}") for part in PARTS),
+        *(("POST", f"{ROOT}/{name}/{action}") for action in ACTIONS),
+        ("POST", f"{TRASH}/{name}/restore"),
+    )
+    assert [status for status, _ in answers] == [404] * 3 + [409] * 7
     assert {answer["error"] for _, answer in answers} == {"a run's id has lower-case letters, digits and dashes"}
     assert contents(going) == before
 
 
 def test_an_unknown_run_is_refused_with_the_names_of_the_others(ask, make):
     run = make("stopped")
-    answers = ask(("GET", f"{ROOT}/gone"), *(("POST", f"{ROOT}/gone/{action}") for action in ACTIONS))
-    assert [status for status, _ in answers] == [404, 409, 409, 409]
+    reads = [("GET", f"{ROOT}/gone"), *(("GET", f"{ROOT}/gone/{part}") for part in PARTS)]
+    answers = ask(*reads, *(("POST", f"{ROOT}/gone/{action}") for action in ACTIONS))
+    assert [status for status, _ in answers] == [404] * 3 + [409] * 6
     assert {answer["error"] for _, answer in answers} == {f"there is no run `gone`; there are {run.id}"}
 
 
@@ -297,3 +313,154 @@ def test_a_run_whose_process_was_killed_is_failed_and_may_be_resumed(ask, going)
     wait_for(lambda: not alive(going.status().pid, going.status().pid_started))
     ((_, shown),) = ask(("GET", f"{ROOT}/{going.id}"))
     assert shown["state"] == "failed" and "Resume" in shown["text"]
+
+
+# --- keeping order among runs ----------------------------------------------------------------------------------------
+
+
+def test_a_run_is_renamed_and_shown_by_its_title(ask, make):
+    run = make("stopped")
+    ((status, shown),) = ask(post(f"{ROOT}/{run.id}/rename", title="<b>two people</b>"))
+    assert (status, shown["id"], shown["title"]) == (200, run.id, "<b>two people</b>")
+    assert shown["text"].startswith(f"<b>two people</b> ({run.id}): stopped")
+
+
+@pytest.mark.parametrize("body", [{}, {"title": 7}, {"title": None}, {"title": "x" * 101}, {"title": "a\nb"}])
+def test_a_title_that_is_none_is_refused(ask, make, body):
+    run = make("stopped")
+    ((status, answer),) = ask(post(f"{ROOT}/{run.id}/rename", **body))
+    assert status == 409 and "title" in answer["error"] and run.title == ""
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"7", b'{"title": NaN}', b"[" * 60_000, b"\xff", b" " * 70_000])
+def test_a_body_that_is_no_json_object_is_refused(ask, make, data):
+    run = make("stopped")
+    before, headers = contents(run), {"Content-Type": "application/json"}
+    request = ("POST", f"{ROOT}/{run.id}/delete", {"json": None, "data": data, "headers": headers})
+    ((status, answer),) = ask(request)
+    assert status == 409 and answer["error"].startswith("the request") and contents(run) == before
+
+
+def test_a_deleted_run_is_listed_in_the_trash_and_restored(ask, make, root):
+    run = make("stopped")
+    (deleted,) = ask(post(f"{ROOT}/{run.id}/delete"))
+    (listed,), (trash,) = ask(("GET", ROOT)), ask(("GET", TRASH))
+    assert deleted[0] == 200 and listed == (200, [])
+    assert [found["id"] for found in trash[1]] == [run.id] and trash[1][0]["deleted"] > time.time() - 60
+    ((status, shown),) = ask(post(f"{TRASH}/{run.id}/restore"))
+    assert (status, shown["id"], shown["state"]) == (200, run.id, "stopped") and run.path.is_dir()
+
+
+def test_a_run_that_trains_is_not_deleted(ask, going):
+    ((status, answer),) = ask(post(f"{ROOT}/{going.id}/delete"))
+    assert status == 409 and "stop it first" in answer["error"] and going.path.is_dir()
+
+
+def test_an_emptied_trash_restores_nothing(ask, make):
+    run = make("stopped")
+    ask(post(f"{ROOT}/{run.id}/delete"))
+    assert ask(post(f"{TRASH}/empty")) == [(200, {"removed": [run.id]})]
+    assert ask(post(f"{TRASH}/{run.id}/restore")) == [(409, {"error": f"there is no deleted run `{run.id}`"})]
+
+
+@pytest.mark.parametrize("text", ["a", "latest", "newest"])
+def test_only_a_whole_id_restores(ask, make, text):
+    ask(post(f"{ROOT}/{make('stopped').id}/delete"))
+    ((status, answer),) = ask(post(f"{TRASH}/{text}/restore"))
+    assert status == 409 and answer["error"] == f"there is no deleted run `{text}`"
+
+
+def test_a_run_is_duplicated_with_numbers_changed(ask, make, root):
+    run = make("finished", iteration=7)
+    changes = {"seed": 3, "rollout.group_size": 4, "optim.global_std": True}
+    ((status, shown),) = ask(post(f"{ROOT}/{run.id}/duplicate", changes=changes, name="other"))
+    copy = RunFolder(root / shown["id"])
+    assert status == 200 and shown["id"].startswith("other-") and (shown["state"], shown["iteration"]) == ("queued", 0)
+    config = copy.config()
+    assert (config.seed, config.rollout.group_size, config.optim.global_std) == (3, 4, True)
+    assert config.iterations == 7 and not shown["active"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy.source": "/etc"},
+        {"publish": "/tmp"},
+        {"prompts": None},
+        {"trackers": ["wandb"]},
+        {"rollout": {"steps": 3}},
+        {"seeds": 1},
+        {"seed": 1, "seed.x": 2},
+        {"a.b.c.d.e.f.g": 1},
+        {"seed": -1},
+        [],
+    ],
+)
+def test_a_duplicate_changes_no_file_name_and_nothing_impossible(ask, make, root, changes):
+    run = make("finished")
+    ((status, answer),) = ask(post(f"{ROOT}/{run.id}/duplicate", changes=changes))
+    assert status == 409 and answer["error"] and [path.name for path in root.iterdir()] == [run.id]
+
+
+@pytest.fixture
+def measured(make):
+    run = make("stopped")
+    for iteration in range(1, 7):
+        run.append_metrics({"kind": "train", "iteration": iteration, "loss": float("nan")})
+    return run
+
+
+@pytest.mark.parametrize(
+    "query, expected", [("", 6), ("?since=-1", 6), ("?since=0", 6), ("?since=4", 2), ("?since=9", 0)]
+)
+def test_metrics_since_an_iteration(ask, measured, query, expected):
+    ((status, answer),) = ask(("GET", f"{ROOT}/{measured.id}/metrics{query}"))
+    rows = [{"kind": "train", "iteration": i, "loss": None} for i in range(1, 7)]
+    assert status == 200 and answer == {"rows": rows[6 - expected :], "more": False}
+
+
+def test_a_long_history_comes_in_parts(ask, measured, monkeypatch):
+    from identity_grpo.nodes import routes
+
+    monkeypatch.setattr(routes, "MOST_ROWS", 4)
+    path = f"{ROOT}/{measured.id}/metrics"
+    (_, first), (_, rest) = ask(("GET", path), ("GET", path + "?since=4"))
+    assert [row["iteration"] for row in first["rows"]] == [1, 2, 3, 4] and first["more"]
+    assert [row["iteration"] for row in rest["rows"]] == [5, 6] and not rest["more"]
+
+
+@pytest.mark.parametrize(
+    "query", ["since=x", "since=-2", "since=1e3", "since=", "since=9999999999999999999", "since=²"]
+)
+def test_a_since_that_is_no_count_is_refused(ask, measured, query):
+    ((status, answer),) = ask(("GET", f"{ROOT}/{measured.id}/metrics?{query}"))
+    assert status == 404 and "`since` must be a whole number" in answer["error"]
+
+
+def test_the_end_of_the_log(ask, make):
+    run = make("stopped")
+    run.log_file.write_text("".join(f"line {i}\n" for i in range(200)))
+    path = f"{ROOT}/{run.id}/log"
+    (_, usual), (_, two), (status, _) = ask(("GET", path), ("GET", path + "?lines=2"), ("GET", path + "?lines=5000"))
+    assert len(usual["text"].splitlines()) == 100 and two["text"] == "line 198\nline 199" and status == 404
+
+
+@pytest.mark.parametrize("wait", ["yes", 1, None])
+def test_waiting_is_true_or_false(ask, make, wait):
+    run = make("stopped")
+    ((status, answer),) = ask(post(f"{ROOT}/{run.id}/resume", wait=wait))
+    assert status == 409 and "`wait` must be true or false" in answer["error"] and run.status().state == "stopped"
+
+
+def test_a_resume_waits_for_its_device_until_it_is_stopped(ask, make, pack):
+    from identity_grpo.trainers.runs.devices import hold_device
+
+    run = make("stopped", gpus=[])
+    with hold_device("cpu", Path("a-run-that-trains")):
+        ((status, _),) = ask(post(f"{ROOT}/{run.id}/resume"))
+        assert status == 409
+        ((status, shown),) = ask(post(f"{ROOT}/{run.id}/resume", wait=True))
+        assert (status, shown["state"], shown["active"]) == (200, "queued", True)
+        wait_for(lambda: ask(("GET", f"{ROOT}/{run.id}"))[0][1]["place"] == 1)
+        ((status, shown),) = ask(post(f"{ROOT}/{run.id}/stop"))
+    assert (status, shown["state"], shown["active"]) == (200, "stopped", False)

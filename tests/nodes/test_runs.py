@@ -129,6 +129,16 @@ def test_a_run_that_starts_from_another_is_one_run_however_often_it_is_queued(ru
     shutil.rmtree(run.path)
 
 
+def test_a_second_run_on_the_device_waits_in_the_queue_if_asked(run_node, node_output, parts, make):
+    running, settings = make("running"), TINY | {"seed": 6, "when_busy": "wait in the queue"}
+    with ours("trainers.runs.devices").hold_device("cpu", running.path):
+        (run,) = run_node(TRAIN, **parts, **settings)
+        again = node_output(TRAIN, **parts, **settings)
+        state = ours("trainers.runs.launcher").stop(run, wait=60)
+    assert again.args[0].id == run.id and again.ui["state"] == ("queued",)
+    assert state == "stopped" and run.training() == []
+
+
 def test_a_second_run_on_the_device_is_refused_and_leaves_nothing(run_node, pack, parts, make):
     running = make("running")
     with (

@@ -54,6 +54,14 @@ def add_processes(parser: ArgumentParser) -> None:
     )
 
 
+def add_wait(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="when another run has the device, wait in the queue and start when it is free, in place of an error",
+    )
+
+
 def add_set(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--set",

@@ -6,13 +6,14 @@ from argparse import ArgumentParser, Namespace
 
 from ..errors import UserError, command_line
 from ..runs.registry import find, refresh
-from ..runs.status import ALIVE
-from .options import RUN_HELP, add_processes, add_runs_folder
+from ..runs.starting import was_started
+from .options import RUN_HELP, add_processes, add_runs_folder, add_wait
 from .training import check_devices, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", default="latest", help=RUN_HELP)
+    add_wait(parser)
     add_processes(parser)
     add_runs_folder(parser)
 
@@ -21,14 +22,15 @@ def main(options: Namespace) -> int:
     """As `train`. Raises UserError, and leaves the run as it is, when it runs, is finished, or its device is busy."""
     run = find(options.runs, options.run)
     status = refresh(run)
-    if status.state in ALIVE:
+    if status.active:
         raise UserError(
-            f"run {run.id} is running (pid {status.pid}); stop it first with `{command_line('runs', 'stop', run.path)}`"
+            f"run {run.id} is {status.state} (pid {status.pid}); stop it first with "
+            f"`{command_line('runs', 'stop', run.path)}`"
         )
     if status.state == "finished":
         raise UserError(
             f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a "
             f"new run with --start-lora and its export in {run.exports_folder}"
         )
-    check_devices(options.runs, options.processes)
-    return train_to_end(run, True, options.processes)
+    devices = check_devices(options.runs, options.processes, options.wait)
+    return train_to_end(run, was_started(run), options.processes, devices if options.wait else ())

@@ -1,30 +1,62 @@
-"""`runs`: list runs, show one, stop one; without torch."""
+"""`runs`: list runs, show, stop, rename, copy, export and delete one; without torch."""
 
 from __future__ import annotations
 
+import csv
+import io
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..runs import launcher
+from ..errors import UserError, command_line
+from ..files import write_atomic
+from ..runs import launcher, trash
 from ..runs.folder import RunFolder
 from ..runs.progress import duration
 from ..runs.registry import find, list_runs, refresh
+from ..runs.starting import copy_run
 from ..runs.summary import sentence
 from .numbers import number_between
-from .options import RUN_HELP, add_runs_folder
+from .options import RUN_HELP, add_runs_folder, add_set, parse_settings
 from .tables import markdown_table
 
 LONGEST_WAIT = 86_400.0
+LONGEST_DAYS = 36_500.0
+ACTIONS = {
+    "list": "all runs",
+    "show": "one run",
+    "stop": "end it, or take it out of the queue",
+    "rename": "give it a title",
+    "copy": "a new run with its settings and the changes of --set, not started",
+    "export": "its metrics as --csv FILE",
+    "delete": "move it to the trash",
+    "restore": "bring it back from there",
+    "empty-trash": "remove what was deleted for good",
+}
+NEED_RUN = ("rename", "delete")
+"""Actions that take no run by default."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "action", nargs="?", choices=["list", "show", "stop"], default="list", help="what to do (default: list)"
+        "action",
+        nargs="?",
+        choices=list(ACTIONS),
+        default="list",
+        help=f"{'; '.join(f'{name}: {text}' for name, text in ACTIONS.items())} (default: list)",
     )
-    parser.add_argument("run", nargs="?", default="latest", help=f"for show and stop: {RUN_HELP}")
+    parser.add_argument("run", nargs="?", help=f"{RUN_HELP}; {' and '.join(NEED_RUN)} need one")
+    parser.add_argument("title", nargs="?", help="rename: the title; an empty one removes it")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="export: where to write the table")
+    parser.add_argument("--name", help="copy: how the new run's id begins (default: as that of the other)")
+    parser.add_argument(
+        "--days",
+        type=number_between(0, LONGEST_DAYS, float),
+        default=0.0,
+        help="empty-trash: only what was deleted at least so many days ago (default: 0, everything)",
+    )
+    add_set(parser)
     parser.add_argument(
         "--wait",
         type=number_between(0, LONGEST_WAIT, float),
@@ -35,15 +67,87 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(options: Namespace) -> int:
-    if options.action == "list":
-        return _list(options.runs)
-    run = find(options.runs, options.run)
-    return _show(run) if options.action == "show" else _stop(run, options.wait)
+    """Raises UserError for an option of another action: nobody should believe that it had an effect."""
+    action, root, wanted = options.action, options.runs, options.run or "latest"
+    _refuse_unused(options)
+    if action == "list":
+        return _list(root)
+    if action == "empty-trash":
+        return _empty_trash(root, options.days)
+    if action == "restore":
+        print(f"restored {trash.restore(root, wanted).path}")
+        return 0
+    if action in NEED_RUN and options.run is None:
+        raise UserError(f"runs {action} needs a run: its id, or the beginning of one")
+    run = find(root, wanted)
+    if action == "rename":
+        return _rename(run, options.title)
+    if action == "copy":
+        return _copy(run, parse_settings(options.set), options.name)
+    if action == "export":
+        return _export(run, options.csv)
+    if action == "delete":
+        return _delete(run)
+    return _show(run) if action == "show" else _stop(run, options.wait)
+
+
+def _refuse_unused(options: Namespace) -> None:
+    used = {"title": "rename", "csv": "export", "name": "copy", "set": "copy", "days": "empty-trash"}
+    for name, action in used.items():
+        if getattr(options, name) and options.action != action:
+            given = f"`{options.title}`" if name == "title" else f"--{name}"
+            raise UserError(f"{given} has no meaning for runs {options.action}; it belongs to runs {action}")
 
 
 def _list(root: Path) -> int:
-    runs = list_runs(root)
+    runs, deleted = list_runs(root), trash.deleted_runs(root)
     print(markdown_table([_row(run) for run in runs]) if runs else f"no runs in {root.absolute()}")
+    if deleted:
+        print(f"\nin the trash: {', '.join(run.id for run in deleted)}; `{command_line('runs', 'restore')} RUN`")
+    return 0
+
+
+def _rename(run: RunFolder, title: str | None) -> int:
+    if title is None:
+        raise UserError(f"runs rename needs a title: `{command_line('runs', 'rename', run.id)} TITLE`")
+    run.rename(title)
+    print(f"{run.id}: {run.title or 'no title'}")
+    return 0
+
+
+def _copy(run: RunFolder, changes: dict[str, Any], name: str | None) -> int:
+    copy = copy_run(run, changes, name)
+    print(f"run {copy.path}\nstart {command_line('resume', copy.path)}")
+    return 0
+
+
+def _export(run: RunFolder, file: Path | None) -> int:
+    """Write the metrics as CSV: a row for each of metrics.jsonl, a column for each name in it."""
+    if file is None:
+        raise UserError("runs export needs a file: --csv metrics.csv")
+    if not file.absolute().parent.is_dir() or file.is_dir():
+        raise UserError(f"--csv {file}: give a file in a folder that exists")
+    rows = run.read_metrics()
+    columns = list(dict.fromkeys(["iteration", "kind", *(name for row in rows for name in row)]))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(file, text.getvalue(), sync=False)
+    print(f"{run.id}: {len(rows)} rows of {len(columns)} columns: {file.absolute()}")
+    return 0
+
+
+def _delete(run: RunFolder) -> int:
+    trash.delete(run)
+    back = command_line("runs", "restore", run.id, "--runs", run.path.parent)
+    print(f"{run.id} is in the trash for {trash.KEPT_DAYS:.0f} days; undo: {back}")
+    return 0
+
+
+def _empty_trash(root: Path, days: float) -> int:
+    removed = trash.empty(root, days)
+    print(f"removed {', '.join(removed)}" if removed else "nothing to remove")
     return 0
 
 
@@ -52,7 +156,8 @@ def _row(run: RunFolder) -> dict[str, Any]:
     left = status.eta_seconds if status.state == "running" else None
     return {
         "run": run.id,
-        "state": status.state,
+        "title": run.title,
+        "state": status.state + (f" ({status.place})" if status.place else ""),
         "iteration": f"{status.iteration}/{'?' if status.iterations is None else status.iterations}",
         "win rate": _win_rate(run),
         "left": duration(left) if left is not None else "",
@@ -90,8 +195,8 @@ def _stop(run: RunFolder, wait: float) -> int:
 
 
 def _win_rate(run: RunFolder) -> str:
-    rates = [row["win"] for row in run.evaluations() if row["iteration"] > 0]
-    return f"{rates[-1]:.0%}" if rates else ""
+    last = run.last_evaluation()
+    return f"{last['win']:.0%}" if last and last["iteration"] > 0 else ""
 
 
 def _ago(updated: float | None) -> str:

@@ -8,7 +8,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..runs.folder import RunFolder
 from .memory_plan import check_memory, plan_lines
-from .options import add_policy_and_preset, add_processes, add_runs_folder, config_from
+from .options import add_policy_and_preset, add_processes, add_runs_folder, add_wait, config_from
 from .training import check_devices, train_to_end
 
 
@@ -27,6 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="print the expected GPU memory by phase and the time of an iteration; loads and trains nothing",
     )
+    add_wait(parser)
     add_processes(parser)
     add_runs_folder(parser)
 
@@ -39,9 +40,11 @@ def main(options: Namespace) -> int:
         for line in plan_lines(config, options.processes):
             print(line)
         return 0
-    check_devices(options.runs, options.processes)
-    check_memory(config)
-    return train_to_end(RunFolder.create(options.runs, config, options.name), False, options.processes)
+    devices = check_devices(options.runs, options.processes, options.wait)
+    if not options.wait:  # what is free now is not what will be free at its turn; it is checked then
+        check_memory(config)
+    run = RunFolder.create(options.runs, config, options.name)
+    return train_to_end(run, False, options.processes, devices if options.wait else ())
 
 
 def check_inputs(config: TrainConfig) -> None:

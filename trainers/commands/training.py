@@ -6,14 +6,16 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, command_line
 from ..runs import launcher
 from ..runs.folder import RunFolder
+from ..runs.heartbeat import heartbeat
 from ..runs.progress import ProgressReport
+from ..runs.queue import wait_turn
 from .progress import Bar, Lines, open_display, quiet_libraries
 
 if TYPE_CHECKING:
@@ -22,18 +24,22 @@ if TYPE_CHECKING:
 STOPPED = 130
 
 
-def train_to_end(run: RunFolder, resuming: bool, processes: int) -> int:
-    """Train the run in this process or in several, and print how it ended; returns the exit status."""
+def train_to_end(run: RunFolder, resuming: bool, processes: int, wait: Sequence[str] = ()) -> int:
+    """Train the run in this process or in several, and print how it ended; returns the exit status.
+
+    wait: names of the devices that it waits for in the queue; it is ended with this program while it waits.
+    """
     print(f"run {run.path}", flush=True)
     show = open_display()
     try:
         if processes > 1:
-            state = _follow(run, resuming, processes, show)
+            state = _follow(run, resuming, processes, show, wait)
         else:
             run.prepare()
             run.set_status(state="starting", group=None)
             run.log(f"{'resumed' if resuming else 'started'} from the command line")
-            state = execute(run, resuming, show).state
+            with wait_turn(run, wait, print_now) if wait else contextlib.nullcontext(True) as turn:
+                state = execute(run, resuming, show, share_devices=bool(wait)).state if turn else "stopped"
             run.log(state)
     except Exception:
         run.log(traceback.format_exc())
@@ -47,7 +53,10 @@ def train_to_end(run: RunFolder, resuming: bool, processes: int) -> int:
 def execute(
     run: RunFolder, resuming: bool, show: Callable[[ProgressReport], None], share_devices: bool = False
 ) -> Result:
-    """Train in this process (one of several under accelerate), holding its device; plot the curve at the end."""
+    """Train in this process (one of several under accelerate), holding its device; plot the curve at the end.
+
+    share_devices: do not hold it, because others use it too, or because it is held already.
+    """
     quiet_libraries()
     from ..grpo.ranks import Ranks
     from ..grpo.trainer import train
@@ -59,6 +68,8 @@ def execute(
         try:
             ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
             limit_threads(ranks)
+            if ranks.is_main:
+                stack.enter_context(heartbeat(run))
             if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
                 stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
             inputs = run_inputs(config)
@@ -91,27 +102,39 @@ def limit_threads(ranks) -> None:
         torch.set_num_threads(max(1, launcher.cores() // max(1, sharers)))
 
 
-def check_devices(root: Path, processes: int = 1) -> None:
-    """Raises UserError when a device that so many processes would use is held by another run (one in `root` may just
-    be starting), or is not there."""
+def check_devices(root: Path, processes: int = 1, wait: bool = False) -> list[str]:
+    """The names of the devices that so many processes would use.
+
+    Raises UserError when one of them is not there, or, unless the run is to `wait`, is held by another run (one in
+    `root` may just be starting).
+    """
     import torch
     from accelerate import PartialState
 
-    from ..runs.starting import require_free
+    from ..runs.starting import devices_for
 
     device = PartialState().device
     gpus = [] if device.type != "cuda" else list(range(processes)) if processes > 1 else [device.index or 0]
     if len(gpus) > max(1, torch.cuda.device_count()):
         raise UserError(f"--processes {processes}: give at most one for each of the {torch.cuda.device_count()} GPUs")
-    require_free(root, device.type, gpus)
+    return devices_for(root, device.type, gpus, wait)
 
 
-def _follow(run: RunFolder, resuming: bool, processes: int, show: Bar | Lines) -> str:
+def print_now(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def _follow(run: RunFolder, resuming: bool, processes: int, show: Bar | Lines, wait: Sequence[str]) -> str:
     """Start several processes and show their progress; Ctrl-C stops them as it stops one."""
-    child = launcher.start(run, resuming, processes)
-    reported = run.status().iteration
+    child = launcher.start(run, resuming, processes, wait=wait)
+    reported, queued = run.status().iteration, ""
     try:
         while child.poll() is None:
+            status = run.status()
+            if status.state == "queued" and status.message != queued:
+                queued = status.message
+                print_now(queued)
             reported = _report(run, reported, show)
             time.sleep(0.5)
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "TrainConfig",
+    "change_config",
     "make_config",
     "parse_yaml",
     "preset_for",
@@ -59,6 +60,13 @@ def make_config(
         # Sizes that are left out are the training's.
         evaluation["video"] = video | evaluation["video"]
     return _validated(values, options or {})
+
+
+def change_config(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
+    """The configuration with `changes` (nested dict) laid over it. Raises UserError as `make_config`."""
+    if "preset" in changes:
+        raise UserError("`preset` is no setting to change; start a new run with the other preset")
+    return _validated(merge(config.model_dump(), changes), {})
 
 
 def read_config(path: str | Path) -> TrainConfig:

@@ -5,6 +5,7 @@ A device goes by a name that is the same in all processes of this machine: `cuda
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,14 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError, command_line
 from ..files import write_atomic
+
+PROBING_SECONDS = 0.5
+"""For how long a lock that is held is tried again: `holders` of another process takes each one for an instant."""
+CHANGING_SECONDS = 60.0
+
+
+class DeviceBusy(UserError):
+    """Another run has the device."""
 
 
 def locks_folder() -> Path:
@@ -49,11 +58,11 @@ def holders(devices: Iterable[str]) -> dict[str, Path]:
 
 @contextmanager
 def hold_device(device: str, run: Path) -> Iterator[None]:
-    """Hold `device` for the run in the folder `run`. Raises UserError naming the run that has it."""
+    """Hold `device` for the run in the folder `run`. Raises DeviceBusy naming the run that has it."""
     folder = locks_folder()
     lock = FileLock(folder / f"{device}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PROBING_SECONDS)
     except Timeout:
         raise busy(device, _holder(device)) from None
     try:
@@ -63,11 +72,26 @@ def hold_device(device: str, run: Path) -> Iterator[None]:
         lock.release()
 
 
-def busy(device: str, holder: Path) -> UserError:
+@contextmanager
+def hold_runs(root: str | Path) -> Iterator[None]:
+    """Within the block nobody else on this machine starts, deletes or restores a run under `root`: two servers may
+    share it.
+
+    Raises UserError when another program keeps it for a minute.
+    """
+    name = hashlib.blake2b(os.fsencode(os.path.realpath(root)), digest_size=8).hexdigest()
+    try:
+        with FileLock(locks_folder() / f"runs-{name}.lock", timeout=CHANGING_SECONDS):
+            yield
+    except Timeout:
+        raise UserError(f"another program is changing the runs in {root}; try again when it has ended") from None
+
+
+def busy(device: str, holder: Path) -> DeviceBusy:
     """The error about a device that the run in the folder `holder` has."""
-    return UserError(
+    return DeviceBusy(
         f"{device} is in use by run {holder.name}; stop it (`{command_line('runs', 'stop', holder)}`), wait for its "
-        "end, or choose another device"
+        "end (in the queue: `--wait`), or choose another device"
     )
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -26,6 +26,7 @@ RUN_ID = re.compile(r"[a-z0-9-]{1,100}")
 REQUESTS = ("stop", "save", "sample")
 PARTS = ("control", "checkpoints", "evaluation", "samples", "exports")
 LONGEST_NAME = 60
+LONGEST_TITLE = 100
 LARGEST = 1 << 63  # no count and no metric is larger
 RATES = ("win", "tie", "loss", "win_low", "win_high")
 EXPORT = re.compile(r".+-(\d{6,})\.safetensors")
@@ -53,8 +54,8 @@ def is_run(path: str | Path) -> bool:
 
 
 class RunFolder:
-    """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `control/`, `checkpoints/`,
-    `evaluation/`, `samples/`, `exports/` of one run.
+    """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `title.txt`, `heartbeat.json`,
+    `control/`, `checkpoints/`, `evaluation/`, `samples/`, `exports/` of one run.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -82,6 +83,31 @@ class RunFolder:
     def name(self) -> str:
         """The `run_name` with which it was created."""
         return self.id.rsplit("-", 3)[0]
+
+    @property
+    def title(self) -> str:
+        """What the user calls it; empty for a run that was not renamed."""
+        try:
+            return read_regular(self.path / "title.txt").decode(errors="replace").strip()[:LONGEST_TITLE]
+        except OSError:
+            return ""
+
+    def rename(self, title: str) -> None:
+        """Give it a title; an empty one removes it. The id stays, as does all that is named by it.
+
+        The title is a file of its own, because the run's process rewrites the status all the time. Raises UserError for
+        one that is longer than 100 characters or has line breaks or other control characters.
+        """
+        self.require_exists()
+        title = title.strip()
+        if len(title) > LONGEST_TITLE or not title.isprintable():
+            raise UserError(
+                f"the title `{shown(title)}` cannot be used; give at most {LONGEST_TITLE} letters without line breaks"
+            )
+        if title:
+            write_atomic(self.path / "title.txt", title + "\n")
+        else:
+            (self.path / "title.txt").unlink(missing_ok=True)
 
     @property
     def checkpoints_folder(self) -> Path:
@@ -145,9 +171,9 @@ class RunFolder:
     # --- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> RunStatus:
-        """The status as last written; a running run that was asked to stop is `stopping`."""
+        """The status as last written; one with a process that was asked to stop is `stopping`."""
         status = read_status(self.path / "status.json")
-        if status.state in ("starting", "running") and (self.path / "control" / "stop").exists():
+        if status.active and (self.path / "control" / "stop").exists():
             return status.model_copy(update={"state": "stopping"})
         return status
 
@@ -210,19 +236,27 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows in order; a line torn by a crash, or without an iteration, is left out."""
+        return _rows(self._metric_lines())
+
+    def metrics_since(self, iteration: int, most: int) -> list[dict[str, Any]]:
+        """The first rows after `iteration`, as `read_metrics` has them: `most`, and what else is of the last of these
+        iterations.
+
+        Of a long file only those are parsed: it is in the order of iterations.
+        """
+        lines, rows = self._metric_lines(), []
+        for line in lines[_first_after(lines, iteration) :]:
+            for row in _rows([line]):
+                if len(rows) >= most and row["iteration"] != rows[-1]["iteration"]:
+                    return rows
+                rows.append(row)
+        return rows
+
+    def _metric_lines(self) -> list[bytes]:
         try:
-            lines = read_regular(self.path / "metrics.jsonl").decode(errors="replace").splitlines()
+            return read_regular(self.path / "metrics.jsonl").splitlines()
         except OSError:
             return []
-        rows = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and type(row.get("iteration")) is int and 0 <= row["iteration"] < LARGEST:
-                rows.append({name: value for name, value in row.items() if _expected(name, value)})
-        return rows
 
     def training(self) -> list[dict[str, Any]]:
         """The rows of training iterations."""
@@ -230,8 +264,11 @@ class RunFolder:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The rows of complete evaluations: each has the numbers named in `EVALUATION`."""
-        rows = (row for row in self.read_metrics() if row.get("kind") == "evaluation")
-        return [row for row in rows if all(row.get(name) is not None for name in EVALUATION)]
+        return list(_evaluations(self._metric_lines()))
+
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """The last of `evaluations`; of a long file it alone is parsed."""
+        return next(_evaluations(reversed(self._metric_lines())), None)
 
     def truncate_metrics(self, iteration: int) -> None:
         """Forget rows after `iteration`: a resumed run writes them again."""
@@ -318,6 +355,45 @@ class RunFolder:
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """What can be used of lines of metrics.jsonl."""
+    parsed = (_row(line) for line in lines)
+    return [{name: value for name, value in row.items() if _expected(name, value)} for row in parsed if row]
+
+
+def _evaluations(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        # Most rows are of training, and parsing them takes most of the time.
+        for row in _rows([line]) if b"evaluation" in line else ():
+            if row.get("kind") == "evaluation" and all(row.get(name) is not None for name in EVALUATION):
+                yield row
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    usable = isinstance(row, dict) and type(row.get("iteration")) is int and 0 <= row["iteration"] < LARGEST
+    return row if usable else None
+
+
+def _first_after(lines: Sequence[bytes], iteration: int) -> int:
+    """The index of a line from which on no row of a later iteration is missing, by bisection."""
+    low, high = 0, len(lines)
+    while low < high:
+        middle = (low + high) // 2
+        at = middle
+        while at > low and (row := _row(lines[at])) is None:  # torn by a crash
+            at -= 1
+        row = _row(lines[at])
+        if row is None or row["iteration"] <= iteration:
+            low = middle + 1
+        else:
+            high = at
+    return low
 
 
 def _expected(name: str, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,22 +17,34 @@ import psutil
 from ..processes import adopt, alive, host, reap, start_token
 from .folder import RunFolder
 from .registry import refresh
-from .status import ALIVE, State
+from .status import State
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """This package's folder: `trainers` in a checkout or a pack, `identity_grpo` where it is installed."""
 SAVING_SECONDS = 600.0
 """How long a run that is writing a checkpoint is waited for before it is ended by force."""
+HUNG_SECONDS = 5.0
+"""How long a run that gives no sign of life may take to end before it is ended by force."""
 
 
-def command(run: RunFolder, resume: bool = False, processes: int = 1, share_devices: bool = False) -> list[str]:
-    """The argument list of the child: never a shell line, nothing in it that a user wrote but the run's folder."""
+def command(
+    run: RunFolder,
+    resume: bool = False,
+    processes: int = 1,
+    share_devices: bool = False,
+    wait: Sequence[str] = (),
+) -> list[str]:
+    """The argument list of the child: never a shell line, nothing in it that a user wrote but the run's folder.
+
+    wait: names of the devices that the child waits for; it is one process then, which starts the others at its turn.
+    """
     launch = [sys.executable]
-    if processes > 1:
+    if processes > 1 and not wait:
         # torchrun, on GPUs and on the CPU alike; it ends all processes when one dies.
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     work = ["-m", PACKAGE.name, "work", str(run.path)]
-    return launch + work + ["--resume"] * resume + ["--share-devices"] * share_devices
+    work += ["--resume"] * resume + ["--share-devices"] * share_devices
+    return launch + work + (["--processes", str(processes), "--wait", *wait] if wait else [])
 
 
 def start(
@@ -41,13 +54,16 @@ def start(
     share_devices: bool = False,
     gpus: Sequence[int] | None = None,
     threads: int | None = None,
+    wait: Sequence[str] = (),
 ) -> subprocess.Popen:
     """Start the run in its own session: it is not ended with us, nor by a Ctrl-C meant for us. It writes to log.txt.
 
     It works wherever the pack lies and whatever its folder is called: the child finds this package by PYTHONPATH, and
     its working directory is the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA
     devices, as this process counts them, that get one process each, in place of `processes`; none of them: the CPU. The
-    status keeps them for a resume. `threads`: CPU threads of each process; None: its share of the cores.
+    status keeps them for a resume. `threads`: CPU threads of each process; None: its share of the cores. `wait`: names
+    of the devices that it waits for in the queue (queue.py), in state `queued`; without them it fails when they are
+    taken.
     """
     environment = dict(os.environ)
     if gpus is not None:
@@ -68,24 +84,28 @@ def start(
     run.prepare()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(
-            command(run, resume, processes, share_devices),
+            command(run, resume, processes, share_devices, wait),
             cwd=run.path,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             **detached,
         )
-    # The child writes its own status only after importing torch.
+    # The child writes its own status only after importing torch; one that waits does when its stdin is closed.
     run.set_status(
-        state="starting",
+        state="queued" if wait else "starting",
         group=child.pid,
         pid=child.pid,
         pid_started=start_token(child.pid),
         gpus=list(gpus or ()),
         last_error="",
         message="",
+        place=None,
+        slowest_seconds=None,
     )
+    if child.stdin:
+        child.stdin.close()
     adopt(child)
     return child
 
@@ -93,16 +113,20 @@ def start(
 def stop(run: RunFolder, wait: float = 60.0) -> State:
     """End the run: by request (it stops after the step in flight), after `wait` seconds by force.
 
-    A run that is writing a checkpoint is waited for longer. Returns the state it ends in: `stopped`, or what it was
-    already if nothing ran. A run on another machine is only asked.
+    A run that is writing a checkpoint is waited for longer, and one that hangs for some seconds only. A run that waits
+    for its device leaves the queue. Returns the state it ends in: `stopped`, or what it was already if nothing ran. A
+    run on another machine is only asked.
     """
-    state = refresh(run).state
-    if state not in ALIVE:
-        return state
+    status = refresh(run)
+    if not status.active:
+        return status.state
     run.request("stop")
     if run.status().host not in ("", host()):
         return run.status().state
-    if not _ended(run, wait) and not (run.status().phase == "saving" and _ended(run, SAVING_SECONDS)):
+    hung = status.state == "hung"
+    if not _ended(run, min(wait, HUNG_SECONDS) if hung else wait) and (
+        hung or not (run.status().phase == "saving" and _ended(run, SAVING_SECONDS))
+    ):
         _kill(run)
         _ended(run, 10)
         run.take("stop")
@@ -129,17 +153,20 @@ def _ended(run: RunFolder, seconds: float) -> bool:
 
 
 def _kill(run: RunFolder) -> None:
-    """The run's whole process group, or its process where it was not started by us."""
+    """The run's whole process group, or its process where it was not started by us, and all their descendants."""
     status = run.status()
     if not alive(status.pid, status.pid_started):
         return
-    try:
+    # torchrun puts each of its processes into a group of its own.
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(status.group or status.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    with contextlib.suppress(ProcessLookupError, psutil.Error):
         if status.group and os.name == "posix":
             os.killpg(status.group, signal.SIGKILL)
         else:
             psutil.Process(status.pid).kill()
-    except (ProcessLookupError, psutil.Error):
-        pass
 
 
 def _visible(gpus: Sequence[int]) -> list[str]:

@@ -60,6 +60,7 @@ class Progress:
             phase=phase,
             phase_done=within,
             eta_seconds=eta,
+            slowest_seconds=max(self.durations, default=None),
             message=self.message,
         )
         self.report(ProgressReport(iteration, self.iterations, phase, done / self.iterations, eta, metrics or {}))

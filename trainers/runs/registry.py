@@ -8,7 +8,9 @@ from pathlib import Path
 from ..errors import UserError
 from ..processes import alive, host, reap
 from .folder import RUN_ID, RunFolder, is_run
-from .status import ALIVE, RunStatus
+from .heartbeat import silence
+from .progress import duration
+from .status import RunStatus
 
 
 def list_runs(root: str | Path) -> list[RunFolder]:
@@ -53,14 +55,15 @@ def find(root: str | Path, text: str) -> RunFolder:
 
 
 def refresh(run: RunFolder) -> RunStatus:
-    """The run's status; a run whose process has exited becomes `failed` with the end of its log.
+    """The run's status; a run whose process has exited becomes `failed` with the end of its log, and one whose process
+    lives but gives no sign of life is `hung`.
 
     Of a run on another machine the status is taken as it is: its processes cannot be seen from here.
     """
     reap()
     status = run.status()
     if not _died(status):
-        return status
+        return _unless_hung(run, status)
     # It may have ended well between reading the status and looking for the process.
     status = run.status()
     if _died(status):
@@ -74,9 +77,20 @@ def refresh(run: RunFolder) -> RunStatus:
 
 
 def is_alive(run: RunFolder) -> bool:
-    return refresh(run).state in ALIVE
+    return refresh(run).active
 
 
 def _died(status: RunStatus) -> bool:
-    here = status.host in ("", host())
-    return status.state in ALIVE and here and not alive(status.pid, status.pid_started)
+    return status.active and _is_here(status) and not alive(status.pid, status.pid_started)
+
+
+def _unless_hung(run: RunFolder, status: RunStatus) -> RunStatus:
+    silent = silence(run, status) if status.active and _is_here(status) else None
+    if silent is None:
+        return status
+    message = f"its process {status.pid} has given no sign of life for {duration(silent)}; Stop ends it by force"
+    return status.model_copy(update={"state": "hung", "message": message})
+
+
+def _is_here(status: RunStatus) -> bool:
+    return status.host in ("", host())

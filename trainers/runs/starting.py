@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..config import TrainConfig
+from ..config import TrainConfig, change_config
 from ..errors import UserError
 from ..prompts import PromptSet, save_prompt_set
 from . import launcher
-from .devices import busy, device_name, holders
+from .devices import busy, device_name, hold_runs, holders
 from .folder import RunFolder, run_name
+from .queue import claims, starting_on
 from .registry import is_alive, list_runs, refresh
 
 
@@ -38,48 +40,74 @@ def find_same(root: Path, config: TrainConfig, name: str) -> RunFolder | None:
     return None
 
 
-def start_once(root: Path, config: TrainConfig, name: str, gpus: Sequence[int]) -> tuple[RunFolder, bool]:
+def start_once(
+    root: Path, config: TrainConfig, name: str, gpus: Sequence[int], wait: bool = False
+) -> tuple[RunFolder, bool]:
     """The run of these settings, and whether it was started now: one that exists is left as it is.
 
-    gpus: CUDA devices as this process counts them; none: the CPU. Raises UserError naming the run that has a device.
+    gpus: CUDA devices as this process counts them; none: the CPU. wait: a run that finds one of them taken waits for
+    its turn in a process of its own; else this raises UserError naming the run that has it.
     """
-    known = find_same(root, config, name)
-    # One that ended before its first checkpoint has nothing to show or to resume: it begins again.
-    if known is not None and (is_alive(known) or known.checkpoints()):
-        return known, False
-    require_free(root, "cuda" if gpus else "cpu", gpus)
-    run = known or RunFolder.create(root, config, name)
-    launcher.start(run, resume=known is not None, gpus=gpus)
+    with hold_runs(root):
+        known = find_same(root, config, name)
+        # One that ended before its first checkpoint has nothing to show or to resume: it begins again.
+        if known is not None and (is_alive(known) or known.checkpoints()):
+            return known, False
+        devices = devices_for(root, "cuda" if gpus else "cpu", gpus, wait)
+        run = known or RunFolder.create(root, config, name)
+        launcher.start(run, resume=was_started(run), gpus=gpus, wait=devices if wait else ())
     return run, True
 
 
-def resume(root: Path, run: RunFolder) -> None:
+def resume(root: Path, run: RunFolder, wait: bool = False) -> None:
     """Continue a run on the devices that it had; one that ended before its first checkpoint begins again.
 
-    Raises UserError when it cannot.
+    wait: as in `start_once`. Raises UserError when it cannot.
     """
-    status = refresh(run)
-    if is_alive(run):
-        raise UserError(f"run {run.id} is {status.state} already")
-    if status.state == "finished":
-        raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
-    require_free(root, "cuda" if status.gpus else "cpu", status.gpus)
-    launcher.start(run, resume=True, gpus=status.gpus)
+    with hold_runs(root):
+        status = refresh(run)
+        if is_alive(run):
+            raise UserError(f"run {run.id} is {status.state} already")
+        if status.state == "finished":
+            raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
+        devices = devices_for(root, "cuda" if status.gpus else "cpu", status.gpus, wait)
+        launcher.start(run, resume=was_started(run), gpus=status.gpus, wait=devices if wait else ())
 
 
-def require_free(root: Path, kind: str, gpus: Sequence[int] = ()) -> None:
-    """Raises UserError naming the run that has one of these devices, or that is about to take it and lies in `root`.
+def was_started(run: RunFolder) -> bool:
+    """Whether a process has ever begun it: a copy has none before its first start."""
+    return run.status().state != "queued"
 
-    kind: torch's name of the device type; gpus: which CUDA devices, as this process counts them.
+
+def copy_run(run: RunFolder, changes: dict[str, Any], name: str | None = None) -> RunFolder:
+    """A new run beside this one with its settings and the `changes` (nested dict), at iteration 0 and not started.
+
+    It has no file of the other run, which may be deleted. name: how its id begins, that of the other if None. Raises
+    UserError for settings that cannot be read or cannot be changed so.
+    """
+    copy = RunFolder.create(run.path.parent, change_config(run.config(), changes), name or run.name)
+    copy.set_status(gpus=run.status().gpus)
+    return copy
+
+
+def devices_for(root: Path, kind: str, gpus: Sequence[int] = (), wait: bool = False) -> list[str]:
+    """The names of these devices (devices.device_name). They must be free, unless the run is to `wait` for them.
+
+    kind: torch's name of the device type; gpus: which CUDA devices, as this process counts them. Raises UserError
+    naming the run that has one, waits for it, or is about to take it and lies in `root`.
     """
     titles = {device_name(kind, gpu): f"GPU {gpu}" for gpu in gpus} or {kind: f"the {kind.upper()}"}
+    if wait:
+        return list(titles)
     for device, holder in holders(titles).items():
         raise busy(titles[device], holder)
-    for run in list_runs(root):
-        status = refresh(run)
-        theirs = set(status.gpus)
-        # Its process takes the device only when it has loaded torch.
-        if status.state == "starting" and (theirs & set(gpus) or (not theirs and kind == "cpu")):
-            raise UserError(
-                f"run {run.id} is just starting there; stop that run, wait for its end, or choose another device"
-            )
+    for claim in claims(titles):
+        raise UserError(
+            f"run {claim.run.name} waits for {' and '.join(titles.values())} and is next; wait as well (`--wait`), "
+            "stop that run, or choose another device"
+        )
+    if (run := starting_on(root, kind, gpus)) is not None:
+        raise UserError(
+            f"run {run.id} is just starting there; stop that run, wait for its end, or choose another device"
+        )
+    return list(titles)

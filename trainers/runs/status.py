@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..files import read_regular
 
-State = Literal["queued", "starting", "running", "stopping", "stopped", "finished", "failed", "damaged"]
+State = Literal["queued", "starting", "running", "stopping", "hung", "stopped", "finished", "failed", "damaged"]
 LONGEST = 1e11  # seconds: three thousand years
-ALIVE: tuple[State, ...] = ("starting", "running", "stopping")
+ALIVE: tuple[State, ...] = ("starting", "running", "stopping", "hung")
 """States in which a process of the run should exist."""
 
 
@@ -20,8 +20,12 @@ class RunStatus(BaseModel):
 
     `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group.
     `gpus`: the CUDA devices it was started on. `phase` of the iteration in flight is done to the fraction
-    `phase_done`. `eta_seconds`: None while it is not known. `updated`: seconds since the epoch. State `damaged`: the
-    file cannot be read.
+    `phase_done`. `eta_seconds`: None while it is not known. `slowest_seconds`: what the longest iteration of the
+    process took; None before its first. `place`: in the queue for its devices, 1 is the next. `updated`: seconds since
+    the epoch.
+
+    State `queued`: it waits for a device or, without a process, was never started. State `hung`: the process lives but
+    gives no sign of life; it is never written. State `damaged`: the file cannot be read.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -37,9 +41,16 @@ class RunStatus(BaseModel):
     phase: str = ""
     phase_done: float = Field(0.0, ge=0, le=1)
     eta_seconds: float | None = Field(None, ge=0, le=LONGEST)
+    slowest_seconds: float | None = Field(None, ge=0, le=LONGEST)
+    place: int | None = Field(None, ge=1, lt=2**31)
     message: str = ""
     last_error: str = ""
     updated: float | None = Field(None, ge=0, le=LONGEST)
+
+    @property
+    def active(self) -> bool:
+        """Whether a process of the run should exist: it trains, or waits for its turn."""
+        return self.state in ALIVE or (self.state == "queued" and self.pid is not None)
 
 
 def read_status(path: Path) -> RunStatus:

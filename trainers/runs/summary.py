@@ -11,7 +11,10 @@ def sentence(run: RunFolder) -> str:
     """Its state in one line."""
     status = refresh(run)
     total = "?" if status.iterations is None else status.iterations
-    line = f"{run.id}: {status.state}, iteration {status.iteration} of {total}"
+    name = f"{run.title} ({run.id})" if run.title else run.id
+    if status.state == "queued" and status.place:
+        return f"{name}: queued, place {status.place}"
+    line = f"{name}: {status.state}, iteration {status.iteration} of {total}"
     if status.state == "running":
         if status.phase:
             line += f", {status.phase}" + (f" {status.phase_done:.0%}" if status.phase_done else "")
@@ -24,9 +27,8 @@ def summary(run: RunFolder) -> str:
     """Its state, what the last evaluation measured, and what went wrong, a line each."""
     status = refresh(run)
     lines = [sentence(run)]
-    evaluations = run.evaluations()
-    if evaluations and evaluations[-1]["iteration"]:
-        last = evaluations[-1]
+    last = run.last_evaluation()
+    if last and last["iteration"]:
         lines.append(
             f"iteration {last['iteration']} against the base policy: win rate {last['win']:.0%} "
             f"(95% CI {last['win_low']:.0%} to {last['win_high']:.0%}), reward {last['margin']:+.2f}"
@@ -35,6 +37,8 @@ def summary(run: RunFolder) -> str:
             judge = "the face report" if last.get("alignment") is None else "TinyWorld's oracle"
             lines.append(f"identity by {judge}: {last['identity_gain']:+.1%}")
     lines += [text for text in (status.message, status.last_error) if text]
+    if status.state == "queued" and not status.active:
+        lines.append("Not started yet: Resume starts it.")
     if status.state in ("failed", "stopped"):
         saved = run.checkpoints()
         lines.append(

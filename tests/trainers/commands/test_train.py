@@ -32,7 +32,7 @@ def wait_until(ready, child: subprocess.Popen, seconds: float = 120) -> None:
 
 def proposed(text: str) -> list[str]:
     """The arguments of a command in a message, as a shell splits them."""
-    return shlex.split(re.search(r"(?:continue |`)python -m trainers ([^`\n]+)", text)[1])
+    return shlex.split(re.search(r"(?:continue |start |undo: |`)python -m trainers ([^`\n]+)", text)[1])
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ run.set_status(state="finished", iteration=2)
 
 
 def test_a_run_of_several_processes_is_followed_in_lines(here, repository, capsys, monkeypatch):
-    def start(run, resuming, processes):
+    def start(run, resuming, processes, wait):
         assert (resuming, processes) == (False, 3)
         return subprocess.Popen([sys.executable, "-c", SEVERAL, run.path], env={"PYTHONPATH": str(repository)})
 
@@ -225,3 +225,88 @@ def test_a_run_of_several_processes_is_followed_in_lines(here, repository, capsy
     output = capsys.readouterr().out
     assert len(re.findall(r"^\d\d:\d\d:\d\d iteration 1/2, reward 1.5000, 1 min 5 s left$", output, re.MULTILINE)) == 1
     assert "finished after 2 of 2 iterations" in output
+
+
+# --- keeping order among runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(here) -> RunFolder:
+    """A run that was stopped, with metrics."""
+    run = RunFolder.create(here / "runs", make_config("tiny"), "first")
+    run.set_status(state="stopped", iteration=2)
+    run.append_metrics({"kind": "train", "iteration": 1, "reward_mean": 0.5, "loss": float("nan")})
+    run.append_metrics({"kind": "evaluation", "iteration": 1, "win": 0.75})
+    return run
+
+
+def test_a_renamed_run_is_listed_with_its_title(stopped, capsys):
+    assert main(["runs", "rename", "first", "two people, fast"]) == 0
+    assert main(["runs"]) == 0
+    assert re.search(rf"{stopped.id} +\| two people, fast +\| stopped", capsys.readouterr().out)
+
+
+def test_a_deleted_run_is_restored_by_the_command_that_is_proposed(stopped, here, capsys, monkeypatch):
+    assert main(["runs", "delete", "first"]) == 0
+    undo = proposed(capsys.readouterr().out)
+    assert main(["runs"]) == 0
+    assert f"in the trash: {stopped.id}" in capsys.readouterr().out
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert main(undo) == 0 and stopped.path.is_dir()
+
+
+def test_an_emptied_trash_restores_nothing(stopped, capsys):
+    assert main(["runs", "delete", "first"]) == 0
+    assert main(["runs", "empty-trash", "--days", "1"]) == 0
+    assert "nothing to remove" in capsys.readouterr().out
+    assert main(["runs", "empty-trash"]) == 0
+    assert f"removed {stopped.id}" in capsys.readouterr().out
+    assert main(["runs", "restore"]) == 2
+
+
+def test_metrics_are_exported_as_a_table(stopped, here):
+    assert main(["runs", "export", "--csv", "m.csv"]) == 0
+    assert (here / "m.csv").read_text().splitlines() == [
+        "iteration,kind,reward_mean,loss,win",
+        "1,train,0.5,,",
+        "1,evaluation,,,0.75",
+    ]
+
+
+def test_a_copy_begins_at_0_with_the_change(stopped, here, capsys):
+    assert main(["runs", "copy", "first", "--set", "seed=7", "--name", "second"]) == 0
+    command = proposed(capsys.readouterr().out)
+    copy = RunFolder(command[-1])
+    assert command[0] == "resume" and copy.name == "second" and copy.config().seed == 7
+    assert copy.status().state == "queued" and copy.status().iteration == 0 and copy.read_metrics() == []
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (["delete"], "needs a run"),
+        (["rename"], "needs a run"),
+        (["rename", "first"], "needs a title"),
+        (["export", "first"], "needs a file"),
+        (["export", "first", "--csv", "nowhere/m.csv"], "in a folder that exists"),
+        (["show", "first", "--set", "seed=1"], "--set has no meaning for runs show"),
+        (["stop", "first", "again"], "`again` has no meaning for runs stop"),
+    ],
+)
+def test_an_incomplete_or_useless_argument_is_refused(stopped, capsys, arguments, error):
+    assert main(["runs", *arguments]) == 2
+    assert error in capsys.readouterr().err and stopped.title == ""
+
+
+def test_a_run_of_another_terminal_is_waited_for(here, background, small, capsys):
+    with hold_device("cpu", here / "a-run-that-trains"):
+        child = background("train", *small, "--iterations", "1", "--wait")
+        wait_until(lambda: list_runs(here / "runs") and list_runs(here / "runs")[0].status().place == 1, child)
+        (run,) = list_runs(here / "runs")
+        assert main(["runs"]) == 0
+        assert "queued (1)" in capsys.readouterr().out
+    output, errors = child.communicate(timeout=200)
+    assert child.returncode == 0, errors[-2000:]
+    assert "waits for the CPU, place 1 in the queue; run a-run-that-trains has it" in output
+    assert run.status().state == "finished"

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from trainers.errors import UserError
 from trainers.pictures.clips import read_clip
 from trainers.processes import start_token
 from trainers.prompts import PromptItem
-from trainers.runs.folder import RUN_ID, RunFolder
+from trainers.runs.folder import EVALUATION, RUN_ID, RunFolder
 
 
 @pytest.fixture
@@ -296,3 +297,74 @@ def test_a_checkpoint_is_named_by_plain_digits(run):
     (run.checkpoints_folder / "4²").mkdir(parents=True)
     (run.checkpoints_folder / "4²" / "progress.json").write_text("{}")
     assert run.checkpoints() == []
+
+
+# --- title, and a part of the metrics --------------------------------------------------------------------------------
+
+
+def test_a_run_is_renamed_and_keeps_its_id(run):
+    before = run.id, run.status()
+    run.rename("  Zwei Leute, schnell ")
+    assert run.title == "Zwei Leute, schnell" and (run.id, run.status()) == before
+    run.rename("")
+    assert run.title == "" and not (run.path / "title.txt").exists()
+
+
+@pytest.mark.parametrize("title", ["x" * 101, "two\nlines", "\x1b[31mred", "a\u202eb"])
+def test_a_title_that_cannot_be_shown_is_refused(run, title):
+    with pytest.raises(UserError, match="cannot be used"):
+        run.rename(title)
+    assert run.title == ""
+
+
+def metrics(run: RunFolder, iterations: int, every: int = 3) -> list[dict]:
+    for iteration in range(1, iterations + 1):
+        run.append_metrics({"kind": "train", "iteration": iteration})
+        if iteration % every == 0:
+            run.append_metrics({"kind": "evaluation", "iteration": iteration, **dict.fromkeys(EVALUATION, 0.5)})
+    return run.read_metrics()
+
+
+@pytest.mark.parametrize("since", [-1, 0, 1, 2, 3, 11, 12, 99])
+def test_rows_since_an_iteration_are_those_after_it(run, since):
+    rows = metrics(run, 12)
+    assert run.metrics_since(since, 100) == [row for row in rows if row["iteration"] > since]
+
+
+def test_a_long_part_ends_with_a_whole_iteration_and_continues_behind_it(run):
+    got, since = [], -1
+    rows = metrics(run, 12)
+    while part := run.metrics_since(since, 3):
+        assert 3 <= len(part) <= 4
+        got, since = got + part, part[-1]["iteration"]
+    assert got == rows
+
+
+@pytest.mark.parametrize("since", range(9))
+def test_torn_lines_hide_no_row_from_the_search(run, since):
+    lines = ["{torn"]
+    for iteration in range(1, 9):
+        lines += [f'{{"kind": "train", "iteration": {iteration}}}', "", "{torn", "[]"]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines))
+    found = [row["iteration"] for row in run.metrics_since(since, 100)]
+    assert found == [row["iteration"] for row in run.read_metrics() if row["iteration"] > since]
+
+
+def test_the_last_evaluation_is_the_last_complete_one(run):
+    assert run.last_evaluation() is None
+    metrics(run, 7)
+    run.append_metrics({"kind": "evaluation", "iteration": 9})
+    assert run.last_evaluation() == run.evaluations()[-1] and run.last_evaluation()["iteration"] == 6
+
+
+def test_a_part_of_10_000_rows_costs_little(run):
+    """Under 50 ms of CPU time, which is what an answer of ComfyUI's server may cost: the best of three."""
+    row = {f"metric_{i}": 1 / 3 for i in range(24)}
+    lines = (json.dumps({"kind": "train", "iteration": i, **row}) for i in range(10_000))
+    (run.path / "metrics.jsonl").write_text("\n".join(lines))
+    seconds = []
+    for _ in range(3):
+        began = time.thread_time()
+        json.dumps(run.metrics_since(5_000, 500))
+        seconds.append(time.thread_time() - began)
+    assert min(seconds) < 0.05

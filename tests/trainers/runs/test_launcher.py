@@ -134,6 +134,21 @@ def test_a_run_that_does_not_listen_is_ended_by_force(tmp_path, small_models):
     assert "by force" in run.status().message and not run.take("stop")
 
 
+def test_processes_in_a_group_of_their_own_are_ended_by_force_too(tmp_path, small_models):
+    """As torchrun starts them."""
+    run = make(tmp_path, small_models)
+    program = (
+        "import subprocess, sys, time; nap = 'import time; time.sleep(600)';"
+        "print(subprocess.Popen([sys.executable, '-c', nap], start_new_session=True).pid, flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    rank = int(child.stdout.readline())
+    started = start_token(rank)
+    run.set_status(state="running", pid=rank, group=child.pid, pid_started=started)
+    assert stop(run, wait=0.2) == "stopped"
+    assert child.wait(5) == -signal.SIGKILL and not alive(rank, started)
+
+
 def test_a_run_at_rest_cannot_be_stopped(tmp_path, small_models):
     run = make(tmp_path, small_models)
     run.set_status(state="finished")

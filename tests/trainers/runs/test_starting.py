@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,17 @@ from trainers.runs.folder import RunFolder
 from trainers.runs.registry import refresh
 
 CONFIG = make_config("tiny", {"seed": 3})
+# A server that starts a run, whose process only lives for a while.
+SERVER = """
+import sys, time
+from pathlib import Path
+from trainers.config import make_config
+from trainers.runs import launcher, starting
+launcher.command = lambda *_: [sys.executable, "-c", "import time; time.sleep(20)"]
+sys.stdin.read()
+run, new = starting.start_once(Path(sys.argv[1]), make_config("tiny", {"seed": 3}), "a", [])
+print(run.id, run.status().pid, new)
+"""
 
 
 def items(count: int = 2, shade: int = 0) -> PromptSet:
@@ -77,7 +90,7 @@ def test_a_run_that_is_just_starting_has_its_device_already(tmp_path):
     run = RunFolder.create(tmp_path, CONFIG, "a")
     run.set_status(state="starting", gpus=[])
     with pytest.raises(UserError, match=f"{run.id} is just starting"):
-        starting.require_free(tmp_path, "cpu")
+        starting.devices_for(tmp_path, "cpu")
 
 
 def test_a_finished_run_is_not_resumed(tmp_path):
@@ -109,3 +122,48 @@ def test_a_run_that_died_before_its_first_checkpoint_is_begun_again(tmp_path, mo
         time.sleep(0.05)
     again, anew = starting.start_once(tmp_path, CONFIG, "a", [])
     assert new and anew and again.id == run.id
+
+
+def test_a_copy_has_the_settings_and_the_changes_and_no_file_of_the_other(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    run.set_status(state="finished", iteration=24, gpus=[1])
+    run.append_metrics({"kind": "train", "iteration": 1})
+    (run.exports_folder / "x.safetensors").touch()
+    copy = starting.copy_run(run, {"seed": 4, "rollout": {"group_size": 4}})
+    assert copy.name == "a" and copy.config() == starting.change_config(
+        run.config(), {"seed": 4, "rollout": {"group_size": 4}}
+    )
+    assert copy.config().model_dump(exclude={"seed", "rollout"}) == run.config().model_dump(exclude={"seed", "rollout"})
+    assert (copy.config().seed, copy.config().rollout.group_size) == (4, 4)
+    assert copy.config().rollout.steps == run.config().rollout.steps
+    status = copy.status()
+    assert (status.state, status.iteration, status.gpus, status.active) == ("queued", 0, [1], False)
+    assert {p.name for p in copy.path.rglob("*") if p.is_file()} == {"config.yaml", "status.json"}
+
+
+def test_a_copy_with_impossible_settings_is_refused_and_leaves_nothing(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    for changes, reason in (({"seeds": 4}, "there is no setting"), ({"preset": "paper"}, "no setting to change")):
+        with pytest.raises(UserError, match=reason):
+            starting.copy_run(run, changes)
+    assert list(tmp_path.iterdir()) == [run.path]
+
+
+def test_a_copy_has_not_been_started(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    assert not starting.was_started(run)
+    run.set_status(state="failed")
+    assert starting.was_started(run)
+
+
+def test_two_servers_over_one_folder_start_one_run(tmp_path, repository):
+    line, pipe = [sys.executable, "-c", SERVER, str(tmp_path / "runs")], subprocess.PIPE
+    servers = [subprocess.Popen(line, cwd=repository, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for server in servers:
+        server.stdin.close()  # both are ready: now at once
+    answers = [server.stdout.read().split() for server in servers]
+    for server in servers:
+        server.stdout.close()
+        server.wait()
+    os.kill(int(answers[0][1]), signal.SIGKILL)
+    assert answers[0][:2] == answers[1][:2] and {new for *_, new in answers} == {"True", "False"}

@@ -43,6 +43,18 @@ def test_a_failed_run_says_why_and_how_to_go_on(run):
     assert "NaN in the loss" in summary(run) and "Resume" in summary(run)
 
 
+def test_a_run_that_was_never_started_says_so_and_one_in_the_queue_its_place(run):
+    assert "Not started yet" in summary(run)
+    run.set_status(state="running")  # signed with this process
+    run.set_status(state="queued", place=3, message="waits for the CPU")
+    assert summary(run) == f"{run.id}: queued, place 3\nwaits for the CPU"
+
+
+def test_a_run_goes_by_its_title(run):
+    run.rename("two people")
+    assert sentence(run).startswith(f"two people ({run.id}): queued")
+
+
 def test_there_are_pictures_before_there_is_anything_to_show(run):
     assert curve(run).shape[-1] == 3 and newest_clips(run).shape[0] == 1
 
