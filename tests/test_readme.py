@@ -169,7 +169,7 @@ PRINTS = {
     "settings": "rollout.steps",
     "sample": ".webp",
     "inspect": "LoRA for ",
-    "convert": "done",
+    "convert": "written as",
     "prompts": "made.csv: 1 rows of 2 people",
     "score": "preferred: ",
     "runs": "tiny-",

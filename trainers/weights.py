@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 import zipfile
 from collections.abc import Iterable
@@ -58,6 +59,11 @@ def load_pickled(path: Path, remedy: str) -> Any:
         return torch.load(path, "cpu", weights_only=True, mmap=True)
     except UserError:
         raise
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than numbers, which would run code when it is loaded, or is damaged: it is refused. "
+            f"{remedy[:1].upper()}{remedy[1:]}"
+        ) from error
     except Exception as error:  # a broken file makes the parsers raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} cannot be read ({reason}); {remedy}") from error

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..errors import UserError
 
@@ -45,7 +45,7 @@ class FlopClock(Clock):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
+        self._counter = FlopCounterMode(display=False, custom_mapping=_uncounted_on_cpu())
         self._between = ExitStack()
 
     @property
@@ -228,8 +228,8 @@ def _count(phase: Phase, device: torch.device) -> float:
     return 0.0
 
 
-def _attention_on_cpu() -> dict:
-    """Formulas for the CPU's attention kernels, which torch does not count.
+def _uncounted_on_cpu() -> dict:
+    """Formulas for the CPU's own kernels of attention and convolution, which torch does not count.
 
     Queries [B, H, L, E], keys [B, H, S, E], values [B, H, S, V]: two products, of 2 B H L S E and 2 B H L S V
     operations; the backward pass has five: the scores again, and the gradients of scores, queries, keys, values.
@@ -246,6 +246,9 @@ def _attention_on_cpu() -> dict:
         kernel = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{name}", None)
         if kernel is not None:
             found[kernel] = formula
+    convolution = getattr(torch.ops.aten, "mkldnn_convolution", None)
+    if convolution is not None:
+        found[convolution] = lambda x, weight, *_, out_shape=None, **__: conv_flop_count(x, weight, out_shape)
     return found
 
 

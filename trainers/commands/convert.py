@@ -17,6 +17,6 @@ def main(options: Namespace) -> int:
     for place in options.place:
         for path in pickled_files(place):
             written = convert_pickled(path)
-            print(f"{path}: " + (f"written as {written.name}" if written else "has a .safetensors file already"))
-    print("done; the pickled files are no longer needed")
+            beside = path.with_suffix(".safetensors").name
+            print(f"{path}: " + (f"written as {written.name}" if written else f"left alone, {beside} is there already"))
     return 0

@@ -49,7 +49,7 @@ def main(options: Namespace) -> int:
     from ..pictures.layout import save_png
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    people = find_people(pictures, device)
+    people = find_people(pictures, device, [str(path) for path in options.references])
     saved = []
     for path in options.clip:
         frames, rate = read_clip(path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..pictures.reading import read_pixels
 from ..prompts import PromptItem, save_prompt_set
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -68,11 +69,15 @@ def main(options: Namespace) -> int:
     train = make_items(people[away:], scenes[hidden:], each, counts[0], order, "train")
     held_out = make_items(people[:away], scenes[:hidden], each, counts[1], order, "held_out")
     beside = options.out.with_name(f"{options.out.stem}_held_out{options.out.suffix}")
+    for path in (options.out, beside):
+        if path.exists():
+            raise UserError(f"there is a {path} already; move it away, or give another file with --out")
     for path, items, names in ((options.out, train, people[away:]), (beside, held_out, people[:away])):
         save_prompt_set(items, path)
         seen = Counter(reference for item in items for reference in item.references)
         times = [sum(seen[portrait] for portrait in person.portraits) for person in names]
-        print(f"{path}: {len(items)} rows of {len(names)} people, each in {min(times)} to {max(times)} of them")
+        often = " to ".join(str(count) for count in dict.fromkeys((min(times), max(times))))
+        print(f"{path}: {len(items)} rows of {each} people each; {len(names)} people, each in {often} of the rows")
     print(f"train with: --prompts {options.out} --set evaluation_prompts={beside}")
     return 0
 
@@ -90,6 +95,10 @@ def read_people(folder: Path) -> list[Person]:
             portraits, about = (entry,), entry.with_suffix(".txt")
         else:
             continue
+        for portrait in portraits:
+            if ";" in portrait.name:
+                raise UserError(f"the name of {portrait} has a `;`, which separates pictures in a CSV; rename it")
+            read_pixels(portrait)  # raises for what is no picture
         if portraits:
             description = _text(about).strip() if about.is_file() else SOMEONE
             if not description:

@@ -41,10 +41,22 @@ def main(options: Namespace) -> int:
             print(line)
         return 0
     devices = check_devices(options.runs, options.processes, options.wait)
+    if config.policy.fp8:
+        check_fp8(config)
     if not options.wait:  # what is free now is not what will be free at its turn; it is checked then
         check_memory(config)
     run = RunFolder.create(options.runs, config, options.name)
     return train_to_end(run, False, options.processes, devices if options.wait else ())
+
+
+def check_fp8(config: TrainConfig) -> None:
+    """Raises UserError where `policy.fp8` cannot run."""
+    import torch
+    from accelerate import PartialState
+
+    from ..policies.fp8 import require_fp8
+
+    require_fp8(PartialState().device, getattr(torch, config.policy.dtype))
 
 
 def check_inputs(config: TrainConfig) -> None:

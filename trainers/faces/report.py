@@ -135,20 +135,23 @@ def _above(value: float | None, limit: float) -> bool:
     return value is not None and value > limit
 
 
-def find_people(references: Sequence[np.ndarray | Tensor], device: torch.device | str = "cpu") -> People:
-    """The largest face of each reference image (uint8 [H, W, 3]).
+def find_people(
+    references: Sequence[np.ndarray | Tensor], device: torch.device | str = "cpu", names: Sequence[str] = ()
+) -> People:
+    """The largest face of each reference image (uint8 [H, W, 3]); `names`: what errors call them.
 
     Raises UserError for an image without a face, or with one too small to judge.
     """
     found = []
-    for number, picture in enumerate(references, 1):
+    names = names or [f"reference image {number}" for number in range(1, len(references) + 1)]
+    for name, picture in zip(names, references, strict=True):
         faces = detect(torch.from_numpy(np.array(picture))[None], device)
         if not len(faces):
-            raise UserError(f"reference image {number} shows no face; give a picture of one person's face")
+            raise UserError(f"{name} shows no face; give a picture of one person's face")
         largest = int(faces.size.argmax())
         if faces.size[largest] < JUDGEABLE:
             raise UserError(
-                f"the face of reference image {number} is {faces.size[largest]:.0f} pixels wide; at least {JUDGEABLE} "
+                f"the face of {name} is {faces.size[largest]:.0f} pixels wide; at least {JUDGEABLE} "
                 "are needed: give a larger picture"
             )
         face = _chosen(faces, torch.tensor([largest]))

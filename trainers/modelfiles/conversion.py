@@ -41,6 +41,7 @@ def pickled_files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     found = sorted(p for depth in ("*", "*/*") for p in place.glob(depth) if p.suffix in PICKLED and p.is_file())
-    if not found and not place.is_dir():
-        raise UserError(f"there is no {place}; give a pickled file ({', '.join(PICKLED)}) or a folder with some")
+    if not found:
+        reason = f"{place} holds no pickled file" if place.is_dir() else f"there is no {place}"
+        raise UserError(f"{reason}; give a pickled file ({', '.join(PICKLED)}) or a folder with some")
     return found

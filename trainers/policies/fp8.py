@@ -53,17 +53,21 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows.float() / scale).to(FP8), scale
 
 
+def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raises UserError where FP8 products cannot run."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError("policy.fp8 needs an NVIDIA GPU of the Ada or Hopper generation or newer; set it to false")
+    if dtype != torch.bfloat16:
+        raise UserError("policy.fp8 needs policy.dtype bfloat16; set that, or policy.fp8 to false")
+
+
 def add_fp8(transformer: nn.Module, device: torch.device | None = None) -> None:
     """Give the linear layers of the transformer's blocks FP8 products, in place; off until `fast_products`.
 
     `device`: where they will compute, if not where they are now. Raises UserError where they cannot run.
     """
     weight = transformer.patch_embedding.weight
-    device = device or weight.device
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        raise UserError("policy.fp8 needs an NVIDIA GPU of the Ada or Hopper generation or newer; set it to false")
-    if weight.dtype != torch.bfloat16:
-        raise UserError("policy.fp8 needs policy.dtype bfloat16; set that, or policy.fp8 to false")
+    require_fp8(device or weight.device, weight.dtype)
     for name, module in list(transformer.named_modules()):
         if type(module) is nn.Linear and re.fullmatch(LAYERS, name):
             transformer.set_submodule(name, Fp8Linear(module, re.fullmatch(UNSCALED, name) is not None))

@@ -68,8 +68,11 @@ class RunFolder:
         """A new folder under `root`, named `<name or preset>-<UTC date>-<time>-<4 hex>`. Paths are frozen absolute."""
         run_id = f"{run_name(name, config)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         path = Path(root) / run_id
-        for part in PARTS:
-            (path / part).mkdir(parents=True)
+        try:
+            for part in PARTS:
+                (path / part).mkdir(parents=True)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise UserError(f"{root} is a file, not a folder for runs; give another folder") from error
         write_atomic(path / "config.yaml", config.with_absolute_paths().to_yaml())
         run = cls(path)
         run.set_status(state="queued", iteration=0, iterations=config.iterations)
@@ -159,7 +162,7 @@ class RunFolder:
             try:
                 (self.path / part).mkdir(exist_ok=True)
             except FileExistsError as error:
-                raise UserError(f"{self.path / part} is not a folder; remove it, then start the run again") from error
+                raise UserError(f"{self.path / part} is not a folder; remove it, then resume the run") from error
             sweep(self.path / part)
         for file in (self.log_file, self.path / "metrics.jsonl"):
             if os.path.lexists(file) and not file.is_file():

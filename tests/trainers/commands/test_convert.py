@@ -20,4 +20,9 @@ def test_a_reward_of_safetensors_alone_has_the_same_weights(repository, tmp_path
     assert load_file(pickled.with_suffix(".safetensors"))
     after = read_weights(find_checkpoint(tmp_path / "reward")).full
     assert before.keys() == after.keys() and all((value == after[name]).all() for name, value in before.items())
-    assert main(["convert", str(tmp_path / "reward")]) == 0
+
+
+def test_nothing_is_said_to_be_done_where_there_is_nothing_to_convert(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main(["convert", str(tmp_path)]) == 2
+    assert "holds no pickled file" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def portraits(tmp_path):
 
 
 def make(portraits, *options):
-    out = portraits.parent / "sets" / "people.csv"
+    out = portraits.parent / f"sets{len(list(portraits.parent.glob('sets*')))}" / "people.csv"
     scenes = portraits.parent / "scenes.txt"
     assert main(["prompts", "make", str(portraits), "--scenes", str(scenes), "--out", str(out), *options]) == 0
     return load_prompt_set(out), load_prompt_set(out.with_name("people_held_out.csv"))
@@ -127,3 +127,22 @@ def test_a_folder_without_pictures_is_named(tmp_path):
         read_people(tmp_path)
     with pytest.raises(UserError, match="there is no folder"):
         read_people(tmp_path / "nothing")
+
+
+def test_a_prompt_set_that_is_there_is_not_overwritten(portraits, capsys):
+    make(portraits)
+    out = portraits.parent / "sets0" / "people.csv"
+    scenes = portraits.parent / "scenes.txt"
+    before = out.read_bytes()
+    assert main(["prompts", "make", str(portraits), "--scenes", str(scenes), "--out", str(out)]) == 2
+    assert "already" in capsys.readouterr().err and out.read_bytes() == before
+
+
+def test_what_is_no_picture_is_named_before_anything_is_written(portraits, capsys):
+    (portraits / "zed.png").write_bytes(b"junk")
+    out = portraits.parent / "new.csv"
+    assert (
+        main(["prompts", "make", str(portraits), "--scenes", str(portraits.parent / "scenes.txt"), "--out", str(out)])
+        == 2
+    )
+    assert "zed.png" in capsys.readouterr().err and not out.exists()

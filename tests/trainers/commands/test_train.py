@@ -113,7 +113,7 @@ def test_a_busy_device_leaves_a_stopped_run_as_it_was(here, capsys):
 def test_a_folder_that_cannot_be_written_is_a_sentence(here, small, capsys):
     (here / "file").write_text("x")
     assert main(["train", *small, "--runs", str(here / "file")]) == 2
-    assert re.fullmatch(r"error: .*Not a directory.*file.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: .*file is a file, not a folder for runs.*\n", capsys.readouterr().err)
 
 
 def test_a_run_of_another_version_does_not_spoil_the_list(here, capsys):

@@ -51,8 +51,12 @@ def test_swapping_the_two_swaps_wins_and_losses(pairs):
 
 def test_the_interval_narrows_with_the_items():
     few, many = compare([0, 0], [1, -1]), compare([0] * 200, [1, -1] * 100)
-    assert (few.win_low, few.win_high) == (0, 1)
+    assert (few.win_low, few.win_high) == pytest.approx((0.0945, 0.9055), abs=1e-4)
     assert 0.4 < many.win_low < 0.5 < many.win_high < 0.6
+
+
+def test_few_items_that_all_agree_leave_room_for_others():
+    assert compare([0, 0], [1, 1]).win_low == pytest.approx(0.342, abs=1e-3)
 
 
 def test_the_same_items_and_noise_come_again_whoever_stands_beside(small_models, config):

@@ -269,7 +269,7 @@ def test_a_pickled_file_is_read_and_its_code_is_not_run(tmp_path, matrix):
     torch.save({"model": {"a": matrix, "b._extra_state": None}, "step": 3}, tmp_path / "m.pth")
     assert torch.equal(read(tmp_path / "m.pth")["a"], matrix)
     torch.save({"a": matrix, "b": RunsCode(tmp_path / "owned")}, tmp_path / "m.pth")
-    with pytest.raises(UserError, match="m.pth cannot be read"):
+    with pytest.raises(UserError, match="m.pth .* is refused"):
         read(tmp_path / "m.pth")
     assert not (tmp_path / "owned").exists()
 

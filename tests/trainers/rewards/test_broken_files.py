@@ -258,7 +258,7 @@ def test_code_in_a_pickle_is_not_run(released: Path) -> None:
             return (Path.touch, (released / "owned",))
 
     torch.save({"base_model.model.rm_head.weight": Evil()}, released / FULL)
-    with pytest.raises(UserError, match=r"non_lora_state_dict.pth cannot be read"):
+    with pytest.raises(UserError, match=r"non_lora_state_dict.pth .* is refused"):
         IdentityReward.load(released / "identity_reward")
     assert not (released / "owned").exists()
 
