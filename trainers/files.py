@@ -141,7 +141,7 @@ def _replace_folder(aside: Path, path: Path, replaced: list[Path]) -> None:
             return
         except OSError as error:
             # Another writer's folder came between the two renames.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or not os.path.lexists(path):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
 
 

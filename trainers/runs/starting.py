@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig, change_config
 from ..errors import UserError
-from ..prompts import PromptSet, save_prompt_set
 from . import launcher
 from .devices import busy, device_name, hold_runs, holders
 from .folder import RunFolder, run_name
 from .queue import claims, starting_on
 from .registry import is_alive, list_runs, refresh
+
+if TYPE_CHECKING:
+    from ..prompts import PromptSet
 
 
 def freeze_prompts(prompts: PromptSet, root: Path) -> str:
@@ -21,6 +23,8 @@ def freeze_prompts(prompts: PromptSet, root: Path) -> str:
 
     A run then keeps its items when the file or graph that they came from changes.
     """
+    from ..prompts import save_prompt_set
+
     if prompts.source == "tinyworld":
         return prompts.source
     path = root / prompts.digest[:16] / "prompts.csv"

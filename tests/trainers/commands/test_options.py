@@ -141,7 +141,10 @@ def test_the_frozen_config_is_what_was_asked_for(tmp_path, small):
         (("train", "--preset", "fsat"), "`fsat` is unknown; choose one of paper, .*; did you mean `fast`\\?"),
         (("demo", "--policy", "fantom"), "`fantom` is unknown; choose one of vace, phantom; did you mean `phantom`\\?"),
         (("runs", "lst"), "did you mean `list`\\?"),
-        (("runs", "x"), "`x` is unknown; choose one of list, show, stop$"),
+        (
+            ("runs", "x"),
+            "`x` is unknown; choose one of list, show, stop, rename, copy, export, delete, restore, empty-trash$",
+        ),
         (("train", "--seed", "9" * 5000), "invalid int value: '9{50,150}…9+'"),
     ],
 )
