@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Literal
 
 import torch
@@ -32,6 +34,8 @@ def compile_blocks(
         reason = reason_against(transformer, device)
     if not reason:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+        # Where compiling fails after all, the blocks compute uncompiled; asked for, the failure is an error.
+        torch._dynamo.config.suppress_errors = wanted == "auto"
         for module in transformer.modules():
             if isinstance(module, WanAttention):
                 module.set_processor(CompiledAttention())
@@ -46,6 +50,8 @@ def reason_against(transformer: nn.Module, device: torch.device | None = None) -
         return f"the policy runs on {kind}, where compiled blocks are not faster"
     if not has_triton():
         return "Triton is not installed or does not support this GPU"
+    if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
+        return "Triton needs a C compiler, and there is none: install gcc"
     if sum(p.numel() for p in transformer.parameters()) < LEAST_PARAMETERS:
         return "the policy is too small to earn the time back"
     return ""

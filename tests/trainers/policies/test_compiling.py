@@ -22,6 +22,7 @@ def test_never_means_never(policy):
 def test_a_small_policy_on_a_gpu_is_not_compiled(monkeypatch, policy):
     monkeypatch.setattr("trainers.policies.compiling.device_type", lambda transformer: "cuda")
     monkeypatch.setattr("trainers.policies.compiling.has_triton", lambda: True)
+    monkeypatch.setattr("shutil.which", lambda name: name)
     assert "too small" in reason_against(policy.transformer)
 
 
@@ -29,6 +30,13 @@ def test_without_triton_nothing_is_compiled(monkeypatch, policy):
     monkeypatch.setattr("trainers.policies.compiling.device_type", lambda transformer: "cuda")
     monkeypatch.setattr("trainers.policies.compiling.has_triton", lambda: False)
     assert "Triton" in reason_against(policy.transformer)
+
+
+def test_without_a_c_compiler_nothing_is_compiled(monkeypatch, policy):
+    monkeypatch.setattr("trainers.policies.compiling.device_type", lambda transformer: "cuda")
+    monkeypatch.setattr("trainers.policies.compiling.has_triton", lambda: True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "install gcc" in reason_against(policy.transformer)
 
 
 def test_asked_for_every_block_is_compiled_for_the_compilers_attention(policy):
