@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "negative_prompt": WAN_NEGATIVE_PROMPT,
         "policy": {"dtype": "bfloat16"},
         "reward": {"dtype": "bfloat16"},
-        # On 80 GB all activations of two videos fit, and two at a time are as fast as four.
+        # On 80 GB all activations of two videos fit, and two at a time are faster than four.
         "optim": {"micro_batch": 2},
         "evaluation": {"video": {"height": 480, "width": 832, "frames": 81}},
     },

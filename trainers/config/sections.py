@@ -64,7 +64,8 @@ class PolicyConfig(Section):
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="compile the transformer's blocks: some minutes once, then twice as fast; auto: where it pays",
+        description="compile the transformer's blocks: a minute or two once, then up to twice as fast; auto: where it "
+        "pays",
     )
     fp8: bool = Field(
         False,
