@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..grpo.trainer import Result
 
 STOPPED = 130
+MOST_THREADS_BESIDE_GPU = 8
 
 
 def train_to_end(run: RunFolder, resuming: bool, processes: int, wait: Sequence[str] = ()) -> int:
@@ -97,9 +98,14 @@ def limit_threads(ranks) -> None:
 
     import torch
 
+    on_gpu = ranks.device.type == "cuda"
     if "OMP_NUM_THREADS" not in os.environ:
-        sharers = torch.cuda.device_count() if ranks.device.type == "cuda" else ranks.count
+        sharers = torch.cuda.device_count() if on_gpu else ranks.count
         torch.set_num_threads(max(1, launcher.cores() // max(1, sharers)))
+    if on_gpu:
+        # What is left for the CPU are many small tensors: with 64 threads each, three processes took minutes for the
+        # copies of a checkpoint, waiting for one another.
+        torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS_BESIDE_GPU))
 
 
 def check_devices(root: Path, processes: int = 1, wait: bool = False) -> list[str]:

@@ -68,15 +68,31 @@ def capture(state: TrainingState, update: PolicyUpdate) -> Snapshot:
         for key, value in update.optimiser.state.get(parameter, {}).items()
     }
     tensors = {"lora": dict(update.parameters), "ema": update.ema.average, "optimiser": moments}
-    copied = {file: {n: t.detach().cpu().clone().contiguous() for n, t in own.items()} for file, own in tensors.items()}
-    for file, own in copied.items():
-        bad = next((name for name, tensor in own.items() if not torch.isfinite(tensor).all()), None)
-        if bad:
+    for file, own in tensors.items():
+        if bad := _not_finite(own):
             raise UserError(
                 f"after iteration {state.iteration} the {file} holds numbers that are not finite in {bad}; nothing was "
                 "saved. Lower optim.learning_rate, then resume from the last checkpoint"
             )
+    copied = {file: {n: _copy(t) for n, t in own.items()} for file, own in tensors.items()}
     return Snapshot(state, copied)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    own = tensor.detach()
+    return own.clone(memory_format=torch.contiguous_format) if own.device.type == "cpu" else own.cpu().contiguous()
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """One of them with a number that is not finite. They are checked where they are, and a GPU is waited for once."""
+    found: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        found.setdefault(tensor.device, {})[name] = torch.isfinite(tensor.detach()).all()
+    for flags in found.values():
+        for name, finite in zip(flags, torch.stack([*flags.values()]).tolist(), strict=True):
+            if not finite:
+                return name
+    return None
 
 
 def restore(snapshot: Snapshot, update: PolicyUpdate) -> None:

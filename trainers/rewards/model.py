@@ -131,7 +131,13 @@ def load_base(
 
 def as_reward(model: nn.Module, vocabulary: int, image_token: int, video_token: int) -> RewardModel:
     """The parts of transformers' Qwen2_5_VLForConditionalGeneration as a reward model; see `load_base`."""
-    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    embedding = model.get_input_embeddings()
+    if vocabulary < embedding.num_embeddings:
+        # transformers' own way makes a new embedding of random numbers first, which takes half a minute.
+        embedding.weight = nn.Parameter(embedding.weight.detach()[:vocabulary])
+        embedding.num_embeddings = vocabulary
+    else:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
     inner = model.model
     visual = inner.visual if hasattr(inner, "visual") else model.visual
     language_model = getattr(inner, "language_model", inner)

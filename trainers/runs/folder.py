@@ -26,6 +26,7 @@ RUN_ID = re.compile(r"[a-z0-9-]{1,100}")
 REQUESTS = ("stop", "save", "sample")
 PARTS = ("control", "checkpoints", "evaluation", "samples", "exports")
 LONGEST_NAME = 60
+LOSSLESS_PIXELS = 1 << 14  # of a frame
 LONGEST_TITLE = 100
 LARGEST = 1 << 63  # no count and no metric is larger
 RATES = ("win", "tie", "loss", "win_low", "win_high")
@@ -296,8 +297,9 @@ class RunFolder:
         return self.path / "evaluation" / (f"{of:06d}.json" if isinstance(of, int) else f"{of}.json")
 
     def write_clips(self, iteration: int, items: Sequence[Any], videos: Iterable[Any], fps: float) -> list[Path]:
-        """Animations `samples/<iteration>/<place>-<item id>.webp` (lossless) of videos uint8 [n, F, H, W, 3].
+        """Animations `samples/<iteration>/<place>-<item id>.webp` of videos uint8 [n, F, H, W, 3].
 
+        Small ones are lossless; of larger ones a run would write gigabytes, and wait for them.
         Raises UserError when the disk is full.
         """
         from ..pictures.clips import write_animation
@@ -306,7 +308,12 @@ class RunFolder:
         folder = self.samples_folder / f"{iteration:06d}"
         with full_disk_explained(folder):
             return [
-                write_animation(video, folder / f"{place:02d}-{_file_name(item.id)}.webp", fps)
+                write_animation(
+                    video,
+                    folder / f"{place:02d}-{_file_name(item.id)}.webp",
+                    fps,
+                    quality=None if video.shape[1] * video.shape[2] <= LOSSLESS_PIXELS else 90,
+                )
                 for place, (item, video) in enumerate(zip(items, videos, strict=True))
             ]
 
