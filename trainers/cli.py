@@ -36,6 +36,7 @@ COMMANDS = {
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",
     "bench": "measure seconds, TFLOP/s and memory of every phase of an iteration on this machine",
     "memory": "train a short run under several limits of GPU memory, and compare what it needed with the plan",
+    "scaling": "train a short run on one GPU and on several, and predict what more would take",
     "verify": "recompute golden cases and print each quantity's error; exit 1 if one is out of tolerance",
     "comfyui": "start ComfyUI with this pack in it; finds it, or installs it through comfy-cli",
 }

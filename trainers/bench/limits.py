@@ -56,15 +56,20 @@ class Outcome:
 
 
 def train_once(
-    folder: Path, name: str, config: TrainConfig, report: Callable[[str], None], reuse: bool = False
+    folder: Path,
+    name: str,
+    config: TrainConfig,
+    report: Callable[[str], None],
+    reuse: bool = False,
+    processes: int = 1,
 ) -> RunFolder:
-    """Train the run in a process of its own. One that is there is replaced, or, with `reuse`, kept if it has finished
+    """Train the run in processes of its own. One that is there is replaced, or, with `reuse`, kept if it has finished
     with these settings. Raises UserError when it fails.
     """
     root = folder / name.replace(" ", "-")
     if not reuse:
         shutil.rmtree(root, ignore_errors=True)
-    ((_, run),) = RunBatch(root, {"trial": config}, 1).finish(report)
+    ((_, run),) = RunBatch(root, {"trial": config}, 1, processes).finish(report)
     return run
 
 

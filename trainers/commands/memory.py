@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bench.sizes import SIZES
-from ..config import TrainConfig, make_config, preset_for
+from ..bench.sizes import SIZES, Size
+from ..config import PolicyKind, TrainConfig, make_config, preset_for
 from ..config.presets import merge
 from ..errors import UserError
 from .bench import say
@@ -58,10 +58,7 @@ def main(options: Namespace) -> int:
     from ..bench.limits import outcome, planned, rows, train_once
 
     cuda, folder = torch.cuda.is_available(), options.folder.absolute()
-    if options.size != "tiny" and not cuda:
-        raise UserError(f"--size {options.size}: these models need a GPU; leave --size at tiny")
-    folder.mkdir(parents=True, exist_ok=True)
-    models, references = _models(options, folder, torch.device("cuda" if cuda else "cpu"))
+    models, references = trial_models(options.size, options.policy, folder, torch.device("cuda" if cuda else "cpu"))
     table, first, failed = [], None, False
     for name, memory in _trials(options.limits, cuda):
         config = _config(options, models, memory)
@@ -90,14 +87,19 @@ def _trials(limits: list[float], cuda: bool) -> Iterator[tuple[str, dict[str, An
         yield from ((plan, {"plan": plan}) for plan in ("phases", "block_swap"))
 
 
-def _models(options: Namespace, folder: Path, device: torch.device) -> tuple[dict[str, Any], int]:
-    """The settings that name the models and the prompts, and the most references of an item."""
-    if options.size == "tiny":
-        return {"policy": {"source": "tinyworld" if options.policy == "vace" else "tinyworld-phantom"}}, REFERENCES
+def trial_models(size: Size, policy: PolicyKind, folder: Path, device: torch.device) -> tuple[dict[str, Any], int]:
+    """The settings that name the models of a trial and its prompts, and the most references of an item.
+
+    `folder` is made, and models of a published size are written into it. Raises UserError for these without a GPU.
+    """
+    if size != "tiny" and device.type != "cuda":
+        raise UserError(f"--size {size}: these models need a GPU; leave --size at tiny")
+    folder.mkdir(parents=True, exist_ok=True)
+    if size == "tiny":
+        return {"policy": {"source": "tinyworld" if policy == "vace" else "tinyworld-phantom"}}, REFERENCES
     from ..bench.written import published, write_models
 
-    sizes = published(options.size, options.policy)
-    return write_models(folder / f"{options.policy}-{options.size}", sizes, device, say), 2
+    return write_models(folder / f"{policy}-{size}", published(size, policy), device, say), 2
 
 
 def _config(options: Namespace, models: dict[str, Any], memory: dict[str, Any]) -> TrainConfig:

@@ -66,8 +66,9 @@ def load_models(
     UserError for missing or broken files.
     """
     if device.type == "cuda" and config.memory.limit is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.limit * GIB / total), device)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.memory.limit * GIB / total), index)
 
     def place_text_encoder(encoder: nn.Module) -> nn.Module:
         if not plan.swap_text:

@@ -93,12 +93,18 @@ class Ranks:
         return broadcast_object_list([value])[0]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by the sum over all processes; a missing one counts as zero."""
-        for parameter in parameters:
+        """Replace every gradient by the sum over all processes; a missing one counts as zero.
+
+        All of them are sent at once: a LoRA has hundreds of small ones. They are of one type and on one device.
+        """
+        own = list(parameters)
+        for parameter in own:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if self.count > 1:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        if self.count > 1:
+            total = self.accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in own]), "sum")
+            for parameter, part in zip(own, total.split([parameter.numel() for parameter in own]), strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Run this process's own part of something; what ends it in one process ends it in all, so none waits for ever.

@@ -127,7 +127,7 @@ class Workload:
             phases += [
                 Phase(prefix + "sample", parts("transformer"), self._sampling(evaluation)),
                 Phase(prefix + "decode", parts("VAE"), decoding),
-                Phase(prefix + "score", parts("reward"), self._scoring(size)),
+                Phase(prefix + "score", parts("reward"), self._scoring(evaluation)),
             ]
         recompute_all = name == "block_swap"
         update = Phase("update", parts("transformer"), self._updating(recompute_all))
@@ -186,7 +186,13 @@ class Workload:
         """Videos that are sampled, and decoded, together."""
         size, training = self._size(evaluation), self._size(False)
         pixels = training.frames * training.height * training.width
-        return max(1, self.config.rollout.micro_batch * pixels // (size.frames * size.height * size.width))
+        fitting = self.config.rollout.micro_batch * pixels // (size.frames * size.height * size.width)
+        return max(1, min(fitting, self._videos(evaluation)))
+
+    def _videos(self, evaluation: bool) -> int:
+        """All that are sampled one after the other, without the transformer's weights changing."""
+        rollout = self.config.rollout
+        return self.config.evaluation.items if evaluation else rollout.groups_per_update * rollout.group_size
 
     def _updating(self, recompute_all: bool) -> int:
         optim, blocks = self.config.optim, self.sizes.blocks + self.sizes.control_blocks
@@ -196,12 +202,14 @@ class Workload:
         units = kept * GRAPH + (blocks - kept + CHECKPOINTED if kept < blocks else 0)
         return int(self._unit(optim.micro_batch, False) * units)
 
-    def _scoring(self, size: VideoSize) -> int:
+    def _scoring(self, evaluation: bool) -> int:
+        size = self._size(evaluation)
         height, width = resized(size.height, size.width, VIDEO_MIN_PIXELS)
         clip = SCORED_STEPS * height * width // SIDE**2
         tokens = clip + self.references * MAX_PIXELS // SIDE**2 + INSTRUCTION_TOKENS
         patches = PATCHES_OF_TOKEN * clip
-        return self.config.reward.micro_batch * max(tokens * self.sizes.reward_token, patches * self.sizes.reward_patch)
+        videos = min(self.config.reward.micro_batch, self._videos(evaluation))
+        return videos * max(tokens * self.sizes.reward_token, patches * self.sizes.reward_patch)
 
     def _vae_bytes(self, size: VideoSize) -> int:
         return VAE_BYTES_PER_PIXEL * size.height * size.width * self.sizes.vae_width // VAE_WIDTH

@@ -33,7 +33,8 @@ def write_animation(
 ) -> Path:
     """Write uint8 [F, H, W, 3] as an animation that repeats: a GIF if `path` ends in .gif, else a WebP.
 
-    `scale` enlarges by whole pixels. `quality`: of a lossy WebP, 0 to 100; None: lossless. An old file is replaced only when the new one is complete.
+    `scale` enlarges by whole pixels. `quality`: of a lossy WebP, 0 to 100; None: lossless. An old file is replaced only
+    when the new one is complete.
     """
     path = Path(path)
     pictures = [Image.fromarray(f.repeat(scale, 0).repeat(scale, 1)) for f in frames_array(frames)]

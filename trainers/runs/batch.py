@@ -25,8 +25,9 @@ class RunBatch:
     resumed.
     """
 
-    def __init__(self, root: Path, configs: Mapping[str, TrainConfig], jobs: int) -> None:
-        self.root, self.configs, self.jobs = root, configs, jobs
+    def __init__(self, root: Path, configs: Mapping[str, TrainConfig], jobs: int, processes: int = 1) -> None:
+        """`processes`: of each run, one on each GPU."""
+        self.root, self.configs, self.jobs, self.processes = root, configs, jobs, processes
         self.runs: dict[str, RunFolder] = {}
 
     def finish(self, report: Callable[[str], None]) -> Iterator[tuple[str, RunFolder]]:
@@ -70,7 +71,8 @@ class RunBatch:
         self.runs[name] = run = run or RunFolder.create(self.root, config, name)
         if refresh(run).state == "finished":
             return None
-        return start(run, resume=resume, share_devices=True, threads=max(1, cores() // self.jobs))
+        threads = max(1, cores() // (self.jobs * self.processes))
+        return start(run, resume, self.processes, share_devices=True, threads=threads)
 
     @staticmethod
     def _require_finished(run: RunFolder) -> None:

@@ -43,7 +43,7 @@ def sampled_pairs(
         load_lora_into(model.transformer, read_lora(lora))
     prompts = tiny_prompt_set("train", items, seed)
     size = VideoSize(HEIGHT, WIDTH, FRAMES)
-    conditions = [model.encode(item, size) for item in prompts for _ in range(each)]
+    conditions = [encoded for encoded in (model.encode(item, size) for item in prompts) for _ in range(each)]
     seeds = [seed * 1_000_003 + i for i in range(len(conditions))]
     videos = sample_videos(
         model, conditions, size, config.evaluation.steps, config.rollout.shift, evaluation_guidance(config), seeds, 256
