@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ..config import TrainConfig, change_config
 from ..errors import UserError
 from . import launcher
+from .claims import claims
 from .devices import busy, device_name, hold_runs, holders
 from .folder import RunFolder, run_name
-from .queue import claims, starting_on
+from .queue import starting_on
 from .registry import is_alive, list_runs, refresh
 
 if TYPE_CHECKING:
