@@ -194,7 +194,7 @@ class Trainer:
             if self.from_checkpoint:
                 self._restore()
             elif resume:
-                self.resume_message = "nothing had been saved before: started again at iteration 0"
+                self._begin_again()
             self._finish_iteration()
             while self.state.iteration < self.config.iterations:
                 self._iterate()
@@ -217,12 +217,17 @@ class Trainer:
         self.state, self.resume_message = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
         self.saved_iteration = self.state.iteration
         if self.ranks.is_main:
-            if self.resume_message:
-                self.run.log(self.resume_message)
+            self._note()
             self.run.truncate_metrics(self.state.iteration)
             if not self.run.export_path(self.saved_iteration).is_file():
                 self._export()
             self.exports.publish()
+
+    def _begin_again(self) -> None:
+        self.resume_message = "nothing had been saved before: started again at iteration 0"
+        if self.ranks.is_main:
+            self._note()
+            self.run.truncate_metrics(-1)
 
     def _iterate(self) -> None:
         """One iteration: rollouts and rewards, then the updates, then evaluation and checkpoint when they are due."""
@@ -374,8 +379,16 @@ class Trainer:
 
     def _report(self, phase: str, within: float = 0.0, metrics: dict[str, float] | None = None) -> None:
         if self.ranks.is_main:
-            self.progress.message = self.message
+            self._note()
             self.progress.update(self.state.iteration, phase, within, metrics)
+
+    def _note(self) -> None:
+        """Show a new message at once, in the status and in the log."""
+        if self.message != self.progress.message:
+            self.progress.message = self.message
+            self.run.set_status(message=self.message)
+            if self.message:
+                self.run.log(self.message)
 
     def _requested(self, name: str) -> bool:
         """Whether the user asked for `name`; every process gets the same answer."""

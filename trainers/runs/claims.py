@@ -76,7 +76,7 @@ def leave(claim: Claim) -> None:
 def move(run: Path, to: Move) -> int:
     """Move a waiting run among those that wait for one of its devices: one place `up` or `down`, `first` or `last`.
 
-    Returns its place, 1 is the next; at the end of the queue it stays where it is. Raises UserError for a run that does
+    Returns its place, 1 is the next; at the end of the queue it keeps its place. Raises UserError for a run that does
     not wait, and for another move.
     """
     if to not in MOVES:

@@ -149,9 +149,14 @@ class RunFolder:
         return [path.stat().st_mtime_ns for path in files if path.exists()]
 
     def require_exists(self) -> None:
-        """Raises UserError when the folder was deleted: writing would make a part of it anew."""
-        if not is_run(self.path):
-            raise UserError(f"the folder of run {self.id} was deleted; the run ends")
+        """Raises UserError when the folder was deleted: writing would make a part of it anew.
+
+        Raises OSError for one that cannot be read.
+        """
+        try:
+            os.lstat(self.path / "config.yaml")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"the folder of run {self.id} was deleted; the run ends") from None
 
     def prepare(self) -> None:
         """Before a process of the run starts: make missing parts, remove what killed writers left, forget old requests.

@@ -17,7 +17,7 @@ RECENT = 5  # iterations over which the time left is averaged
 class ProgressReport:
     """Where a run stands: `fraction` of the run that is done, seconds left (None: not known yet).
 
-    `metrics` are those of the iteration that has just ended, empty in between.
+    `metrics` are those of the iteration that has just ended, empty in between. `message`: what the user should know.
     """
 
     iteration: int
@@ -26,6 +26,7 @@ class ProgressReport:
     fraction: float
     eta_seconds: float | None
     metrics: dict[str, float] = field(default_factory=dict)
+    message: str = ""
 
 
 class Progress:
@@ -63,7 +64,8 @@ class Progress:
             slowest_seconds=max(self.durations, default=None),
             message=self.message,
         )
-        self.report(ProgressReport(iteration, self.iterations, phase, done / self.iterations, eta, metrics or {}))
+        fraction = done / self.iterations
+        self.report(ProgressReport(iteration, self.iterations, phase, fraction, eta, metrics or {}, self.message))
 
     def _seconds_left(self, iterations: float, part: float) -> float | None:
         """From the last iterations, or from the part of the first one that is done; None before that."""
