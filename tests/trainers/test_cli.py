@@ -72,6 +72,38 @@ def test_every_argument_is_explained(name):
     assert len(actions) > 1 and all(action.help for action in actions)
 
 
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (["train", "--itterations", "3"], "there is no option --itterations; did you mean `--iterations`?"),
+        (["runs", "list", "--run=x", "--wiat=3"], "there is no option --wiat; did you mean `--wait`?"),
+        (["resume", "--seed", "1"], "there is no option --seed\n"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(capsys, arguments, error):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert error in capsys.readouterr().err
+
+
+def test_a_text_that_begins_with_a_dash_is_a_value():
+    assert make_parser(["sample"]).parse_args(["sample", "--prompt", "-two people wave"]).prompt == "-two people wave"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "tiny", "--runs", "R"],
+        ["show", "--runs", "R", "tiny"],
+        ["--runs", "R", "show", "tiny"],
+        ["--runs=R", "show", "--wait", "5", "tiny"],
+    ],
+)
+def test_options_stand_anywhere(arguments):
+    options = make_parser(["runs"]).parse_args(["runs", *arguments])
+    assert (options.action, options.run, options.runs) == ("show", "tiny", Path("R"))
+
+
 # --- errors and signals ----------------------------------------------------------------------------------------------
 
 

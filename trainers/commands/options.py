@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, parse_yaml, preset_for
-from ..config.plain_yaml import DEEPEST
+from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, preset_for
+from ..config.plain_yaml import DEEPEST, parse_value
 from ..errors import UserError, meant, shown
 from .numbers import number_between
 
@@ -96,7 +96,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if name.count(".") > DEEPEST:
             raise UserError(f"there is no setting `{shown(name)}`; the command `settings` prints them all")
         try:
-            _put(changes, name, parse_yaml(value))
+            _put(changes, name, parse_value(value))
         except UserError:
             raise
         except ValueError as error:

@@ -39,7 +39,7 @@ from .plan import Planned, plan_iteration, plan_windows, used_items
 from .prepare import prepare
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker
-from .update import KL_METRICS, METRICS, PolicyUpdate
+from .update import KL_METRICS, METRICS, OFF_POLICY_METRICS, PolicyUpdate
 
 
 @dataclass(frozen=True)
@@ -305,18 +305,23 @@ class Trainer:
         return torch.stack([group[torch.randperm(len(group), generator=generator)] for group in groups]).flatten()
 
     def _update(self, plan: list[Planned], updates: list[list[RolloutBatch]], rewards: Tensor) -> dict[str, float]:
-        """One optimiser step for each update; metrics of the first, where the policy is still the one that sampled."""
+        """One optimiser step for each update; returns the metrics.
+
+        Most are of the first update, where the policy is still the one that sampled. How far it has moved since, which
+        is nothing there, is of the last.
+        """
         config = self.config
         advantages = group_advantages(rewards, [p.group for p in plan], config.optim.global_std)
         terms = len(plan) // len(updates) * config.rollout.window.size
-        totals = dict.fromkeys(METRICS + KL_METRICS * bool(config.optim.kl), 0.0)
+        first = METRICS + KL_METRICS * bool(config.optim.kl)
+        totals = dict.fromkeys(first + OFF_POLICY_METRICS, 0.0)
         self.update.set_progress(self.state.iteration / config.iterations)
         norms = []
         for number, batches in enumerate(updates):
             sums = self.ranks.on_all_ranks(lambda n=number, b=batches: self._accumulate(n, b, advantages, terms))
-            if number == 0:
-                for part in self.ranks.gather([sums]):
-                    totals = {name: value + part.get(name, 0.0) for name, value in totals.items()}
+            names = first * (number == 0) + OFF_POLICY_METRICS * (number == len(updates) - 1)
+            for part in self.ranks.gather([sums]) if names else ():
+                totals |= {name: totals[name] + part.get(name, 0.0) for name in names}
             self._advance(updates=self.state.updates + 1)
             norms.append(self.update.step(self.state.updates))
         groups = advantages.view(-1, config.rollout.group_size)
