@@ -103,6 +103,7 @@ def ends(run: RunFolder, pid: int) -> None:
     until = time.monotonic() + 200
     while psutil.pid_exists(pid):
         assert time.monotonic() < until, run.log_tail()
+        refresh(run)  # collects a child that has ended
         time.sleep(0.05)
     assert refresh(run).state == "finished", run.log_tail()
 
