@@ -160,6 +160,7 @@ class Trainer:
 
     def _adapt(self, policy: Policy, config: TrainConfig) -> None:
         reason = prepare(policy, config, self.ranks.device)
+        self.progress.compiling = set() if reason else {"evaluation", "rollouts", "update"}
         if self.ranks.is_main:
             self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
         if config.start_lora and not self.from_checkpoint:
@@ -284,6 +285,7 @@ class Trainer:
     def _collect(self, plan: list[Planned], windows: list[tuple[int, ...]]) -> tuple[list[list[RolloutBatch]], Tensor]:
         """This process's rollouts of every update, and all rewards float64 [n] in the order of the plan."""
         own = self.ranks.slice(len(plan) // self.config.rollout.updates_per_iteration)
+        self._report("rollouts")
         updates, scores = self.ranks.on_all_ranks(lambda: self.rollouts.collect(plan, windows, own))
         rewards = torch.full((len(plan),), math.nan, dtype=torch.float64)
         for index, score in self.ranks.gather(scores):
@@ -338,6 +340,7 @@ class Trainer:
         def report(done: float) -> None:
             self._report("update", (number + done) / count)
 
+        report(0.0)
         with self.placement.phase("update", TRANSFORMER):
             return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
 

@@ -387,7 +387,8 @@ def test_progress_is_told_within_the_first_iteration_with_the_time_left(small_co
             run.request("stop")
 
     assert train(config, run, progress=look).state == "stopped"
-    first = [row for row in seen if row[0] == "rollouts"]
+    assert ("rollouts", 0.0, 0, None) in seen
+    first = [row for row in seen if row[0] == "rollouts" and row[1]]
     assert len({done for _, done, _, _ in first}) == len(first) > 1
     assert all(iteration == 0 and eta > 0 for _, _, iteration, eta in first)
     assert ("evaluation", 0.0, 0, None) in seen

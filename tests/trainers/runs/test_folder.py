@@ -235,6 +235,12 @@ def test_a_file_in_the_place_of_a_part_is_named(run):
         run.prepare()
 
 
+def test_a_file_in_the_place_of_the_encodings_is_named(run):
+    run.encodings_folder.write_text("")
+    with pytest.raises(UserError, match="encodings is not a folder; move it away"):
+        run.prepare()
+
+
 @pytest.mark.pipes
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
 def test_a_pipe_in_the_place_of_a_file_that_a_run_writes_is_named(run, name):
