@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from ..errors import UserError
 from ..files import read_regular, write_atomic
-from ..processes import alive, start_token
+from ..processes import alive, start_token, suspended
 from .devices import locks_folder
 
 CLAIM = re.compile(r"(\d{9})\.json")
@@ -46,9 +46,10 @@ def claims(devices: Iterable[str] | None = None) -> list[Claim]:
 
 
 def earlier(claim: Claim) -> list[Claim]:
-    """The claims on the same devices whose turn comes before."""
+    """The claims on the same devices whose turn comes before. One whose process is suspended holds up no other."""
     rivals = claims(claim.devices)
-    return rivals[: next((i for i, other in enumerate(rivals) if other.number == claim.number), len(rivals))]
+    place = next((i for i, other in enumerate(rivals) if other.number == claim.number), len(rivals))
+    return [other for other in rivals[:place] if not suspended(other.pid)]
 
 
 def enter(run: Path, devices: Sequence[str]) -> Claim:

@@ -187,6 +187,17 @@ def test_only_a_waiting_run_is_moved(make):
         move(make().path, "sideways")
 
 
+def test_a_suspended_run_holds_up_no_other(make, enqueue):
+    first, second = make("first"), make("second")
+    with hold_device("cpu", Path("x")):
+        one, two = enqueue(first), enqueue(second)
+        one.send_signal(signal.SIGSTOP)
+        wait_for(lambda: refresh(first).state == "hung")
+    assert two.stdout.readline() == "turn\n"
+    one.send_signal(signal.SIGCONT)
+    wait_for(lambda: refresh(first).state == "queued" and f"run {second.id} has it" in first.status().message)
+
+
 def test_ctrl_c_takes_a_run_out_of_the_queue(make, enqueue):
     with hold_device("cpu", Path("x")):
         child = enqueue(run := make())
