@@ -12,7 +12,8 @@ from ..trainers.config import BUILT_IN, PolicyConfig
 from ..trainers.errors import UserError
 from ..trainers.modelfiles.inspection import inspect_file
 from ..trainers.policies.base import Policy
-from ..trainers.policies.load import count_parameters, find_parts, policy_of, recognise
+from ..trainers.policies.load import count_parameters, policy_of, recognise
+from ..trainers.policies.parts import find_parts
 from . import folders
 from .inputs import require_choice
 from .memory import Managed

@@ -10,10 +10,10 @@ from torch import Tensor
 from ..trainers.config import RewardConfig
 from ..trainers.errors import UserError
 from ..trainers.pictures.boards import compare_board, score_board, verdict
-from ..trainers.rewards.checkpoint import find_checkpoint
+from ..trainers.rewards.folder import find_checkpoint, find_reward
 from ..trainers.rewards.geometry import VIDEO_MIN_PIXELS, frame_indices, resized
 from ..trainers.rewards.identity import IdentityReward, preference_probabilities
-from ..trainers.rewards.load import find_reward, load_reward
+from ..trainers.rewards.load import load_reward
 from ..trainers.rewards.scoring import short_clip_warning
 from . import folders
 from .inputs import clean, require_choice

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -75,7 +76,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are short and name the choice that was probably meant."""
+    """One whose errors are short and name the choice or option that was probably meant.
+
+    Options of a command may stand anywhere: argparse by itself refuses an argument behind them that may be left out.
+    """
+
+    _intermixed = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self._intermixed or any(action.nargs == argparse.PARSER for action in self._actions):
+            return super().parse_known_args(args, namespace)
+        self._intermixed = True
+        try:
+            for word in itertools.takewhile(lambda word: word != "--", sys.argv[1:] if args is None else args):
+                self._require_known(word)
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = False
+
+    def _require_known(self, word: str) -> None:
+        name, options = word.partition("=")[0], list(self._option_string_actions)
+        # As argparse has it, a word with a space is a value, and the beginning of an option stands for it.
+        if re.match(r"--?[a-zA-Z]", name) and " " not in word and not any(o.startswith(name) for o in options):
+            self.error(f"there is no option {name}{meant(name, [o for o in options if o.startswith('--')])}")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:

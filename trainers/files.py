@@ -59,6 +59,8 @@ def remove(path: str | Path) -> None:
 def atomic_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Write the file at the yielded path; at the end of the block it replaces `path`. Its folder must exist.
 
+    Who may read it follows from the umask, whatever writes it.
+
     An error in the block, or a killed process, leaves `path` as it was. With `sync` the file also survives a power cut.
     Raises UserError when the disk is full.
     """
@@ -66,7 +68,11 @@ def atomic_file(path: str | Path, sync: bool = True) -> Iterator[Path]:
     aside = _aside(path, "partial")
     with full_disk_explained(path):
         try:
+            aside.touch()
+            mode = aside.stat().st_mode
             yield aside
+            # safetensors writes files that only their owner may read.
+            aside.chmod(mode)
             if sync:
                 _sync_file(aside)
             os.replace(aside, path)
@@ -112,9 +118,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     with full_disk_explained(path):
         try:
             aside.mkdir()
+            mode = aside.stat().st_mode & 0o666
             yield aside
             for entry in aside.rglob("*"):
-                _sync_folder(entry) if entry.is_dir() else _sync_file(entry)
+                if entry.is_dir():
+                    _sync_folder(entry)
+                else:
+                    entry.chmod(mode)
+                    _sync_file(entry)
             _sync_folder(aside)
             _replace_folder(aside, path, replaced)
             _sync_folder(path.parent)

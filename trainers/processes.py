@@ -41,6 +41,14 @@ def alive(pid: int | None, token: str | float | None) -> bool:
     return bool(pid) and token is not None and start_token(pid) == token
 
 
+def suspended(pid: int | None) -> bool:
+    """Whether the process is stopped by a signal (SIGSTOP, Ctrl-Z), so that it does nothing until it is continued."""
+    try:
+        return bool(pid) and psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except (psutil.Error, OSError, ValueError, OverflowError, TypeError):
+        return False
+
+
 def adopt(child: subprocess.Popen) -> None:
     """Remember a child that nobody waits for."""
     _children[child.pid] = child

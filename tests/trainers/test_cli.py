@@ -45,6 +45,35 @@ def test_light_answers_need_no_torch(repository, tmp_path, arguments):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_wrong_path_is_refused_before_torch_is_imported(repository, tmp_path):
+    run = RunFolder.create(tmp_path / "runs", make_config("tiny"), "a")
+    (run.path / "evaluation").rmdir()
+    (run.path / "evaluation").touch()
+    (tmp_path / "lora.safetensors").touch()
+    (tmp_path / "broken.csv").write_text("ref_paths,prompt\nmissing.png,two people\n", encoding="utf-8")
+    refused = {
+        "none: there is no such file or folder": ["train", "--policy", "none"],
+        "lora.safetensors: not found are": ["train", "--policy", "lora.safetensors"],
+        "none cannot be opened": ["train", "--reward", "none"],
+        "none holds no config.json": ["train", "--set", "reward.base_model=none"],
+        "missing.png is missing": ["train", "--prompts", "broken.csv", "--held-out", "1"],
+        "there is no LoRA": ["train", "--start-lora", "none"],
+        "evaluation is not a folder": ["evaluate", "--lora", "lora.safetensors"],
+        "no run `none`": ["resume", "none"],
+        "no policy at": ["sample", "--policy", "none", "--prompt", "x"],
+        "there is no none": ["inspect", "none"],
+        "there is no none; give a pickled": ["convert", "none"],
+    }
+    program = (
+        f"import sys; sys.path.insert(0, {str(repository)!r}); from trainers.cli import main\n"
+        f"for line in {list(refused.values())!r}: print(main(line), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    answers = [f"{1 if line[0] == 'inspect' else 2} False" for line in refused.values()]
+    assert done.stdout.splitlines() == answers, done.stderr
+    assert all(part in done.stderr for part in refused), done.stderr
+
+
 def test_comfyui_is_started_without_any_package(repository, tmp_path):
     """`make comfyui` calls it with an interpreter that may have nothing but the standard library."""
     program = (
@@ -70,6 +99,38 @@ def test_every_argument_is_explained(name):
     parsers = next(a for a in make_parser([name])._actions if isinstance(a, argparse._SubParsersAction))
     actions = parsers.choices[name]._actions
     assert len(actions) > 1 and all(action.help for action in actions)
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (["train", "--itterations", "3"], "there is no option --itterations; did you mean `--iterations`?"),
+        (["runs", "list", "--run=x", "--wiat=3"], "there is no option --wiat; did you mean `--wait`?"),
+        (["resume", "--seed", "1"], "there is no option --seed\n"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest(capsys, arguments, error):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert error in capsys.readouterr().err
+
+
+def test_a_text_that_begins_with_a_dash_is_a_value():
+    assert make_parser(["sample"]).parse_args(["sample", "--prompt", "-two people wave"]).prompt == "-two people wave"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "tiny", "--runs", "R"],
+        ["show", "--runs", "R", "tiny"],
+        ["--runs", "R", "show", "tiny"],
+        ["--runs=R", "show", "--wait", "5", "tiny"],
+    ],
+)
+def test_options_stand_anywhere(arguments):
+    options = make_parser(["runs"]).parse_args(["runs", *arguments])
+    assert (options.action, options.run, options.runs) == ("show", "tiny", Path("R"))
 
 
 # --- errors and signals ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainers.errors import UserError
-from trainers.files import _aside, atomic_folder, place_atomic, sweep, write_atomic
+from trainers.files import _aside, atomic_file, atomic_folder, place_atomic, sweep, write_atomic
 
 WRITER = """
 import sys, time
@@ -74,6 +74,25 @@ def test_a_file_that_cannot_be_placed_leaves_what_was_there(tmp_path):
     with pytest.raises(OSError):
         place_atomic(tmp_path / "missing", tmp_path / "old")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"old": "old"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_who_may_read_follows_from_the_umask_whatever_wrote_the_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with atomic_file(tmp_path / "alone") as aside:
+            _write_for_owner_only(aside)
+        with atomic_folder(tmp_path / "folder") as aside:
+            _write_for_owner_only(aside / "inside")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("alone", "folder/inside")] == [0o640, 0o640]
+
+
+def _write_for_owner_only(path: Path) -> None:
+    """As safetensors does: a new file, which replaces one that is there."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
 
 
 def test_a_folder_appears_whole(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import write_atomic
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, make_folder
 from ..runs.registry import find
 from .options import RUN_HELP, add_runs_folder
 from .progress import Bar, Lines, counted, open_display, quiet_libraries
@@ -44,10 +44,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(options: Namespace) -> int:
     """Evaluate the run's newest export, or another LoRA; print the table and where the pictures are."""
-    quiet_libraries()
     run = find(options.runs, options.run)
+    lora = options.lora or newest_export(run)
+    if not lora.exists():
+        raise UserError(f"there is no LoRA {lora}; give a .safetensors file or a folder of PEFT")
     with contextlib.closing(open_display()) as show:
-        found = evaluate(run, options.lora or newest_export(run), show)
+        found = evaluate(run, lora, show)
     print(markdown_table(rows(found)))
     for line in (*sentences(found), *file_lines(found)):
         print(line)
@@ -70,6 +72,10 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
 
     `show` displays the progress.
     """
+    config = run.config()
+    make_folder(run.encodings_folder)
+    folder = make_folder(run.path / "evaluation" / lora.stem)
+    quiet_libraries()
     from accelerate import PartialState
 
     from ..grpo.evaluate import (
@@ -86,7 +92,6 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
     from ..memory.placement import REWARD
     from ..runs.inputs import run_inputs
 
-    config = run.config()
     device = PartialState().device
     adapter = read_lora(lora)
     inputs = run_inputs(config)
@@ -109,8 +114,6 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
     new = held_out_videos(policy, items, config, check, placement=placement)
     with placement.phase("evaluation: score", REWARD):
         before, after = (measure(models.reward, videos, items, config, inputs.judge) for videos in (old, new))
-    folder = run.path / "evaluation" / lora.stem
-    folder.mkdir(parents=True, exist_ok=True)
     found = Evaluated(before, after, compare(before.rewards, after.rewards), lora, [])
     found.files.extend(_write_files(run, config, folder, items, old, new, found))
     return found

@@ -40,6 +40,9 @@ def main(options: Namespace) -> int:
     if options.picture and len(options.clip) > 1:
         raise UserError(f"--picture shows one clip, and {len(options.clip)} are given; give one")
     pictures = [read_pixels(path) for path in options.references]
+    for path in options.clip:
+        if not path.exists():
+            read_clip(path)  # refuses it, before what takes seconds to import
 
     import torch
 

@@ -7,7 +7,6 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..errors import UserError
-from ..modelfiles.inspection import inspect_file
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -19,8 +18,16 @@ def main(options: Namespace) -> int:
     status = 0
     for path in options.file:
         try:
-            print(f"{path}: {inspect_file(path)}")
+            print(f"{path}: {_inspect(path)}")
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
     return status
+
+
+def _inspect(path: Path) -> str:
+    if not path.exists():
+        raise UserError(f"there is no {path}; give a file of weights or a folder with some")
+    from ..modelfiles.inspection import inspect_file
+
+    return inspect_file(path)

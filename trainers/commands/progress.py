@@ -20,12 +20,16 @@ class Bar:
     """Progress on one line of a terminal; of a run, the iteration in flight counts by its parts."""
 
     def __init__(self) -> None:
-        self._reward = ""
+        self._reward = self._message = ""
         columns, rows = shutil.get_terminal_size()
         layout = "{percentage:3.0f}%|{bar}| {desc}"
         self._bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, ncols=columns - 1, nrows=rows, leave=True)
 
     def __call__(self, report: ProgressReport) -> None:
+        if report.message != self._message:
+            self._message = report.message
+            if report.message:
+                self._bar.write(f"note     {report.message}", sys.stderr)
         if "reward_mean" in report.metrics:
             self._reward = f", reward {report.metrics['reward_mean']:.3f}"
         iteration = min(report.iteration + 1, report.iterations)
@@ -43,11 +47,12 @@ class Bar:
 class Lines:
     """Progress in a file: one line per iteration, and in between one for every `quiet_seconds` without a line.
 
-    A thread prints those in between, because a step of a slow machine may take longer.
+    A thread prints those in between, because a step of a slow machine may take longer. `notes`: print the run's
+    messages as well, which its own log has already.
     """
 
-    def __init__(self, quiet_seconds: float = QUIET_SECONDS) -> None:
-        self._text = "loading"
+    def __init__(self, quiet_seconds: float = QUIET_SECONDS, notes: bool = True) -> None:
+        self._text, self._message, self._notes = "loading", "", notes
         self._quiet_seconds, self._printed = quiet_seconds, time.monotonic()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
@@ -57,6 +62,10 @@ class Lines:
         reward = report.metrics.get("reward_mean")
         phase = f", {report.phase}" if reward is None else f", reward {reward:.4f}"
         self._text = f"iteration {report.iteration}/{report.iterations}{phase}{_left(report)}"
+        if self._notes and report.message != self._message:
+            self._message = report.message
+            if report.message:
+                self._print(f"note: {report.message}")
         if report.metrics:
             self._print()
 
@@ -73,9 +82,9 @@ class Lines:
             if time.monotonic() - self._printed >= self._quiet_seconds:
                 self._print()
 
-    def _print(self) -> None:
+    def _print(self, text: str | None = None) -> None:
         self._printed = time.monotonic()
-        print(f"{time.strftime('%H:%M:%S')} {self._text}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {text or self._text}", flush=True)
 
 
 def open_display() -> Bar | Lines:

@@ -1,4 +1,4 @@
-"""`runs`: list runs, show, stop, rename, copy, export and delete one; without torch."""
+"""`runs`: list runs; show, control, copy, export and delete one; order the queue. Without torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, command_line
+from ..errors import UserError, command_line, meant, shown
 from ..files import write_atomic
-from ..runs import launcher, trash
+from ..runs import claims, launcher, trash
+from ..runs.devices import holders
 from ..runs.folder import RunFolder
 from ..runs.progress import duration
 from ..runs.registry import find, list_runs, refresh
+from ..runs.requests import sample_now, save_now
 from ..runs.starting import copy_run
 from ..runs.summary import sentence
 from .numbers import number_between
@@ -27,6 +29,10 @@ ACTIONS = {
     "list": "all runs",
     "show": "one run",
     "stop": "end it, or take it out of the queue",
+    "save": "write a checkpoint and a LoRA after the iteration in flight",
+    "sample": "sample held-out clips after the iteration in flight",
+    "queue": "all runs of this user that wait for a device, in the order of their turns",
+    "move": f"change its place in the queue: {', '.join(claims.MOVES)}",
     "rename": "give it a title",
     "copy": "a new run with its settings and the changes of --set, not started",
     "export": "its metrics as --csv FILE",
@@ -34,20 +40,26 @@ ACTIONS = {
     "restore": "bring it back from there",
     "empty-trash": "remove what was deleted for good",
 }
-NEED_RUN = ("rename", "delete")
+NEED_RUN = ("move", "rename", "delete")
 """Actions that take no run by default."""
+NO_RUN = ("list", "queue", "empty-trash")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "action",
         nargs="?",
-        choices=list(ACTIONS),
         default="list",
+        metavar="ACTION",
         help=f"{'; '.join(f'{name}: {text}' for name, text in ACTIONS.items())} (default: list)",
     )
-    parser.add_argument("run", nargs="?", help=f"{RUN_HELP}; {' and '.join(NEED_RUN)} need one")
-    parser.add_argument("title", nargs="?", help="rename: the title; an empty one removes it")
+    parser.add_argument("run", nargs="?", metavar="RUN", help=f"{RUN_HELP}; {', '.join(NEED_RUN)} need one")
+    parser.add_argument(
+        "to",
+        nargs="?",
+        metavar="TO",
+        help=f"rename: the title, an empty one removes it; move: {', '.join(claims.MOVES)}",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="export: where to write the table")
     parser.add_argument("--name", help="copy: how the new run's id begins (default: as that of the other)")
     parser.add_argument(
@@ -72,31 +84,53 @@ def main(options: Namespace) -> int:
     _refuse_unused(options)
     if action == "list":
         return _list(root)
+    if action == "queue":
+        return _queue()
     if action == "empty-trash":
         return _empty_trash(root, options.days)
     if action == "restore":
         print(f"restored {trash.restore(root, wanted).path}")
         return 0
-    if action in NEED_RUN and options.run is None:
-        raise UserError(f"runs {action} needs a run: its id, or the beginning of one")
     run = find(root, wanted)
     if action == "rename":
-        return _rename(run, options.title)
+        return _rename(run, options.to)
+    if action == "move":
+        return _move(run, options.to)
     if action == "copy":
         return _copy(run, parse_settings(options.set), options.name)
     if action == "export":
         return _export(run, options.csv)
     if action == "delete":
         return _delete(run)
+    if action in ("save", "sample"):
+        print((save_now if action == "save" else sample_now)(run))
+        return 0
     return _show(run) if action == "show" else _stop(run, options.wait)
 
 
 def _refuse_unused(options: Namespace) -> None:
-    used = {"title": "rename", "csv": "export", "name": "copy", "set": "copy", "days": "empty-trash"}
-    for name, action in used.items():
-        if getattr(options, name) and options.action != action:
-            given = f"`{options.title}`" if name == "title" else f"--{name}"
-            raise UserError(f"{given} has no meaning for runs {options.action}; it belongs to runs {action}")
+    """Raises UserError for an unknown action, and for an argument that it does not use or that is missing."""
+    action, run = options.action, options.run
+    if action not in ACTIONS:
+        is_id = any(found.id.startswith(action) for found in list_runs(options.runs))
+        show = f"; `{command_line('runs', 'show', action, '--runs', options.runs)}` shows that run"
+        advice = show if is_id else meant(action, ACTIONS)
+        raise UserError(f"`{shown(action)}` is no action; choose one of {', '.join(ACTIONS)}{advice}")
+    used = {
+        "to": ("rename", "move"),
+        "csv": ("export",),
+        "name": ("copy",),
+        "set": ("copy",),
+        "days": ("empty-trash",),
+    }
+    for name, actions in used.items():
+        if getattr(options, name) and action not in actions:
+            given = f"`{shown(options.to)}`" if name == "to" else f"--{name}"
+            raise UserError(f"{given} has no meaning for runs {action}; it belongs to runs {' and '.join(actions)}")
+    if run is not None and action in NO_RUN:
+        raise UserError(f"`{shown(run)}` has no meaning for runs {action}, which takes no run")
+    if run is None and action in NEED_RUN:
+        raise UserError(f"runs {action} needs a run: its id, or the beginning of one")
 
 
 def _list(root: Path) -> int:
@@ -104,6 +138,27 @@ def _list(root: Path) -> int:
     print(markdown_table([_row(run) for run in runs]) if runs else f"no runs in {root.absolute()}")
     if deleted:
         print(f"\nin the trash: {', '.join(run.id for run in deleted)}; `{command_line('runs', 'restore')} RUN`")
+    return 0
+
+
+def _queue() -> int:
+    rows = []
+    for claim in claims.claims():
+        place = len(claims.earlier(claim)) + 1
+        busy = sorted({holder.name for holder in holders(claim.devices).values()})
+        rows.append(
+            {"place": place, "run": claim.run.name, "waits for": ", ".join(claim.devices), "taken by": ", ".join(busy)}
+            | {"folder": claim.run.parent}
+        )
+    print(markdown_table(rows) if rows else "no run waits for a device")
+    return 0
+
+
+def _move(run: RunFolder, to: str | None) -> int:
+    if to is None:
+        line = command_line("runs", "move", run.id)
+        raise UserError(f"runs move needs where to: `{line} {claims.MOVES[0]}`, or {', '.join(claims.MOVES[1:])}")
+    print(f"{run.id}: place {claims.move(run.path, to)} in the queue")
     return 0
 
 

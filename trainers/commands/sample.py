@@ -16,6 +16,7 @@ from ..pictures.before_after import frame_strip
 from ..pictures.clips import write_animation
 from ..pictures.layout import save_png
 from ..pictures.reading import read_picture
+from ..policies.parts import find_parts
 from ..prompts import EMPTY_PROMPT, PromptItem, is_blank
 from .options import add_policy_and_preset, config_from
 from .progress import counted, open_display, quiet_libraries
@@ -75,6 +76,9 @@ def main(options: Namespace) -> int:
         raise UserError(f"--out {out}: the folder {out.parent.absolute()} is missing or cannot be written")
     if not abs(options.strength) <= MOST_STRENGTH:
         raise UserError(f"--strength {options.strength}: give a number from -{MOST_STRENGTH} to {MOST_STRENGTH}")
+    find_parts(config.policy.source, config.policy.text_encoder, config.policy.vae, config.policy.vace_module)
+    if options.lora and not options.lora.exists():
+        raise UserError(f"there is no LoRA {options.lora}; give a .safetensors file or a folder of PEFT")
     item = _item(config, options.reference, options.prompt, options.negative, options.seed)
     video = generate(config, item, options.lora, options.strength, options.seed, options.solver)
     write_animation(video, out, config.reward.fps, scale=max(1, 320 // video.shape[2]))

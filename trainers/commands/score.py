@@ -10,6 +10,7 @@ from ..config import make_config
 from ..errors import UserError
 from ..pictures.clips import read_clip
 from ..pictures.reading import read_pixels
+from ..rewards.folder import find_reward
 from .options import refuse_misspelt
 from .progress import quiet_libraries
 from .tables import markdown_table
@@ -46,6 +47,7 @@ def main(options: Namespace) -> int:
     chosen = make_config(changes={"reward": changes}, options=OPTIONS)
     refuse_misspelt(chosen, OPTIONS)
     config = chosen.with_absolute_paths().reward
+    find_reward(config)
     if not options.clip:
         raise UserError("no clip is given: name the clips before --reference, which takes all files that follow it")
     clips = [read_clip(path) for path in options.clip]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from ..config import TrainConfig
@@ -61,19 +62,25 @@ def check_fp8(config: TrainConfig) -> None:
 
 def check_inputs(config: TrainConfig) -> None:
     """Raises UserError for what the configuration names and cannot be used, before anything is loaded or written."""
-    from ..grpo.ranks import require_trackers
-    from ..lora.formats import read_lora
-    from ..policies.load import find_parts, recognise
-    from ..rewards.load import find_reward
+    from ..policies.parts import find_parts
+    from ..rewards.folder import find_reward
     from ..runs.inputs import check_prompts
 
     policy = config.policy
     find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
-    recognise(policy.source, policy.vace_module)
     find_reward(config.reward)
     check_prompts(config)
+    if config.start_lora and not os.path.exists(config.start_lora):
+        raise UserError(f"there is no LoRA {config.start_lora}; give a .safetensors file or a folder of PEFT")
+    # What follows takes seconds to import.
+    from ..grpo.ranks import require_trackers
+    from ..policies.load import recognise
+
+    recognise(policy.source, policy.vace_module)
     require_trackers(config.trackers)
     if config.start_lora:
+        from ..lora.formats import read_lora
+
         lora = read_lora(config.start_lora)
         if lora.differences:
             raise UserError(

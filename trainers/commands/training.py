@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, command_line
-from ..runs import launcher
+from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
 from ..runs.progress import ProgressReport
@@ -31,13 +31,12 @@ def train_to_end(run: RunFolder, resuming: bool, processes: int, wait: Sequence[
     wait: names of the devices that it waits for in the queue; it is ended with this program while it waits.
     """
     print(f"run {run.path}", flush=True)
+    starting.claim(run)
     show = open_display()
     try:
         if processes > 1:
             state = _follow(run, resuming, processes, show, wait)
         else:
-            run.prepare()
-            run.set_status(state="starting", group=None)
             run.log(f"{'resumed' if resuming else 'started'} from the command line")
             with wait_turn(run, wait, print_now) if wait else contextlib.nullcontext(True) as turn:
                 state = execute(run, resuming, show, share_devices=bool(wait)).state if turn else "stopped"
@@ -83,8 +82,9 @@ def execute(
                 run.set_status(state="stopped")
             raise
         result = train(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
-        if ranks.is_main:
-            _plot(run)
+    # The device is free for another run by now.
+    if ranks.is_main:
+        _plot(run)
     return result
 
 
@@ -117,13 +117,11 @@ def check_devices(root: Path, processes: int = 1, wait: bool = False) -> list[st
     import torch
     from accelerate import PartialState
 
-    from ..runs.starting import devices_for
-
     device = PartialState().device
     gpus = [] if device.type != "cuda" else list(range(processes)) if processes > 1 else [device.index or 0]
     if len(gpus) > max(1, torch.cuda.device_count()):
         raise UserError(f"--processes {processes}: give at most one for each of the {torch.cuda.device_count()} GPUs")
-    return devices_for(root, device.type, gpus, wait)
+    return starting.devices_for(root, device.type, gpus, wait)
 
 
 def print_now(text: str) -> None:
@@ -162,7 +160,8 @@ def _report(run: RunFolder, reported: int, show: Bar | Lines) -> int:
         return reported
     rows = run.training() if iteration > reported else []
     metrics = rows[-1] if rows else {}
-    show(ProgressReport(iteration, iterations, status.phase, iteration / iterations, status.eta_seconds, metrics))
+    fraction = iteration / iterations
+    show(ProgressReport(iteration, iterations, status.phase, fraction, status.eta_seconds, metrics, status.message))
     return iteration
 
 

@@ -39,7 +39,7 @@ def main(options: Namespace) -> int:
 
 
 def _train(run: RunFolder, resume: bool, share_devices: bool) -> int:
-    with closing(Lines()) as show:
+    with closing(Lines(notes=False)) as show:
         result = execute(run, resume, show, share_devices)
     print_now(f"{result.state} at iteration {result.iteration}")
     return 0

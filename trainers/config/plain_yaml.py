@@ -32,9 +32,24 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error).splitlines()[0]) from error
 
 
+def parse_value(text: str) -> Any:
+    """As `parse_yaml`, but `#` begins no comment: a value of the command line has none, and would lose its end."""
+    mark = next(letter for letter in map(chr, range(0xE000, 0xF8FF)) if letter not in text)
+    return _replace(parse_yaml(text.replace("#", mark)), mark, "#")
+
+
 def dump_yaml(value: Any) -> str:
     """The YAML of plain values, lists and mappings that `parse_yaml` reads back; names keep their order."""
     return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
+def _replace(value: Any, old: str, new: str) -> Any:
+    """`old` by `new` in all texts of a parsed value."""
+    if isinstance(value, dict):
+        return {_replace(k, old, new): _replace(v, old, new) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replace(v, old, new) for v in value]
+    return value.replace(old, new) if isinstance(value, str) else value
 
 
 class _PlainLoader(yaml.SafeLoader):

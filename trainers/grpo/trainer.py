@@ -39,7 +39,7 @@ from .plan import Planned, plan_iteration, plan_windows, used_items
 from .prepare import prepare
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker
-from .update import KL_METRICS, METRICS, PolicyUpdate
+from .update import KL_METRICS, METRICS, OFF_POLICY_METRICS, PolicyUpdate
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class Trainer:
 
     def _adapt(self, policy: Policy, config: TrainConfig) -> None:
         reason = prepare(policy, config, self.ranks.device)
+        self.progress.compiling = set() if reason else {"evaluation", "rollouts", "update"}
         if self.ranks.is_main:
             self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
         if config.start_lora and not self.from_checkpoint:
@@ -194,7 +195,7 @@ class Trainer:
             if self.from_checkpoint:
                 self._restore()
             elif resume:
-                self.resume_message = "nothing had been saved before: started again at iteration 0"
+                self._begin_again()
             self._finish_iteration()
             while self.state.iteration < self.config.iterations:
                 self._iterate()
@@ -217,12 +218,17 @@ class Trainer:
         self.state, self.resume_message = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
         self.saved_iteration = self.state.iteration
         if self.ranks.is_main:
-            if self.resume_message:
-                self.run.log(self.resume_message)
+            self._note()
             self.run.truncate_metrics(self.state.iteration)
             if not self.run.export_path(self.saved_iteration).is_file():
                 self._export()
             self.exports.publish()
+
+    def _begin_again(self) -> None:
+        self.resume_message = "nothing had been saved before: started again at iteration 0"
+        if self.ranks.is_main:
+            self._note()
+            self.run.truncate_metrics(-1)
 
     def _iterate(self) -> None:
         """One iteration: rollouts and rewards, then the updates, then evaluation and checkpoint when they are due."""
@@ -279,6 +285,7 @@ class Trainer:
     def _collect(self, plan: list[Planned], windows: list[tuple[int, ...]]) -> tuple[list[list[RolloutBatch]], Tensor]:
         """This process's rollouts of every update, and all rewards float64 [n] in the order of the plan."""
         own = self.ranks.slice(len(plan) // self.config.rollout.updates_per_iteration)
+        self._report("rollouts")
         updates, scores = self.ranks.on_all_ranks(lambda: self.rollouts.collect(plan, windows, own))
         rewards = torch.full((len(plan),), math.nan, dtype=torch.float64)
         for index, score in self.ranks.gather(scores):
@@ -300,18 +307,23 @@ class Trainer:
         return torch.stack([group[torch.randperm(len(group), generator=generator)] for group in groups]).flatten()
 
     def _update(self, plan: list[Planned], updates: list[list[RolloutBatch]], rewards: Tensor) -> dict[str, float]:
-        """One optimiser step for each update; metrics of the first, where the policy is still the one that sampled."""
+        """One optimiser step for each update; returns the metrics.
+
+        Most are of the first update, where the policy is still the one that sampled. How far it has moved since, which
+        is nothing there, is of the last.
+        """
         config = self.config
         advantages = group_advantages(rewards, [p.group for p in plan], config.optim.global_std)
         terms = len(plan) // len(updates) * config.rollout.window.size
-        totals = dict.fromkeys(METRICS + KL_METRICS * bool(config.optim.kl), 0.0)
+        first = METRICS + KL_METRICS * bool(config.optim.kl)
+        totals = dict.fromkeys(first + OFF_POLICY_METRICS, 0.0)
         self.update.set_progress(self.state.iteration / config.iterations)
         norms = []
         for number, batches in enumerate(updates):
             sums = self.ranks.on_all_ranks(lambda n=number, b=batches: self._accumulate(n, b, advantages, terms))
-            if number == 0:
-                for part in self.ranks.gather([sums]):
-                    totals = {name: value + part.get(name, 0.0) for name, value in totals.items()}
+            names = first * (number == 0) + OFF_POLICY_METRICS * (number == len(updates) - 1)
+            for part in self.ranks.gather([sums]) if names else ():
+                totals |= {name: totals[name] + part.get(name, 0.0) for name in names}
             self._advance(updates=self.state.updates + 1)
             norms.append(self.update.step(self.state.updates))
         groups = advantages.view(-1, config.rollout.group_size)
@@ -328,6 +340,7 @@ class Trainer:
         def report(done: float) -> None:
             self._report("update", (number + done) / count)
 
+        report(0.0)
         with self.placement.phase("update", TRANSFORMER):
             return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
 
@@ -374,8 +387,16 @@ class Trainer:
 
     def _report(self, phase: str, within: float = 0.0, metrics: dict[str, float] | None = None) -> None:
         if self.ranks.is_main:
-            self.progress.message = self.message
+            self._note()
             self.progress.update(self.state.iteration, phase, within, metrics)
+
+    def _note(self) -> None:
+        """Show a new message at once, in the status and in the log."""
+        if self.message != self.progress.message:
+            self.progress.message = self.message
+            self.run.set_status(message=self.message)
+            if self.message:
+                self.run.log(self.message)
 
     def _requested(self, name: str) -> bool:
         """Whether the user asked for `name`; every process gets the same answer."""

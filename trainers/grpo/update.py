@@ -20,7 +20,9 @@ from .ranks import Ranks
 from .rollout import RolloutBatch, training_guidance
 from .sde import DYNAMICS
 
-METRICS = ("policy_loss", "ratio_error", "approx_kl", "clipfrac")
+METRICS = ("policy_loss", "ratio_error")
+OFF_POLICY_METRICS = ("approx_kl", "clipfrac")
+"""What the earlier updates of an iteration have changed: 0 where the policy is the one that sampled."""
 KL_METRICS = ("kl", "velocity_change")
 """Measured where the base policy is evaluated anyway; `velocity_change` is |v - v_base| / |v_base|."""
 

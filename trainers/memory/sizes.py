@@ -11,8 +11,9 @@ from pathlib import Path
 from ..config import PolicyKind, TrainConfig
 from ..errors import UserError
 from ..modelfiles.weights import open_weights
-from ..policies.load import describe_transformer, find_parts
-from ..rewards.load import find_reward
+from ..policies.parts import find_parts
+from ..policies.transformer_file import describe_transformer
+from ..rewards.folder import find_reward
 
 REMEDY = "download it again"
 ITEM_SIZE = {"float32": 4, "bfloat16": 2}

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from ..errors import UserError
 from ..files import atomic_file
-from ..weights import find_damage
-from .containers import PickledFile
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 REMEDY = "give a file that torch.save wrote"
@@ -21,6 +17,11 @@ def convert_pickled(path: Path) -> Path | None:
     Code in the file is not run, and no tensor changes. Raises UserError for other files, and for tensors that hold
     NaN, infinity or only zeros.
     """
+    from safetensors.torch import save_file
+
+    from ..weights import find_damage
+    from .containers import PickledFile
+
     target = path.with_suffix(".safetensors")
     if target.exists():
         return None

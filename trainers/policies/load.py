@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..config import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind
+from ..config import BUILT_IN, PolicyConfig, PolicyKind
 from ..errors import UserError
 from .base import Policy, VideoSize
 from .encodings import EncodingStore, files_digest
 from .fp8 import add_fp8
+from .parts import find_parts, part_places
 from .phantom import PhantomPolicy
 from .text_file import load_text_encoder, load_tokenizer, text_encoder_files
 from .transformer_file import describe_transformer, load_transformer
@@ -23,9 +23,7 @@ from .vae_file import load_vae, vae_files
 
 __all__ = [
     "LazyTextEncoder",
-    "Parts",
     "count_parameters",
-    "find_parts",
     "load_policy",
     "load_policy_in_parts",
     "load_transformer",
@@ -38,75 +36,6 @@ TEXT_LENGTH = 512
 POLICIES = {"vace": VacePolicy, "phantom": PhantomPolicy}
 # By the least width of the transformer: those of 14B and of 1.3B parameters, and smaller ones.
 NATIVE_SIZES = {5120: VideoSize(720, 1280, 81), 1536: VideoSize(480, 832, 81), 0: VideoSize(48, 80, 9)}
-# Beside the transformer in the original releases of Wan 2.1.
-ORIGINAL_FILES = {"text_encoder": "models_t5_umt5-xxl-enc-bf16.pth", "vae": "Wan2.1_VAE.pth"}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where the parts of a policy lie; the tokenizer is that of the text encoder."""
-
-    transformer: Path
-    text_encoder: Path
-    vae: Path
-    vace_module: Path | None = None
-
-
-def find_parts(
-    source: str | Path,
-    text_encoder: str | Path | None = None,
-    vae: str | Path | None = None,
-    vace_module: str | Path | None = None,
-) -> Parts:
-    """The parts of the policy at `source` (see `load_policy`). Raises UserError that lists what was not found."""
-    if not os.path.exists(source) and str(source) not in BUILT_IN:
-        raise UserError(
-            f"no policy at {source}: there is no such file or folder; give a diffusers folder, a .safetensors file, or "
-            + " or ".join(f"`{name}`" for name in BUILT_IN)
-        )
-    wanted = _places(source)
-    if text_encoder:
-        wanted["text_encoder"] = Path(text_encoder)
-    if vae:
-        wanted["vae"] = Path(vae)
-    if vace_module:
-        wanted["vace_module"] = Path(vace_module)
-    for name, path in wanted.items():
-        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-            raise UserError(f"{name} {path} is neither a file nor a folder; give a file of weights or a folder")
-    missing = [f"{name}: {path}" for name, path in wanted.items() if not os.path.exists(path)]
-    texts = wanted["text_encoder"]
-    tokenizers = [texts, texts.parent / "tokenizer", texts / "tokenizer"]
-    if not os.path.isfile(texts) and not any(os.path.isfile(p / "tokenizer_config.json") for p in tokenizers):
-        missing.append(f"tokenizer: {texts.parent / 'tokenizer'}")
-    if missing:
-        raise UserError(
-            f"no policy at {source}: not found are\n  "
-            + "\n  ".join(missing)
-            + "\ngive a diffusers folder with transformer/, vae/, text_encoder/ and tokenizer/, name text encoder and "
-            f"VAE separately (policy.text_encoder, policy.vae), or give {' or '.join(f'`{name}`' for name in BUILT_IN)}"
-        )
-    return Parts(**wanted)
-
-
-def _places(source: str | Path) -> dict[str, Path]:
-    """Where each part should be when only `source` is given."""
-    if str(source) in BUILT_IN:
-        # One VAE and one text encoder serve both built-in models.
-        shared = {name: TINYWORLD_WEIGHTS / "vace" / name for name in ("text_encoder", "vae")}
-        return {"transformer": TINYWORLD_WEIGHTS / BUILT_IN[str(source)] / "transformer", **shared}
-    source = Path(source)
-    root = source if os.path.isdir(source) else source.parent
-    places = {name: root / name for name in ("transformer", "text_encoder", "vae")}
-    places |= {part: root / name for part, name in ORIGINAL_FILES.items() if os.path.isfile(root / name)}
-    # The original releases keep config.json and shards at the top of their folder.
-    if not os.path.isdir(source) or _is_transformer_folder(source):
-        places["transformer"] = source
-    return places
-
-
-def _is_transformer_folder(folder: Path) -> bool:
-    return os.path.isfile(folder / "config.json") and not os.path.isdir(folder / "transformer")
 
 
 def policy_of(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
@@ -237,7 +166,7 @@ def native_size(source: str | Path) -> VideoSize:
 
 
 def _transformer(source: str | Path) -> Path:
-    path = _places(source)["transformer"]
+    path = part_places(source)["transformer"]
     if not os.path.exists(path):
         raise UserError(f"no policy at {source}: there is no {path}; give a diffusers folder or a .safetensors file")
     return path

@@ -15,9 +15,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..pictures.reading import Picture, open_picture, read_pixels
 from .base_file import TOKENS_PER_SECOND, find_tokenizer, load_base_file
-from .checkpoint import find_base, find_checkpoint, merge_weights, read_weights
+from .checkpoint import merge_weights, read_weights
 from .collator import Collator, frame_rates
 from .config_files import BaseFile, read_config_file
+from .folder import find_base, find_checkpoint
 from .model import RewardModel, as_reward, load_base
 from .pixels import Grid
 from .sequence import Sequencer

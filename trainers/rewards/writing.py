@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_folder, write_atomic
-from .checkpoint import ADAPTER
+from .folder import ADAPTER
 from .model import RewardModel
 from .names import PREFIX, released_name
 

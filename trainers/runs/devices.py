@@ -73,15 +73,15 @@ def hold_device(device: str, run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold_runs(root: str | Path) -> Iterator[None]:
+def hold_runs(root: str | Path, wait: float = CHANGING_SECONDS) -> Iterator[None]:
     """Within the block nobody else on this machine starts, deletes or restores a run under `root`: two servers may
     share it.
 
-    Raises UserError when another program keeps it for a minute.
+    Raises UserError when another program keeps it for longer than `wait` seconds.
     """
     name = hashlib.blake2b(os.fsencode(os.path.realpath(root)), digest_size=8).hexdigest()
     try:
-        with FileLock(locks_folder() / f"runs-{name}.lock", timeout=CHANGING_SECONDS):
+        with FileLock(locks_folder() / f"runs-{name}.lock", timeout=wait):
             yield
     except Timeout:
         raise UserError(f"another program is changing the runs in {root}; try again when it has ended") from None

@@ -54,6 +54,19 @@ def is_run(path: str | Path) -> bool:
     return os.path.lexists(os.path.join(path, "config.yaml"))
 
 
+def make_folder(path: Path) -> Path:
+    """Make the folder and those above it where they are missing. Raises UserError when a file is in its place."""
+    _require_place(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _require_place(path: Path) -> None:
+    for place in (path, path.parent):
+        if os.path.lexists(place) and not place.is_dir():
+            raise UserError(f"{place} is not a folder; move it away, then try again")
+
+
 class RunFolder:
     """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `title.txt`, `heartbeat.json`,
     `control/`, `checkpoints/`, `evaluation/`, `samples/`, `exports/` of one run.
@@ -150,21 +163,23 @@ class RunFolder:
         return [path.stat().st_mtime_ns for path in files if path.exists()]
 
     def require_exists(self) -> None:
-        """Raises UserError when the folder was deleted: writing would make a part of it anew."""
-        if not is_run(self.path):
-            raise UserError(f"the folder of run {self.id} was deleted; the run ends")
+        """Raises UserError when the folder was deleted: writing would make a part of it anew.
+
+        Raises OSError for one that cannot be read.
+        """
+        try:
+            os.lstat(self.path / "config.yaml")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"the folder of run {self.id} was deleted; the run ends") from None
 
     def prepare(self) -> None:
         """Before a process of the run starts: make missing parts, remove what killed writers left, forget old requests.
 
         Raises UserError when something else is in the place of a part.
         """
+        _require_place(self.encodings_folder)
         for part in PARTS:
-            try:
-                (self.path / part).mkdir(exist_ok=True)
-            except FileExistsError as error:
-                raise UserError(f"{self.path / part} is not a folder; remove it, then resume the run") from error
-            sweep(self.path / part)
+            sweep(make_folder(self.path / part))
         for file in (self.log_file, self.path / "metrics.jsonl"):
             if os.path.lexists(file) and not file.is_file():
                 raise UserError(f"{file} is not a file; remove it, then start the run again")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import read_regular, remove, write_atomic
+from ..processes import start_token
 from .folder import RunFolder
 from .status import RunStatus
 
@@ -32,8 +33,9 @@ QUIET_SECONDS = 60.0
 def heartbeat(run: RunFolder, every: float = BEAT_SECONDS) -> Iterator[None]:
     """Within the block a thread writes `heartbeat.json` every so many seconds.
 
-    It has the process's pid, the time of the beat, and for how many seconds the status was not written. Times are those
-    of the monotonic clock, which all processes of a machine share, and which no setting of the clock moves.
+    It names the process (pid and processes.start_token), the time of the beat, and for how many seconds the status was
+    not written. Times are those of the monotonic clock, which all processes of a machine share, and which no setting of
+    the clock moves.
     """
     ended = threading.Event()
     thread = threading.Thread(target=_beat, args=(run.path, every, ended), name="heartbeat", daemon=True)
@@ -54,10 +56,11 @@ def silence(run: RunFolder, status: RunStatus) -> float | None:
     """
     try:
         values = json.loads(read_regular(run.path / FILE))
-        pid, beat, quiet = values["pid"], float(values["beat"]), float(values["quiet"])
+        writer = (values["pid"], values["started"])
+        beat, quiet = float(values["beat"]), float(values["quiet"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
-    if pid != status.pid:
+    if writer != (status.pid, status.pid_started):
         return None
     missed = time.monotonic() - beat
     if missed > MISSED_SECONDS:
@@ -67,7 +70,8 @@ def silence(run: RunFolder, status: RunStatus) -> float | None:
 
 
 def _beat(folder: Path, every: float, ended: threading.Event) -> None:
-    written, since = None, time.monotonic()
+    pid = os.getpid()
+    started, written, since = start_token(pid), None, time.monotonic()
     while not ended.is_set():
         # A full disk or a deleted folder ends the run elsewhere, with a message.
         with contextlib.suppress(OSError, UserError):
@@ -75,6 +79,6 @@ def _beat(folder: Path, every: float, ended: threading.Event) -> None:
             if now != written:
                 written, since = now, time.monotonic()
             beat = time.monotonic()
-            values = {"pid": os.getpid(), "beat": beat, "quiet": beat - since}
+            values = {"pid": pid, "started": started, "beat": beat, "quiet": beat - since}
             write_atomic(folder / FILE, json.dumps(values), sync=False)
         ended.wait(every)

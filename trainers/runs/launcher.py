@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from ..processes import adopt, alive, host, reap, start_token
+from ..processes import adopt, alive, host, reap, start_token, suspended
 from .folder import RunFolder
 from .registry import refresh
 from .status import State
@@ -113,9 +113,9 @@ def start(
 def stop(run: RunFolder, wait: float = 60.0) -> State:
     """End the run: by request (it stops after the step in flight), after `wait` seconds by force.
 
-    A run that is writing a checkpoint is waited for longer, and one that hangs for some seconds only. A run that waits
-    for its device leaves the queue. Returns the state it ends in: `stopped`, or what it was already if nothing ran. A
-    run on another machine is only asked.
+    A run that is writing a checkpoint is waited for longer, and one that hangs for some seconds only; one that is
+    suspended is continued, so that it can save. A run that waits for its device leaves the queue. Returns the state it
+    ends in: `stopped`, or what it was already if nothing ran. A run on another machine is only asked.
     """
     status = refresh(run)
     if not status.active:
@@ -124,10 +124,13 @@ def stop(run: RunFolder, wait: float = 60.0) -> State:
     if run.status().host not in ("", host()):
         return run.status().state
     hung = status.state == "hung"
+    if suspended(status.pid):
+        hung = False
+        _signal(run, "SIGCONT")
     if not _ended(run, min(wait, HUNG_SECONDS) if hung else wait) and (
         hung or not (run.status().phase == "saving" and _ended(run, SAVING_SECONDS))
     ):
-        _kill(run)
+        _signal(run, "SIGKILL")
         _ended(run, 10)
         run.take("stop")
         message = "it did not stop by itself and was ended by force; resume continues from its last checkpoint"
@@ -152,21 +155,24 @@ def _ended(run: RunFolder, seconds: float) -> bool:
         time.sleep(0.2)
 
 
-def _kill(run: RunFolder) -> None:
-    """The run's whole process group, or its process where it was not started by us, and all their descendants."""
-    status = run.status()
+def _signal(run: RunFolder, name: str) -> None:
+    """To the run's whole process group, or its process where it was not started by us, and all their descendants.
+
+    name: a signal's; it is ended on a system without it.
+    """
+    status, number = run.status(), getattr(signal, name, signal.SIGTERM)
     if not alive(status.pid, status.pid_started):
         return
     # torchrun puts each of its processes into a group of its own.
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(status.group or status.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                child.kill()
+                child.send_signal(number)
     with contextlib.suppress(ProcessLookupError, psutil.Error):
         if status.group and os.name == "posix":
-            os.killpg(status.group, signal.SIGKILL)
+            os.killpg(status.group, number)
         else:
-            psutil.Process(status.pid).kill()
+            psutil.Process(status.pid).send_signal(number)
 
 
 def _visible(gpus: Sequence[int]) -> list[str]:

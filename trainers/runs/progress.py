@@ -17,7 +17,7 @@ RECENT = 5  # iterations over which the time left is averaged
 class ProgressReport:
     """Where a run stands: `fraction` of the run that is done, seconds left (None: not known yet).
 
-    `metrics` are those of the iteration that has just ended, empty in between.
+    `metrics` are those of the iteration that has just ended, empty in between. `message`: what the user should know.
     """
 
     iteration: int
@@ -26,17 +26,22 @@ class ProgressReport:
     fraction: float
     eta_seconds: float | None
     metrics: dict[str, float] = field(default_factory=dict)
+    message: str = ""
 
 
 class Progress:
-    """Measures iterations, writes the run's status and calls `report` after every step of a phase."""
+    """Measures iterations, writes the run's status and calls `report` after every step of a phase.
+
+    `compiling`: phases whose first step has still to compile the policy's blocks, which takes minutes without a report.
+    """
 
     def __init__(self, run: RunFolder, iterations: int, report: Callable[[ProgressReport], None]) -> None:
         self.run, self.iterations, self.report = run, iterations, report
         self.durations: list[float] = []
         self.shares: list[float] = []
         self.began = 0.0
-        self.message = ""
+        self.message = self.phase = ""
+        self.compiling: set[str] = set()
 
     def begin(self) -> None:
         """An iteration begins."""
@@ -49,6 +54,8 @@ class Progress:
 
     def update(self, iteration: int, phase: str, within: float = 0.0, metrics: dict[str, float] | None = None) -> None:
         """`iteration` iterations are done, and the fraction `within` of the phase of the next one."""
+        self.compiling -= {self.phase} - {phase} | ({phase} if within else set())
+        self.phase, shown = phase, f"{phase}, compiling" if phase in self.compiling else phase
         share = self.shares[-1] if self.shares else ROLLOUT_SHARE
         part = {"rollouts": share * within, "update": share + (1 - share) * within}.get(phase, 0.0)
         done = min(self.iterations, iteration + part)
@@ -57,13 +64,14 @@ class Progress:
             state="running",
             iteration=iteration,
             iterations=self.iterations,
-            phase=phase,
+            phase=shown,
             phase_done=within,
             eta_seconds=eta,
             slowest_seconds=max(self.durations, default=None),
             message=self.message,
         )
-        self.report(ProgressReport(iteration, self.iterations, phase, done / self.iterations, eta, metrics or {}))
+        fraction = done / self.iterations
+        self.report(ProgressReport(iteration, self.iterations, shown, fraction, eta, metrics or {}, self.message))
 
     def _seconds_left(self, iterations: float, part: float) -> float | None:
         """From the last iterations, or from the part of the first one that is done; None before that."""

@@ -6,7 +6,8 @@ import contextlib
 from pathlib import Path
 
 from ..errors import UserError
-from ..processes import alive, host, reap
+from ..processes import alive, host, reap, suspended
+from .devices import hold_runs
 from .folder import RUN_ID, RunFolder, is_run
 from .heartbeat import silence
 from .progress import duration
@@ -66,14 +67,17 @@ def refresh(run: RunFolder) -> RunStatus:
         return _unless_hung(run, status)
     # It may have ended well between reading the status and looking for the process.
     status = run.status()
-    if _died(status):
-        tail = run.log_tail()
-        error = f"process {status.pid} has exited" + (f"; the end of its log:\n{tail}" if tail else "")
-        status = status.model_copy(update={"state": "failed", "last_error": error})
-        # A caller without write access, or with a full disk, gets the same answer.
-        with contextlib.suppress(OSError, UserError):
-            run.set_status(state="failed", last_error=error)
-    return status
+    if not _died(status):
+        return _unless_hung(run, status)
+    tail = run.log_tail()
+    error = f"process {status.pid} has exited" + (f"; the end of its log:\n{tail}" if tail else "")
+    failed = {"state": "failed", "last_error": error}
+    # A caller without write access, or with a full disk, gets the same answer. While another program starts a run, it
+    # may be this one: its new process must not be reported as failed.
+    with contextlib.suppress(OSError, UserError), hold_runs(run.path.parent, wait=0):
+        if _died(run.status()):
+            run.set_status(**failed)
+    return status.model_copy(update=failed)
 
 
 def is_alive(run: RunFolder) -> bool:
@@ -85,10 +89,14 @@ def _died(status: RunStatus) -> bool:
 
 
 def _unless_hung(run: RunFolder, status: RunStatus) -> RunStatus:
-    silent = silence(run, status) if status.active and _is_here(status) else None
-    if silent is None:
+    if not (status.active and _is_here(status)):
         return status
-    message = f"its process {status.pid} has given no sign of life for {duration(silent)}; Stop ends it by force"
+    if suspended(status.pid):
+        message = f"its process {status.pid} is suspended; `kill -CONT {status.pid}` continues it, Stop ends it"
+    elif (silent := silence(run, status)) is not None:
+        message = f"its process {status.pid} has given no sign of life for {duration(silent)}; Stop ends it by force"
+    else:
+        return status
     return status.model_copy(update={"state": "hung", "message": message})
 
 

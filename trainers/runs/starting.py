@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..config import TrainConfig, change_config
 from ..errors import UserError
 from . import launcher
+from .claims import claims
 from .devices import busy, device_name, hold_runs, holders
 from .folder import RunFolder, run_name
-from .queue import claims, starting_on
+from .queue import starting_on
 from .registry import is_alive, list_runs, refresh
+from .status import RunStatus
 
 if TYPE_CHECKING:
     from ..prompts import PromptSet
@@ -69,13 +71,26 @@ def resume(root: Path, run: RunFolder, wait: bool = False) -> None:
     wait: as in `start_once`. Raises UserError when it cannot.
     """
     with hold_runs(root):
-        status = refresh(run)
-        if is_alive(run):
-            raise UserError(f"run {run.id} is {status.state} already")
+        status = _require_idle(run)
         if status.state == "finished":
             raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
         devices = devices_for(root, "cuda" if status.gpus else "cpu", status.gpus, wait)
         launcher.start(run, resume=was_started(run), gpus=status.gpus, wait=devices if wait else ())
+
+
+def claim(run: RunFolder) -> None:
+    """Make this process the run's: its status is `starting`. Raises UserError when the run has a process already."""
+    with hold_runs(run.path.parent):
+        _require_idle(run)
+        run.prepare()
+        run.set_status(state="starting", group=None)
+
+
+def _require_idle(run: RunFolder) -> RunStatus:
+    status = refresh(run)
+    if status.active:
+        raise UserError(f"run {run.id} is {status.state} already")
+    return status
 
 
 def was_started(run: RunFolder) -> bool:

@@ -7,7 +7,8 @@ import shutil
 from safetensors.torch import load_file
 
 from trainers.cli import main
-from trainers.rewards.checkpoint import find_checkpoint, read_weights
+from trainers.rewards.checkpoint import read_weights
+from trainers.rewards.folder import find_checkpoint
 
 
 def test_a_reward_of_safetensors_alone_has_the_same_weights(repository, tmp_path, capsys):

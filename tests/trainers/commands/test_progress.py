@@ -8,13 +8,34 @@ import re
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from trainers.commands.progress import Bar, Lines, counted, open_display
-from trainers.runs.progress import ProgressReport, duration
+from trainers.config import make_config
+from trainers.runs.folder import RunFolder
+from trainers.runs.progress import Progress, ProgressReport, duration
 
 REPORT = ProgressReport(1, 8, "rollouts", 0.1875, 65.0, {"reward_mean": 1.25})
+
+
+@pytest.mark.parametrize("notes, times", [(True, 1), (False, 0)])
+def test_a_message_is_printed_once_when_it_comes_unless_the_file_has_it(capsys, notes, times):
+    with closing(Lines(notes=notes)) as show:
+        for message in ("", "checkpoint 2 is damaged", "checkpoint 2 is damaged"):
+            show(replace(REPORT, metrics={}, message=message))
+    assert capsys.readouterr().out.count("note: checkpoint 2 is damaged") == times
+
+
+def test_the_first_step_of_a_phase_compiles(tmp_path):
+    run, seen = RunFolder.create(tmp_path, make_config("tiny")), []
+    progress = Progress(run, 2, lambda report: seen.append(report.phase))
+    progress.compiling = {"evaluation", "rollouts"}
+    for phase, within in (("evaluation", 0), ("rollouts", 0), ("rollouts", 0.5), ("evaluation", 0), ("rollouts", 0)):
+        progress.update(0, phase, within)
+    assert seen == ["evaluation, compiling", "rollouts, compiling", "rollouts", "evaluation", "rollouts"]
+    assert run.status().phase == "rollouts"
 
 
 def test_a_terminal_shows_a_bar_with_the_time_left(monkeypatch):

@@ -292,6 +292,13 @@ def test_a_copy_begins_at_0_with_the_change(stopped, here, capsys):
         (["export", "first", "--csv", "nowhere/m.csv"], "in a folder that exists"),
         (["show", "first", "--set", "seed=1"], "--set has no meaning for runs show"),
         (["stop", "first", "again"], "`again` has no meaning for runs stop"),
+        (["queue", "first"], "runs queue, which takes no run"),
+        (["move", "first"], "needs where to"),
+        (["move", "first", "up"], "does not wait in the queue"),
+        (["save", "first"], "is stopped and cannot save: nothing was saved"),
+        (["sample", "first"], "is stopped and cannot sample: it has no clips"),
+        (["first"], "runs show first --runs runs` shows that run"),
+        (["shwo"], "did you mean `show`?"),
     ],
 )
 def test_an_incomplete_or_useless_argument_is_refused(stopped, capsys, arguments, error):
@@ -306,6 +313,10 @@ def test_a_run_of_another_terminal_is_waited_for(here, background, small, capsys
         (run,) = list_runs(here / "runs")
         assert main(["runs"]) == 0
         assert "queued (1)" in capsys.readouterr().out
+        assert main(["runs", "queue"]) == 0
+        assert re.search(rf"1 +\| {run.id} +\| cpu +\| a-run-that-trains", capsys.readouterr().out)
+        assert main(["runs", "move", "latest", "first"]) == 0
+        assert "place 1" in capsys.readouterr().out
     output, errors = child.communicate(timeout=200)
     assert child.returncode == 0, errors[-2000:]
     assert "waits for the CPU, place 1 in the queue; run a-run-that-trains has it" in output

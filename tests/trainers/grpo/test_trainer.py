@@ -145,6 +145,11 @@ def test_ratio_is_exactly_one_at_the_first_on_policy_update(reference_run):
     assert [row["ratio_error"] for row in rows(reference_run, "train")] == [0.0, 0.0]
 
 
+def test_the_last_update_shows_how_far_the_policy_has_moved(reference_run):
+    moved = [(row["approx_kl"], row["clipfrac"]) for row in rows(reference_run, "train")]
+    assert all(kl > 0 and 0 <= clipped <= 1 for kl, clipped in moved) and moved[0] != moved[1]
+
+
 def test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update(finished, kind):
     """With all branches of guidance, on a half-precision base."""
     scales = {"dynamics": "flow_sde", "guidance": 3.0} | ({"image_guidance": 2.0} if kind == "phantom" else {})
@@ -382,7 +387,8 @@ def test_progress_is_told_within_the_first_iteration_with_the_time_left(small_co
             run.request("stop")
 
     assert train(config, run, progress=look).state == "stopped"
-    first = [row for row in seen if row[0] == "rollouts"]
+    assert ("rollouts", 0.0, 0, None) in seen
+    first = [row for row in seen if row[0] == "rollouts" and row[1]]
     assert len({done for _, done, _, _ in first}) == len(first) > 1
     assert all(iteration == 0 and eta > 0 for _, _, iteration, eta in first)
     assert ("evaluation", 0.0, 0, None) in seen

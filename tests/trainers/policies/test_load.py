@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from trainers.config import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig
 from trainers.errors import UserError
 from trainers.policies.base import Guidance, VideoSize
-from trainers.policies.load import count_parameters, find_parts, load_policy, native_size, policy_of, recognise
+from trainers.policies.load import count_parameters, load_policy, native_size, policy_of, recognise
+from trainers.policies.parts import find_parts
 from trainers.tinyworld import models as tinyworld
 
 from .conftest import original_file, same_weights

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers.errors import UserError
 from trainers.rewards.base_file import infer_config, load_base_file
-from trainers.rewards.checkpoint import find_base, find_checkpoint
+from trainers.rewards.folder import find_base, find_checkpoint
 from trainers.rewards.identity import open_base
 
 SIZES = {"hidden_size": 256, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 1075}

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainers.errors import UserError
-from trainers.rewards.checkpoint import find_checkpoint, merge_weights, read_weights
+from trainers.rewards.checkpoint import merge_weights, read_weights
+from trainers.rewards.folder import find_checkpoint
 from trainers.rewards.identity import IdentityReward, open_base
 
 from .edits import edit_json, edit_tensors, set_tensor

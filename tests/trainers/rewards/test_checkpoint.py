@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainers.errors import UserError
-from trainers.rewards.checkpoint import find_base, find_checkpoint
+from trainers.rewards.folder import find_base, find_checkpoint
 from trainers.rewards.identity import IdentityReward
 
 from .edits import drop_tensors, edit_json, edit_tensors

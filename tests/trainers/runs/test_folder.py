@@ -231,7 +231,13 @@ def test_the_log_s_tail_is_its_last_lines(run):
 def test_a_file_in_the_place_of_a_part_is_named(run):
     (run.path / "samples").rmdir()
     (run.path / "samples").write_text("")
-    with pytest.raises(UserError, match="samples is not a folder; remove it"):
+    with pytest.raises(UserError, match="samples is not a folder; move it away"):
+        run.prepare()
+
+
+def test_a_file_in_the_place_of_the_encodings_is_named(run):
+    run.encodings_folder.write_text("")
+    with pytest.raises(UserError, match="encodings is not a folder; move it away"):
         run.prepare()
 
 

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from trainers.config import make_config
+from trainers.processes import start_token
 from trainers.runs import heartbeat as module
 from trainers.runs import launcher
 from trainers.runs.folder import RunFolder
@@ -58,26 +59,25 @@ def wait_for(come) -> None:
 
 def write(run: RunFolder, missed: float, quiet: float, pid: int | None = None) -> None:
     """The last beat of a process, `missed` seconds old."""
-    values = {"pid": pid or os.getpid(), "beat": time.monotonic() - missed, "quiet": quiet}
+    pid = pid or os.getpid()
+    values = {"pid": pid, "started": start_token(pid), "beat": time.monotonic() - missed, "quiet": quiet}
     (run.path / module.FILE).write_text(json.dumps(values))
 
 
-def test_a_suspended_process_hangs_until_it_continues(run, worker, monkeypatch):
-    monkeypatch.setattr(module, "MISSED_SECONDS", 1.0)
+def test_a_suspended_process_hangs_at_once_until_it_continues(run, worker):
     assert refresh(run).state == "running"
     worker.send_signal(signal.SIGSTOP)
     wait_for(lambda: refresh(run).state == "hung")
     assert is_alive(run) and run.status().state == "running"
-    assert "no sign of life" in summary(run) and ": hung, iteration 1" in summary(run)
+    assert f"`kill -CONT {worker.pid}` continues it" in summary(run) and ": hung, iteration 1" in summary(run)
     worker.send_signal(signal.SIGCONT)
     wait_for(lambda: refresh(run).state == "running")
 
 
 def test_a_hung_run_is_stopped_by_force_without_the_whole_wait(run, worker, monkeypatch):
-    monkeypatch.setattr(module, "MISSED_SECONDS", 0.3)
+    monkeypatch.setattr(module, "MISSED_SECONDS", -1.0)
     monkeypatch.setattr(launcher, "HUNG_SECONDS", 0.1)
-    worker.send_signal(signal.SIGSTOP)
-    wait_for(lambda: refresh(run).state == "hung")
+    assert refresh(run).state == "hung" and "no sign of life" in summary(run)
     assert launcher.stop(run, wait=600) == "stopped"
     assert worker.wait(5) == -signal.SIGKILL and "by force" in run.status().message
 
@@ -115,6 +115,13 @@ def test_before_the_first_iteration_only_beats_are_known(run):
 def test_the_beat_of_another_process_says_nothing(run):
     run.set_status(state="running")
     write(run, missed=3600, quiet=0, pid=os.getpid() + 1)
+    assert silence(run, run.status()) is None
+
+
+def test_the_beat_of_an_earlier_process_with_the_same_pid_says_nothing(run):
+    run.set_status(state="running")
+    write(run, missed=3600, quiet=0)
+    run.set_status(pid=os.getpid(), pid_started=None)
     assert silence(run, run.status()) is None
 
 

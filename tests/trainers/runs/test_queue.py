@@ -15,9 +15,9 @@ from trainers.config import make_config
 from trainers.errors import UserError
 from trainers.processes import alive
 from trainers.runs import launcher, starting
+from trainers.runs.claims import claims, enter, leave, move
 from trainers.runs.devices import DeviceBusy, hold_device
 from trainers.runs.folder import RunFolder
-from trainers.runs.queue import claims
 from trainers.runs.registry import is_alive, refresh
 from trainers.runs.summary import sentence
 
@@ -135,6 +135,67 @@ def test_stop_takes_a_run_out_of_the_queue(make, enqueue):
             one.stdout.readline() == "stopped\n" and first.status().message == "stopped while it waited for its device"
         )
         wait_for(lambda: second.status().place == 1)
+
+
+def test_a_run_that_is_moved_up_gets_its_turn_earlier(make, enqueue):
+    first, second, third = (make(name) for name in ("first", "second", "third"))
+    with hold_device("cpu", Path("x")):
+        for run in (first, second):
+            enqueue(run)
+        child = enqueue(third)
+        assert [move(third.path, "up"), move(third.path, "up"), move(third.path, "up")] == [2, 1, 1]
+        wait_for(lambda: [run.status().place for run in (third, first, second)] == [1, 2, 3])
+    assert child.stdout.readline() == "turn\n"
+
+
+def queued(*devices: str) -> list[str]:
+    return [claim.run.name for claim in claims(devices)]
+
+
+def test_a_run_that_comes_later_is_behind_those_that_were_moved(make):
+    first, second, third = (make(name).path for name in ("first", "second", "third"))
+    for run in (first, second):
+        enter(run, ["cpu"])
+    assert move(first, "last") == 2
+    enter(third, ["cpu"])
+    assert queued("cpu") == [second.name, first.name, third.name]
+    assert move(third, "first") == 1 and queued("cpu") == [third.name, second.name, first.name]
+
+
+def test_a_move_counts_the_runs_of_the_same_device(make):
+    one, other, behind = (make(name).path for name in ("one", "other", "behind"))
+    for run, device in ((one, "cuda-a"), (other, "cuda-b"), (behind, "cuda-a")):
+        enter(run, [device])
+    assert move(one, "down") == 2 and move(other, "first") == 1
+    assert queued("cuda-a") == [behind.name, one.name] and queued("cuda-b") == [other.name]
+
+
+def test_the_place_of_a_claim_that_left_is_not_inherited(make):
+    first, second, third = (make(name).path for name in ("first", "second", "third"))
+    enter(first, ["cpu"])
+    claim = enter(second, ["cpu"])
+    move(second, "first")
+    leave(claim)
+    enter(third, ["cpu"])
+    assert queued("cpu") == [first.name, third.name]
+
+
+def test_only_a_waiting_run_is_moved(make):
+    with pytest.raises(UserError, match="does not wait in the queue"):
+        move(make().path, "up")
+    with pytest.raises(UserError, match="cannot be moved `sideways`"):
+        move(make().path, "sideways")
+
+
+def test_a_suspended_run_holds_up_no_other(make, enqueue):
+    first, second = make("first"), make("second")
+    with hold_device("cpu", Path("x")):
+        one, two = enqueue(first), enqueue(second)
+        one.send_signal(signal.SIGSTOP)
+        wait_for(lambda: refresh(first).state == "hung")
+    assert two.stdout.readline() == "turn\n"
+    one.send_signal(signal.SIGCONT)
+    wait_for(lambda: refresh(first).state == "queued" and f"run {second.id} has it" in first.status().message)
 
 
 def test_ctrl_c_takes_a_run_out_of_the_queue(make, enqueue):
