@@ -22,9 +22,13 @@ from trainers.runs.folder import RunFolder
 
 ROOT = "/identity_grpo/runs"
 REPOSITORY = Path(__file__).parents[2]
-ACTIONS = ("stop", "resume", "save", "rename", "delete", "duplicate")
+ACTIONS = ("stop", "resume", "save", "sample", "rename", "delete", "duplicate")
 TRASH = "/identity_grpo/trash"
-PARTS = ("metrics", "log")
+WATCH = "/identity_grpo/watch"
+PARTS = (
+    *("metrics", "metrics.csv", "log", "settings", "exports"),
+    *("clips", "clips/0", "clips/0/0", "clips/0/0/frames", "references/0/0"),
+)
 IMPOSSIBLE_IDS = ["..%2F{id}", "{id}%2F..%2F{id}", "{ID}", "%20{id}", "{id}%00", "config.yaml"]
 
 # Stands for a trainer: runs until it is asked to stop, and takes a moment to end.
@@ -147,17 +151,17 @@ def test_a_damaged_run_is_shown_as_damaged_and_hides_no_other(ask, make, content
 
 
 def test_a_run_whose_description_fails_hides_no_other(ask, make, monkeypatch):
-    from identity_grpo.nodes import routes
+    from identity_grpo.trainers.runs import cards
 
     damaged, good = make("stopped"), make("stopped")
-    summary = routes.summary
+    summary = cards.summary
 
     def fail(run):
         if run.id == damaged.id:
             raise KeyError("win_low")
         return summary(run)
 
-    monkeypatch.setattr(routes, "summary", fail)
+    monkeypatch.setattr(cards, "summary", fail)
     ((_, listed),) = ask(("GET", ROOT))
     shown = {run["id"]: run for run in listed}
     assert shown[damaged.id]["state"] == "damaged" and "win_low" in shown[damaged.id]["text"]
@@ -200,8 +204,9 @@ def test_a_page_of_another_site_is_refused_by_every_route(ask, going, headers):
     requests = [("GET", ROOT), ("GET", path), *(("POST", f"{path}/{action}") for action in ACTIONS)]
     requests += [("GET", TRASH), *(("GET", f"{path}/{part}") for part in PARTS)]
     requests += [("POST", f"{TRASH}/empty"), ("POST", f"{TRASH}/{going.id}/restore")]
+    requests += [("POST", WATCH), ("POST", f"{WATCH}/end")]
     answers = ask(*((*request, {"headers": headers}) for request in requests))
-    assert [status for status, _ in answers] == [403] * 13 and all(answer["error"] for _, answer in answers)
+    assert {status for status, _ in answers} == {403} and all(answer["error"] for _, answer in answers)
     assert contents(going) == before
 
 
@@ -223,7 +228,8 @@ def test_an_impossible_id_is_refused_and_touches_nothing(ask, going, wrong):
         *(("POST", f"{ROOT}/{name}/{action}") for action in ACTIONS),
         ("POST", f"{TRASH}/{name}/restore"),
     )
-    assert [status for status, _ in answers] == [404] * 3 + [409] * 7
+    reads, changes = len(PARTS) + 1, len(ACTIONS) + 1
+    assert [status for status, _ in answers] == [404] * reads + [409] * changes
     assert {answer["error"] for _, answer in answers} == {"a run's id has lower-case letters, digits and dashes"}
     assert contents(going) == before
 
@@ -232,7 +238,7 @@ def test_an_unknown_run_is_refused_with_the_names_of_the_others(ask, make):
     run = make("stopped")
     reads = [("GET", f"{ROOT}/gone"), *(("GET", f"{ROOT}/gone/{part}") for part in PARTS)]
     answers = ask(*reads, *(("POST", f"{ROOT}/gone/{action}") for action in ACTIONS))
-    assert [status for status, _ in answers] == [404] * 3 + [409] * 6
+    assert [status for status, _ in answers] == [404] * len(reads) + [409] * len(ACTIONS)
     assert {answer["error"] for _, answer in answers} == {f"there is no run `gone`; there are {run.id}"}
 
 
@@ -420,9 +426,9 @@ def test_metrics_since_an_iteration(ask, measured, query, expected):
 
 
 def test_a_long_history_comes_in_parts(ask, measured, monkeypatch):
-    from identity_grpo.nodes import routes
+    from identity_grpo.nodes import run_views
 
-    monkeypatch.setattr(routes, "MOST_ROWS", 4)
+    monkeypatch.setattr(run_views, "MOST_ROWS", 4)
     path = f"{ROOT}/{measured.id}/metrics"
     (_, first), (_, rest) = ask(("GET", path), ("GET", path + "?since=4"))
     assert [row["iteration"] for row in first["rows"]] == [1, 2, 3, 4] and first["more"]
