@@ -74,12 +74,16 @@ def changes_with(run: RunFolder) -> tuple:
 
 def newest_clip_numbers(run: RunFolder) -> dict[str, Any] | None:
     """The newest iteration that has clips, and the numbers of the first ones."""
-    iterations = sorted((p.name for p in run.samples_folder.glob("[0-9]*") if p.name.isdecimal()), reverse=True)
-    for name in iterations:
+    names = sorted((p.name for p in run.samples_folder.glob("[0-9]*") if p.name.isdecimal()), reverse=True)
+    newest: dict[str, Any] | None = None
+    for name in names:
         numbers = sorted(run.clip_files(int(name)))[:CLIPS_SHOWN]
-        if numbers:
-            return {"iteration": int(name), "numbers": numbers}
-    return None
+        if numbers and (newest is None or len(numbers) > len(newest["numbers"])):
+            # Of the newest iteration some may still be unwritten: then the one before is shown.
+            newest = {"iteration": int(name), "numbers": numbers}
+        if newest and len(newest["numbers"]) == CLIPS_SHOWN:
+            break
+    return newest
 
 
 def _done(status: RunStatus) -> float | None:
