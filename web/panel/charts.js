@@ -58,7 +58,7 @@ export function chartsOf(rows) {
       zero: true,
       curves: [
         { name: "update", get: value("seconds_update", train), colour: "amber", fill: true },
-        { name: "with rollouts", get: (row) => (train(row) ? (row.seconds_rollout ?? 0) + (row.seconds_update ?? 0) : undefined), colour: "blue", fill: true },
+        { name: "total", get: (row) => (train(row) ? (row.seconds_rollout ?? 0) + (row.seconds_update ?? 0) : undefined), colour: "blue", fill: true },
       ],
     },
     memory.length > 0 && {
@@ -119,7 +119,7 @@ export function plot(place, chart, runs, { smoothing, log, width, height, onIter
       if (!values.some((value) => typeof value === "number")) continue;
       const colour = which ? faded(paint[curve.colour], 70) : paint[curve.colour];
       const few = values.length < 60;
-      const style = { label: curve.name, run: which, stroke: colour, width: which ? 1.2 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: curve.dots && few, size: 5, fill: colour } };
+      const style = { label: curve.name, run: which, paint: paint[curve.colour], stroke: colour, width: which ? 1.2 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: curve.dots && few, size: 5, fill: colour } };
       if (curve.low && !which) {
         columns.push(column(curve.high), column(curve.low));
         series.push(...[0, 1].map(() => ({ silent: true, stroke: "transparent", points: { show: false }, spanGaps: true })));
@@ -147,7 +147,7 @@ export function plot(place, chart, runs, { smoothing, log, width, height, onIter
     series,
     bands,
     legend: { show: false },
-    padding: [6, 10, 0, 0],
+    padding: [6, 18, 0, 0],
     cursor: { sync: { key: CURSOR.key, scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
     scales: {
       x: { time: false },

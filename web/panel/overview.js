@@ -8,7 +8,8 @@ import { address } from "./server.js";
 import * as store from "./store.js";
 
 const NARROW = 290; // pixels of a chart, at least
-const HEIGHT = 128;
+const LOW = 128, HIGH = 320; // pixels of its plot
+const FRAME = 44; // pixels of a chart around its plot
 const SETTLED = 120; // ms after which a new size counts
 
 export function overview() {
@@ -55,21 +56,27 @@ export function overview() {
     const width = grid.clientWidth;
     if (!width || !box.isConnected) return;
     const rows = over.flatMap((run) => run.rows);
-    const key = JSON.stringify([width, look, over.map((run) => [run.id, run.title, run.rows.length, run.rows.at(-1)?.iteration])]);
+    const key = JSON.stringify([width, box.parentElement?.clientHeight, look, over.map((run) => [run.id, run.title, run.rows.length, run.rows.at(-1)?.iteration])]);
     if (key === shownKey) return;
     shownKey = key;
     const scrolled = box.parentElement?.scrollTop ?? 0;
     for (const one of plots) one.plot.destroy();
     plots = [];
     setShown(nothing, rows.length === 0);
-    const columns = Math.max(1, Math.floor(width / NARROW)), each = Math.floor((width - 10 * (columns - 1)) / columns);
+    const charts = rows.length ? chartsOf(rows) : [];
+    // As large as the room allows without scrolling, else small.
+    const room = (box.parentElement?.clientHeight ?? 0) - grid.offsetTop - 14;
+    const most = Math.max(1, Math.floor(width / NARROW));
+    const columns = charts.length > most && room > 3 * (LOW + FRAME) ? Math.min(most, 3) : most;
+    const height = Math.max(LOW, Math.min(HIGH, Math.floor(room / Math.ceil(charts.length / columns)) - FRAME));
+    const each = Math.floor((width - 10 * (columns - 1)) / columns);
     grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
     grid.replaceChildren();
-    for (const chart of rows.length ? chartsOf(rows) : []) {
+    for (const chart of charts) {
       const values = el("span.igrpo-values"), place = el("div.igrpo-plot");
       const frame = el("figure.igrpo-chart", { "aria-label": chart.title }, el("figcaption.igrpo-row", {}, el("h3", { textContent: chart.title, title: chart.hint ?? chart.title }), values), place);
       grid.append(frame);
-      const made = plot(place, chart, over, { ...look, width: each - 18, height: HEIGHT, onIteration: (iteration) => openRun(selection.run, "clips", { iteration }), onCursor });
+      const made = plot(place, chart, over, { ...look, width: each - 18, height, onIteration: (iteration) => openRun(selection.run, "clips", { iteration }), onCursor });
       if (!made) {
         frame.remove();
         continue;
@@ -94,7 +101,8 @@ export function overview() {
       if (!place || series.silent) return;
       const value = valueAt(plot.data[place], index);
       const text = el("b", { textContent: plot.format(value) });
-      text.style.color = series.stroke(plot, place);
+      text.style.color = series.paint;
+      if (series.run) text.style.opacity = 0.6;
       parts.push(el("span", { title: `${over[series.run]?.title ?? ""}: ${series.label}` }, own.length > 1 && series.run === 0 ? el("span.igrpo-label", { textContent: `${series.label} ` }) : null, text));
     });
     values.replaceChildren(...parts);
