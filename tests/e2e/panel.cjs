@@ -1,25 +1,31 @@
 // Trains from ComfyUI's editor, watches it in the panel and on the nodes, and prints, as JSON, what was seen.
-// node panel.cjs CHROMIUM ADDRESS RUNS FILE [PICTURES]: FILE is a workflow with one Train and one Training Run node, RUNS the
-// server's folder of runs, PICTURES a folder for screenshots.
+// node panel.cjs CHROMIUM ADDRESS RUNS [PICTURES]: RUNS is the server's folder of runs, PICTURES a folder for screenshots.
 const { existsSync, readFileSync } = require("node:fs");
 const { join } = require("node:path");
 const { chromium } = require("playwright-core");
 
-const [executablePath, address, runs, file, pictures] = process.argv.slice(2);
-const TRAINING = ["LoadModel", "LoadReward", "PromptSet", "Train", "Run"].map((kind) => `IdentityGRPO${kind}`);
-const MUTED = 2;
+const [executablePath, address, runs, pictures] = process.argv.slice(2);
 const TITLE = "<b>two people</b>";
 // So small that an iteration takes a second.
 const SMALL = { iterations: 500, groups_per_update: 2, width: 32, height: 32, frames: 5 };
 
-function workflow(kept = {}) {
-  const content = JSON.parse(readFileSync(file));
-  for (const node of content.nodes) {
-    if (!TRAINING.includes(node.type)) node.mode = MUTED;
-    if (kept[node.type]) node.properties.identity_grpo_run = kept[node.type];
-  }
-  return content;
-}
+// A workflow that trains TinyWorld's model.
+const workflow = (page) =>
+  page.evaluate(() => {
+    app.graph.clear();
+    const [model, reward, prompts, train, run] = ["LoadModel", "LoadReward", "PromptSet", "Train", "Run"].map((kind, index) => {
+      const node = LiteGraph.createNode(`IdentityGRPO${kind}`);
+      node.pos = [index < 3 ? 0 : 420 * (index - 2), 300 * (index % 3) * (index < 3)];
+      app.graph.add(node);
+      return node;
+    });
+    const link = (from, to, name) => from.connect(0, to, to.inputs.findIndex((input) => input.name === name));
+    link(model, train, "policy");
+    link(reward, train, "reward");
+    link(prompts, train, "prompt_set");
+    link(train, run, "training_run");
+    return app.graph.serialize();
+  });
 
 const open = (page, content) => page.evaluate((c) => app.loadGraphData(c, true, true, "panel.json"), content);
 
@@ -107,7 +113,8 @@ async function delay(page, id) {
     await page.goto(address);
     await ready(page);
     await setting("Comfy.VueNodes.Enabled", false);
-    await open(page, workflow());
+    const content = await workflow(page);
+    await open(page, content);
     seen.before = await strips(page);
     await page.evaluate(() => app.extensionManager.command.execute("Workspace.ToggleSidebarTab.identity-grpo"));
     await page.waitForSelector(".igrpo-nothing:not([hidden])");
@@ -171,7 +178,9 @@ async function delay(page, id) {
     // A workflow of another machine, and a hostile one.
     const asked = [];
     page.on("request", (request) => /identity_grpo|elsewhere/.test(request.url()) && asked.push(request.url()));
-    await open(page, workflow({ IdentityGRPOTrain: "gone-20200101-000000-0000", IdentityGRPORun: "../../elsewhere?" }));
+    const kept = { IdentityGRPOTrain: "gone-20200101-000000-0000", IdentityGRPORun: "../../elsewhere?" };
+    for (const node of content.nodes) node.properties.identity_grpo_run = kept[node.type];
+    await open(page, content);
     await strip(page, "Train", /^Waiting for gone-/);
     seen.gone = { strips: await strips(page), asked };
   } finally {

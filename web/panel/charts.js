@@ -5,6 +5,8 @@ import { number } from "./format.js";
 const CURSOR = uPlot.sync("identity-grpo");
 const DASHES = [[], [6, 4], [2, 3], [8, 3, 2, 3], [1, 5], [12, 4]]; // one for each run that lies over the others
 
+const FEW = 4; // pixels: less is a click, more a selection
+
 const train = (row) => row.kind === "train";
 const held = (row) => row.kind === "evaluation";
 const gpu = (name) => name.startsWith("gib_");
@@ -98,7 +100,7 @@ function colours(element) {
 const faded = (colour, part) => `color-mix(in srgb, ${colour} ${100 * part}%, transparent)`;
 
 // `runs`: [{ title, rows }], the open one first. Returns { plot, ... } or undefined when nothing is measured.
-export function plot(place, chart, runs, { smoothing, log, width, height, onIteration, onCursor }) {
+export function plot(place, chart, runs, { smoothing, log, zoom, width, height, onIteration, onCursor, onZoom }) {
   const paint = colours(place);
   const series = [{}], bands = [], tables = [];
   runs.forEach((run, which) => {
@@ -117,9 +119,9 @@ export function plot(place, chart, runs, { smoothing, log, width, height, onIter
     for (const curve of chart.curves) {
       const values = column(curve.get);
       if (!values.some((value) => typeof value === "number")) continue;
-      const colour = which ? faded(paint[curve.colour], 70) : paint[curve.colour];
+      const colour = paint[curve.colour], alpha = which ? 0.6 : 1;
       const few = values.length < 60;
-      const style = { label: curve.name, run: which, paint: paint[curve.colour], stroke: colour, width: which ? 1.2 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: curve.dots && few, size: 5, fill: colour } };
+      const style = { label: curve.name, run: which, paint: colour, stroke: colour, alpha, width: which ? 1.2 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: Boolean(curve.dots) && few && !which, size: 5, fill: colour } };
       if (curve.low && !which) {
         columns.push(column(curve.high), column(curve.low));
         series.push(...[0, 1].map(() => ({ silent: true, stroke: "transparent", points: { show: false }, spanGaps: true })));
@@ -127,7 +129,7 @@ export function plot(place, chart, runs, { smoothing, log, width, height, onIter
       }
       if (curve.smooth && smoothing) {
         columns.push(values);
-        series.push({ silent: true, stroke: faded(colour, 0.28), width: 1, spanGaps: true, points: { show: false } });
+        series.push({ silent: true, stroke: colour, alpha: 0.28 * alpha, width: 1, spanGaps: true, points: { show: false } });
       }
       columns.push(curve.smooth ? smoothed(values, smoothing) : values);
       if (curve.fill && !which) style.fill = faded(colour, 0.14);
@@ -148,7 +150,7 @@ export function plot(place, chart, runs, { smoothing, log, width, height, onIter
     bands,
     legend: { show: false },
     padding: [6, 18, 0, 0],
-    cursor: { sync: { key: CURSOR.key, scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false } },
+    cursor: { sync: { key: CURSOR.key, scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false, setScale: false }, bind: { dblclick: () => () => (onZoom(undefined), null) } },
     scales: {
       x: { time: false },
       y: logarithmic ? { distr: 3 } : { range: chart.range ?? ((_, low, high) => padded(low, high, chart.zero)) },
@@ -157,13 +159,21 @@ export function plot(place, chart, runs, { smoothing, log, width, height, onIter
       { ...axis, size: 22, gap: 3, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? String(tick) : "")) },
       { ...axis, size: 46, gap: 4, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) },
     ],
-    hooks: { setCursor: [(self) => onCursor(self)] },
+    hooks: { setCursor: [(self) => onCursor(self)], setSelect: [selected] },
   };
   if (chart.level !== undefined) options.hooks.drawAxes = [(self) => levelLine(self, chart.level, paint.quiet)];
+  function selected(self) {
+    const { left, width: wide } = self.select;
+    if (wide < FEW) return;
+    onZoom([self.posToVal(left, "x"), self.posToVal(left + wide, "x")]);
+  }
   const made = new uPlot(options, data, place);
-  made.over.addEventListener("click", () => {
+  if (zoom) made.setScale("x", { min: zoom[0], max: zoom[1] });
+  let pressed;
+  made.over.addEventListener("pointerdown", (event) => (pressed = event.clientX));
+  made.over.addEventListener("click", (event) => {
     const index = made.cursor.idx;
-    if (index !== null && index !== undefined) onIteration(made.data[0][index]);
+    if (Math.abs(event.clientX - pressed) < FEW && index !== null && index !== undefined) onIteration(made.data[0][index]);
   });
   made.format = format;
   return made;

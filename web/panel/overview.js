@@ -14,10 +14,10 @@ const SETTLED = 120; // ms after which a new size counts
 
 export function overview() {
   let plots = [], token = 0, shownKey = "", over = [];
-  const look = { smoothing: 0.6, log: false };
+  const look = { smoothing: 0.6, log: false, zoom: undefined };
   const grid = el("div.igrpo-charts");
   const nothing = el("div.igrpo-note", { textContent: "Nothing is measured yet: the first curve appears with the first iteration." });
-  const slider = el("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: look.smoothing, oninput: () => ((look.smoothing = Number(slider.value)), render()) });
+  const slider = el("input", { type: "range", "aria-label": "Smoothing", min: 0, max: 0.98, step: 0.02, value: look.smoothing, oninput: () => ((look.smoothing = Number(slider.value)), render()) });
   const logBox = el("input", { type: "checkbox", onchange: () => ((look.log = logBox.checked), render()) });
   const legend = el("div.igrpo-legend");
   const csv = el("a.igrpo-button", { download: "", title: "All metrics as a CSV file" }, icon("download"), el("span", { textContent: "CSV" }));
@@ -76,7 +76,7 @@ export function overview() {
       const values = el("span.igrpo-values"), place = el("div.igrpo-plot");
       const frame = el("figure.igrpo-chart", { "aria-label": chart.title }, el("figcaption.igrpo-row", {}, el("h3", { textContent: chart.title, title: chart.hint ?? chart.title }), values), place);
       grid.append(frame);
-      const made = plot(place, chart, over, { ...look, width: each - 18, height, onIteration: (iteration) => openRun(selection.run, "clips", { iteration }), onCursor });
+      const made = plot(place, chart, over, { ...look, width: each - 18, height, onIteration: (iteration) => openRun(selection.run, "clips", { iteration }), onCursor, onZoom });
       if (!made) {
         frame.remove();
         continue;
@@ -86,6 +86,11 @@ export function overview() {
     }
     legend.replaceChildren(...(over.length > 1 ? over : []).map((run, index) => el("span.igrpo-key", { title: run.id }, el("i", { className: `igrpo-dash igrpo-dash-${index % 4}` }), el("span", { textContent: run.title }))));
     if (box.parentElement) box.parentElement.scrollTop = scrolled;
+  }
+
+  function onZoom(range) {
+    look.zoom = range;
+    setTimeout(render); // the chart that asks is still at work
   }
 
   // One cursor for all: the synchronised plots report it one after another.
