@@ -100,8 +100,8 @@ app.registerExtension({
     });
   },
   getNodeMenuItems(node) {
-    const run = strips.get(node)?.current();
-    return run ? menuOf(run, {}).filter(Boolean).map(({ label, act }) => ({ content: label, callback: act })) : [];
+    const one = strips.get(node), run = one?.current();
+    return run ? menuOf(run, { edit: one.edit }).filter(Boolean).map(({ label, act }) => ({ content: label, callback: act })) : [];
   },
   // The editor has opened a workflow again that was executed meanwhile.
   onNodeOutputsUpdated(outputs) {

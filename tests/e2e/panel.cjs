@@ -46,7 +46,7 @@ const strips = (page) =>
   });
 
 async function until(page, look, wanted, what) {
-  const end = Date.now() + 90000;
+  const end = Date.now() + 150000;
   for (;;) {
     const found = await look();
     if (wanted(found)) return found;
@@ -58,7 +58,7 @@ async function until(page, look, wanted, what) {
 const strip = (page, kind, wanted) => until(page, async () => (await strips(page))[kind], (found) => found && wanted.test(found.text), `${kind} ${wanted}`);
 
 const card = (page) => page.locator(".igrpo-card");
-const state = (page, wanted) => page.waitForSelector(`.igrpo-card[data-state="${wanted}"]`, { timeout: 90000 });
+const state = (page, wanted) => page.waitForSelector(`.igrpo-card[data-state="${wanted}"]`, { timeout: 150000 });
 
 async function press(page, kind, label) {
   await page.evaluate((type) => {
@@ -127,7 +127,7 @@ async function delay(page, id) {
     // One run, live.
     await card(page).focus();
     await page.keyboard.press("Enter");
-    await page.waitForSelector(".igrpo-chart canvas", { timeout: 90000 });
+    await page.waitForSelector(".igrpo-chart canvas", { timeout: 150000 });
     await page.locator(".igrpo-controls input[type=range]").first().fill("0");
     seen.delays = [await delay(page, seen.id), await delay(page, seen.id)];
     await picture(page, "live");

@@ -40,7 +40,7 @@ def frame_sheet(path: Path, width: int) -> FrameSheet:
     return _sheet(path, width, stat.st_mtime_ns, stat.st_size)
 
 
-@lru_cache(maxsize=96)
+@lru_cache(maxsize=48)
 def _sheet(path: Path, width: int, _changed: int, _size: int) -> FrameSheet:
     clip, fps = read_clip(path)
     count = min(len(clip), MOST_FRAMES[width])

@@ -95,7 +95,8 @@ export async function copyText(text) {
 // a new one.
 export async function useInGraph(run, choice) {
   const kind = "IdentityGRPOLoadLoRA";
-  const nodes = (app.graph.nodes ?? app.graph._nodes).filter((node) => node.comfyClass === kind);
+  const graph = app.canvas.graph ?? app.graph; // the subgraph that is open, if one is
+  const nodes = graph._nodes.filter((node) => node.comfyClass === kind);
   const value = (node) => node.widgets?.find((widget) => widget.name === "lora")?.value ?? "";
   const selected = Object.values(app.canvas.selected_nodes ?? {}).find((node) => nodes.includes(node));
   let node = selected ?? nodes.find((other) => String(value(other)).includes(run.id)) ?? (nodes.length === 1 ? nodes[0] : undefined);
@@ -104,7 +105,7 @@ export async function useInGraph(run, choice) {
     node = LiteGraph.createNode(kind);
     const [x, y, width, height] = app.canvas.visible_area ?? [0, 0, 800, 600];
     node.pos = [x + width / 2 - 160, y + height / 3];
-    app.graph.add(node);
+    graph.add(node);
   }
   const widget = node.widgets.find((other) => other.name === "lora");
   app.canvas.emitBeforeChange?.();

@@ -5,6 +5,7 @@ import { number } from "./format.js";
 const CURSOR = uPlot.sync("identity-grpo");
 const DASHES = [[], [6, 4], [2, 3], [8, 3, 2, 3], [1, 5], [12, 4]]; // one for each run that lies over the others
 
+const DOT = 6; // pixels
 const FEW = 4; // pixels: less is a click, more a selection
 
 const train = (row) => row.kind === "train";
@@ -150,7 +151,7 @@ export function plot(place, chart, runs, { smoothing, log, zoom, width, height, 
     bands,
     legend: { show: false },
     padding: [6, 18, 0, 0],
-    cursor: { sync: { key: CURSOR.key, scales: ["x", null] }, points: { size: 6 }, drag: { x: true, y: false, setScale: false }, bind: { dblclick: () => () => (onZoom(undefined), null) } },
+    cursor: { sync: { key: CURSOR.key, scales: ["x", null] }, points: { size: DOT, show: cursorDot }, drag: { x: true, y: false, setScale: false }, bind: { dblclick: () => () => (onZoom(undefined), null) } },
     scales: {
       x: { time: false },
       y: logarithmic ? { distr: 3 } : { range: chart.range ?? ((_, low, high) => padded(low, high, chart.zero)) },
@@ -177,6 +178,14 @@ export function plot(place, chart, runs, { smoothing, log, zoom, width, height, 
   });
   made.format = format;
   return made;
+}
+
+// A dot on the open run's curves only.
+function cursorDot(self, place) {
+  if (self.series[place].silent || self.series[place].run) return false;
+  const dot = document.createElement("div");
+  Object.assign(dot.style, { width: `${DOT}px`, height: `${DOT}px`, marginLeft: `${-DOT / 2}px`, marginTop: `${-DOT / 2}px` });
+  return dot;
 }
 
 function padded(low, high, zero) {

@@ -20,7 +20,7 @@ export function iconButton(name, label, act, properties = {}) {
   return el("button.igrpo-icon", { type: "button", title: label, "aria-label": label, onclick: act, ...properties }, icon(name));
 }
 
-// Sets a text only when it is another one: a selection in it stays, and nothing is laid out again.
+// Sets a text only when it is another one, so that a selection in it is kept.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

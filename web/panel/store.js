@@ -5,6 +5,7 @@ import * as server from "./server.js";
 
 const EVENT = "identity_grpo.runs";
 const RENEW = 45000; // ms
+const SOON = 700; // ms
 const RETRY = 4000; // ms
 const ASLEEP = 20000; // ms between two ticks that should be two seconds apart
 const TICK = 2000; // ms
@@ -50,7 +51,9 @@ export function refresh() {
 async function readAll() {
   clearTimeout(waiting);
   try {
-    await renew(); // before reading, so that no change is missed between the two
+    // Before reading, so that no change is missed between the two. A page that has just been loaded has no websocket yet.
+    const watched = await renew().then(() => true, () => false);
+    if (!watched) waiting = setTimeout(refresh, SOON);
     const found = await server.listRuns();
     const known = new Set(found.map((run) => run.id));
     const deleted = [...runs.keys()].filter((id) => !known.has(id));

@@ -1,5 +1,6 @@
 // A run in one strip of fixed height, for nodes.
-import { bringBack, can, hints, menuOf, resume, save, stop } from "./actions.js";
+import { app } from "../../../scripts/app.js";
+import { bringBack, can, hints, menuOf, rename, resume, save, stop } from "./actions.js";
 import { clip, discard } from "./clip.js";
 import { addStyle, el, icon, iconButton, setShown, setText } from "./dom.js";
 import { duration, firstLine, look, phaseOf, standing, titleOf } from "./format.js";
@@ -26,8 +27,13 @@ export function strip(runOf) {
     resume: iconButton("play", "Resume", () => resume(run)),
     save: iconButton("save", "Save now", () => save(run)),
     restore: iconButton("undo", "Restore the deleted run", () => bringBack(id)),
-    more: iconButton("ellipsis-h", "More actions", (event) => openMenu(event.currentTarget, menuOf(run, {})), { "aria-haspopup": "menu" }),
+    more: iconButton("ellipsis-h", "More actions", (event) => openMenu(event.currentTarget, menuOf(run, { edit })), { "aria-haspopup": "menu" }),
   };
+  async function edit() {
+    const asked = { title: "Rename", message: "Title (empty: the run's id)", defaultValue: run.title };
+    const given = await app.extensionManager.dialog.prompt(asked);
+    if (given !== null) rename(run, given);
+  }
   const open = el("button.igrpo-link", { type: "button", title: "Charts, clips and log of this run", onclick: () => openRun(run.id) }, el("span", { textContent: "open in panel" }), icon("arrow-up-right"));
   const measures = el("div.igrpo-row.igrpo-strip-measures", {}, curve.svg, reward, judge);
   const tools = el("div.igrpo-row.igrpo-strip-tools", {}, ...Object.values(buttons), open);
@@ -101,5 +107,5 @@ export function strip(runOf) {
 
   const ends = [store.subscribe(update), store.follow({}), () => discard(player)];
   update();
-  return { box, update, current: () => run, end: () => ends.splice(0).forEach((end) => end()) };
+  return { box, update, edit, current: () => run, end: () => ends.splice(0).forEach((end) => end()) };
 }
