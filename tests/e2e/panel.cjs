@@ -90,6 +90,14 @@ const picture = (page, name) => pictures && page.screenshot({ path: join(picture
 
 const rows = (id) => readFileSync(join(runs, id, "metrics.jsonl"), "utf8").split("\n").filter((line) => line.includes('"train"'));
 
+function lives(id) {
+  try {
+    return process.kill(JSON.parse(readFileSync(join(runs, id, "status.json"))).pid, 0);
+  } catch {
+    return false;
+  }
+}
+
 // How long it takes from the moment a row is in the file until its reward is the last value of the chart, in ms.
 async function delay(page, id) {
   const before = rows(id).length;
@@ -136,6 +144,7 @@ async function delay(page, id) {
     await confirm(page);
     await state(page, "stopped");
     seen.stopped = await strip(page, "Train", /^stopped/);
+    seen.alive = lives(seen.id);
 
     await card(page).focus();
     await page.keyboard.press("F2");
@@ -162,18 +171,26 @@ async function delay(page, id) {
     await press(page, "Train", "Resume");
     seen.resumed = { Train: await strip(page, "Train", /^iteration/), Run: await strip(page, "Run", /^iteration/) };
     await picture(page, "nodes");
-    await press(page, "Run", "Stop");
-    await confirm(page);
-    seen.stoppedAgain = await strip(page, "Train", /^stopped/);
 
+    // A run that fails is announced once, and counted on the tab until it is opened.
+    process.kill(JSON.parse(readFileSync(join(runs, seen.id, "status.json"))).pid, "SIGKILL");
+    seen.failed = await strip(page, "Train", /^failed/);
+    const toasts = page.locator(".p-toast-message", { hasText: "failed" });
+    await toasts.first().waitFor();
+    const tab = page.locator(".identity-grpo-tab-button");
+    seen.notice = { toasts: await toasts.count(), badge: (await tab.innerText()).includes("1") };
+    await tab.click();
     await page.waitForSelector(".igrpo-card");
+    seen.notice.read = !(await tab.innerText()).includes("1");
+    await picture(page, "failed");
+
     await page.locator(".igrpo-card button[aria-haspopup=menu]").click();
     await page.locator("[role=menuitem]", { hasText: "Delete" }).click();
     await card(page).waitFor({ state: "detached" });
     seen.deleted = { there: existsSync(join(runs, seen.id)), strip: await strip(page, "Train", /^Deleted/) };
     await page.locator(".igrpo-undo button").click();
     await card(page).waitFor();
-    seen.restored = { there: existsSync(join(runs, seen.id)), strip: await strip(page, "Train", /^stopped/) };
+    seen.restored = { there: existsSync(join(runs, seen.id)), strip: await strip(page, "Train", /^failed/) };
 
     // A workflow of another machine, and a hostile one.
     const asked = [];

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from comfy_server import deleting_runs
-from trainers.processes import alive
-from trainers.runs.registry import find
 
 NOT_STARTED = "Not started: press Run"
 SECONDS = 2.0
@@ -54,9 +52,8 @@ def test_a_metric_is_on_screen_within_two_seconds(seen):
     assert max(seen["delays"]) <= 1000 * SECONDS
 
 
-def test_a_stopped_run_has_no_process_and_may_be_resumed(seen, runs):
-    status = find(runs, seen["id"]).status()
-    assert status.state == "stopped" and not alive(status.pid, status.pid_started)
+def test_a_stopped_run_has_no_process_and_may_be_resumed(seen):
+    assert not seen["alive"]
     assert seen["stopped"]["able"] == ["Resume", "More actions"]
 
 
@@ -75,6 +72,11 @@ def test_clips_and_reference_images_are_shown(seen):
 def test_after_a_reload_in_nodes_2_0_the_nodes_show_and_control_the_run(seen):
     assert all(strip["able"] == ["Resume", "More actions"] for strip in seen["reloaded"].values())
     assert all("Stop" in strip["able"] for strip in seen["resumed"].values())
+
+
+def test_a_failed_run_is_announced_once_and_counted_until_it_is_seen(seen):
+    assert seen["failed"]["able"] == ["Resume", "More actions"]
+    assert seen["notice"] == {"toasts": 1, "badge": True, "read": True}
 
 
 def test_a_deleted_run_is_brought_back_by_undo(seen):

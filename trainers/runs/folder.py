@@ -28,6 +28,7 @@ PARTS = ("control", "checkpoints", "evaluation", "samples", "exports")
 LONGEST_NAME = 60
 LONGEST_TITLE = 100
 TAIL = 1 << 16  # bytes of metrics.jsonl in which its last evaluation is looked for first
+LONGEST_ROW = 4096  # bytes of a row of metrics, at most nearly always
 LARGEST = 1 << 63  # no count and no metric is larger
 RATES = ("win", "tie", "loss", "win_low", "win_high")
 EXPORT = re.compile(r".+-(\d{6,})\.safetensors")
@@ -266,7 +267,7 @@ class RunFolder:
         """
         data = self._metric_bytes()
         evaluations = [start for start, _ in _evaluation_places(data)]
-        if data.count(b"\n") <= most:
+        if len(data) < most * LONGEST_ROW and data.count(b"\n") <= most:
             return _rows(data.splitlines())
         places = (round(part * (len(data) - 1) / (most - 1)) for part in range(most))
         others = {_line_at(data, place)[0] for place in places} - set(evaluations)
