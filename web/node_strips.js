@@ -15,13 +15,25 @@ const NARROWEST = 300; // pixels of a fresh node
 const strips = new Map(); // node -> strip
 const newest = new Map(); // run -> its newest LoRA when last looked at
 
+// The node whose output is linked to an input, within the subgraph that is linked if it is one.
+function origin(node, slot) {
+  let link = node.graph?.getLink?.(node.inputs[slot].link);
+  let found = link && node.graph.getNodeById(link.origin_id);
+  while (found?.subgraph) {
+    const inner = found.subgraph.outputNode?.slots?.[link.origin_slot]?.linkIds?.[0];
+    link = inner === undefined ? undefined : found.subgraph.getLink(inner);
+    found = link && found.subgraph.getNodeById(link.origin_id);
+  }
+  return found;
+}
+
 // The run that a node shows: of Training Run that of the Train node linked to it, else that of its list.
 function runOf(node) {
   const kept = node.properties?.[PROPERTY];
   if (node.comfyClass === TRAIN) return kept;
   const slot = node.inputs?.findIndex((input) => input.name === "training_run") ?? -1;
   if (slot >= 0 && node.inputs[slot].link != null) {
-    const from = node.getInputNode?.(slot);
+    const from = origin(node, slot);
     return (from?.comfyClass === TRAIN && from.properties?.[PROPERTY]) || kept;
   }
   const chosen = node.widgets?.find((widget) => widget.name === "run")?.value;

@@ -39,8 +39,8 @@ const strips = (page) =>
       const box = node.widgets?.find((w) => w.name === "identity_grpo_run")?.element;
       if (!box) continue;
       const able = [...box.querySelectorAll(".igrpo-icon")].filter((b) => !b.disabled && !b.hidden).map((b) => b.getAttribute("aria-label").split(/[:;,]| after/)[0]);
-      const { height } = box.getBoundingClientRect();
-      found[node.type.slice("IdentityGRPO".length)] = { text: box.querySelector(".igrpo-strip-text").textContent, able, height: box.isConnected ? Math.round(height / app.canvas.ds.scale) : 0 };
+      const { width, height } = box.querySelector(".igrpo-strip").getBoundingClientRect();
+      found[node.type.slice("IdentityGRPO".length)] = { text: box.querySelector(".igrpo-strip-text").textContent, able, height: box.isConnected ? Math.round(height / app.canvas.ds.scale) : 0, fills: !box.isConnected || width / app.canvas.ds.scale > 0.8 * node.size[0] };
     }
     return found;
   });
@@ -144,7 +144,7 @@ async function delay(page, id) {
     await confirm(page);
     await state(page, "stopped");
     seen.stopped = await strip(page, "Train", /^stopped/);
-    seen.alive = lives(seen.id);
+    await until(page, async () => lives(seen.id), (alive) => !alive, "the end of the process"); // it ends a moment after its status
 
     await card(page).focus();
     await page.keyboard.press("F2");

@@ -74,4 +74,4 @@ export function phaseOf(run) {
 
 export const deviceOf = (run) => (run.gpus?.length ? `GPU ${run.gpus.join(", ")}` : "");
 
-export const firstLine = (text) => (text ?? "").split("\n", 1)[0];
+export const firstLine = (text) => (text ?? "").split("\n", 1)[0].replace(/; the end of its log:$/, "");

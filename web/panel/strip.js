@@ -38,7 +38,8 @@ export function strip(runOf) {
   const measures = el("div.igrpo-row.igrpo-strip-measures", {}, curve.svg, reward, judge);
   const tools = el("div.igrpo-row.igrpo-strip-tools", {}, ...Object.values(buttons), open);
   const head = el("div.igrpo-row.igrpo-strip-head", {}, mark, text, left);
-  const box = el("div.igrpo-strip", { role: "group", "aria-label": "Training run" }, head, el("div.igrpo-strip-main", {}, progress, measures), player.canvas, tools);
+  const inner = el("div.igrpo-strip", { role: "group", "aria-label": "Training run" }, head, el("div.igrpo-strip-main", {}, progress, measures), player.canvas, tools);
+  const box = el("div.igrpo-strip-place", {}, inner); // Nodes 2.0 stretches it
   // The canvas below would take these as its own.
   for (const name of ["pointerdown", "wheel", "dblclick"]) box.addEventListener(name, (event) => event.target.closest("button") && event.stopPropagation());
 
@@ -70,7 +71,7 @@ export function strip(runOf) {
 
   function show() {
     const [kind, said, symbol] = run ? [look(run).kind, status(), look(run).icon] : [...absent(), undefined];
-    box.dataset.state = kind;
+    inner.dataset.state = kind;
     const name = symbol ?? { queued: "circle", waiting: "clock", hung: "exclamation-triangle" }[kind];
     if (mark.dataset.icon !== name) mark.replaceChildren(icon(name, name === "spinner" ? "pi-spin" : ""));
     mark.dataset.icon = name;
