@@ -3,7 +3,7 @@ import { app } from "../../scripts/app.js";
 import { findNode } from "./find_node.js";
 
 const NAME = "identity_grpo_text";
-const WITH_PANEL = ["IdentityGRPOTrain", "IdentityGRPORun"]; // runs.js shows the text of these
+const WITH_PANEL = ["IdentityGRPOTrain", "IdentityGRPORun"]; // node_strips.js shows the text of these
 
 function show(node, output) {
   if (!node?.comfyClass?.startsWith("IdentityGRPO") || WITH_PANEL.includes(node.comfyClass) || !output?.text) return;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,6 +97,20 @@ def ending_runs(base: Path) -> Iterator[Path]:
         for run in runs_in(base):
             if is_alive(run):
                 stop(run, 5)
+
+
+@contextmanager
+def deleting_runs(comfyui: Client) -> Iterator[None]:
+    """Stop and delete the runs of the block at its end."""
+    before = {run.id for run in runs_in(comfyui.base)}
+    try:
+        yield
+    finally:
+        for run in runs_in(comfyui.base):
+            if run.id not in before:
+                stop(run, 5)
+                shutil.rmtree(run.path)
+                shutil.rmtree(comfyui.base / "models" / "loras" / "identity_grpo" / run.id, ignore_errors=True)
 
 
 def two_people(comfyui: Client) -> PromptItem:

@@ -22,7 +22,8 @@ const shown = (page) =>
         if (node.subgraph) walk(node.subgraph, depth + 1);
         const panel = node.widgets?.find((w) => w.name === "identity_grpo_run")?.element;
         const text = node.widgets?.find((w) => w.name === "identity_grpo_text")?.element;
-        if (node.mode === 0 && (panel || text)) found[node.type] = { depth, text: (panel?.firstChild ?? text).textContent };
+        if (node.mode === 0 && (panel || text)) found[node.type] = { depth, text: (panel?.querySelector(".igrpo-strip-text") ?? text).textContent };
+        if (node.mode === 0 && panel && node.properties.identity_grpo_run) found[node.type].run = node.properties.identity_grpo_run;
       }
     };
     walk(app.rootGraph, 0);
@@ -71,7 +72,7 @@ const queue = (page, leaving) =>
     });
     seen.before = await shown(page);
     await queue(page, true);
-    const both = (found) => ["IdentityGRPOTrain", "IdentityGRPORun"].every((type) => /starting|running/.test(found[type]?.text));
+    const both = (found) => ["IdentityGRPOTrain", "IdentityGRPORun"].every((type) => /starting|iteration/.test(found[type]?.text));
     seen.left = await until(page, (found) => both(found) && found.IdentityGRPOLoadModel);
     await queue(page, false);
     seen.queued = await until(page, both);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -11,10 +12,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from PIL import Image
 
 from trainers.config import make_config
 from trainers.processes import alive
@@ -22,9 +26,13 @@ from trainers.runs.folder import RunFolder
 
 ROOT = "/identity_grpo/runs"
 REPOSITORY = Path(__file__).parents[2]
-ACTIONS = ("stop", "resume", "save", "rename", "delete", "duplicate")
+ACTIONS = ("stop", "resume", "save", "sample", "rename", "delete", "duplicate")
 TRASH = "/identity_grpo/trash"
-PARTS = ("metrics", "log")
+WATCH = "/identity_grpo/watch"
+PARTS = (
+    *("metrics", "metrics.csv", "log", "settings", "exports"),
+    *("clips", "clips/0", "clips/0/0", "clips/0/0/frames", "references/0/0"),
+)
 IMPOSSIBLE_IDS = ["..%2F{id}", "{id}%2F..%2F{id}", "{ID}", "%20{id}", "{id}%00", "config.yaml"]
 
 # Stands for a trainer: runs until it is asked to stop, and takes a moment to end.
@@ -147,17 +155,17 @@ def test_a_damaged_run_is_shown_as_damaged_and_hides_no_other(ask, make, content
 
 
 def test_a_run_whose_description_fails_hides_no_other(ask, make, monkeypatch):
-    from identity_grpo.nodes import routes
+    from identity_grpo.trainers.runs import cards
 
     damaged, good = make("stopped"), make("stopped")
-    summary = routes.summary
+    summary = cards.summary
 
     def fail(run):
         if run.id == damaged.id:
             raise KeyError("win_low")
         return summary(run)
 
-    monkeypatch.setattr(routes, "summary", fail)
+    monkeypatch.setattr(cards, "summary", fail)
     ((_, listed),) = ask(("GET", ROOT))
     shown = {run["id"]: run for run in listed}
     assert shown[damaged.id]["state"] == "damaged" and "win_low" in shown[damaged.id]["text"]
@@ -200,8 +208,9 @@ def test_a_page_of_another_site_is_refused_by_every_route(ask, going, headers):
     requests = [("GET", ROOT), ("GET", path), *(("POST", f"{path}/{action}") for action in ACTIONS)]
     requests += [("GET", TRASH), *(("GET", f"{path}/{part}") for part in PARTS)]
     requests += [("POST", f"{TRASH}/empty"), ("POST", f"{TRASH}/{going.id}/restore")]
+    requests += [("POST", WATCH), ("POST", f"{WATCH}/end")]
     answers = ask(*((*request, {"headers": headers}) for request in requests))
-    assert [status for status, _ in answers] == [403] * 13 and all(answer["error"] for _, answer in answers)
+    assert {status for status, _ in answers} == {403} and all(answer["error"] for _, answer in answers)
     assert contents(going) == before
 
 
@@ -223,7 +232,8 @@ def test_an_impossible_id_is_refused_and_touches_nothing(ask, going, wrong):
         *(("POST", f"{ROOT}/{name}/{action}") for action in ACTIONS),
         ("POST", f"{TRASH}/{name}/restore"),
     )
-    assert [status for status, _ in answers] == [404] * 3 + [409] * 7
+    reads, changes = len(PARTS) + 1, len(ACTIONS) + 1
+    assert [status for status, _ in answers] == [404] * reads + [409] * changes
     assert {answer["error"] for _, answer in answers} == {"a run's id has lower-case letters, digits and dashes"}
     assert contents(going) == before
 
@@ -232,7 +242,7 @@ def test_an_unknown_run_is_refused_with_the_names_of_the_others(ask, make):
     run = make("stopped")
     reads = [("GET", f"{ROOT}/gone"), *(("GET", f"{ROOT}/gone/{part}") for part in PARTS)]
     answers = ask(*reads, *(("POST", f"{ROOT}/gone/{action}") for action in ACTIONS))
-    assert [status for status, _ in answers] == [404] * 3 + [409] * 6
+    assert [status for status, _ in answers] == [404] * len(reads) + [409] * len(ACTIONS)
     assert {answer["error"] for _, answer in answers} == {f"there is no run `gone`; there are {run.id}"}
 
 
@@ -420,9 +430,9 @@ def test_metrics_since_an_iteration(ask, measured, query, expected):
 
 
 def test_a_long_history_comes_in_parts(ask, measured, monkeypatch):
-    from identity_grpo.nodes import routes
+    from identity_grpo.nodes import run_views
 
-    monkeypatch.setattr(routes, "MOST_ROWS", 4)
+    monkeypatch.setattr(run_views, "MOST_ROWS", 4)
     path = f"{ROOT}/{measured.id}/metrics"
     (_, first), (_, rest) = ask(("GET", path), ("GET", path + "?since=4"))
     assert [row["iteration"] for row in first["rows"]] == [1, 2, 3, 4] and first["more"]
@@ -464,3 +474,219 @@ def test_a_resume_waits_for_its_device_until_it_is_stopped(ask, make, pack):
         wait_for(lambda: ask(("GET", f"{ROOT}/{run.id}"))[0][1]["place"] == 1)
         ((status, shown),) = ask(post(f"{ROOT}/{run.id}/stop"))
     assert (status, shown["state"], shown["active"]) == (200, "stopped", False)
+
+
+# --- what a panel of runs shows --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fetch(root):
+    """`fetch(path)`: status, headers and body of a GET."""
+    from server import PromptServer
+
+    async def go(path):
+        app = web.Application()
+        app.add_routes(r for r in PromptServer.instance.routes if getattr(r, "path", "").startswith("/identity_grpo/"))
+        async with TestClient(TestServer(app)) as client, client.get(path) as answer:
+            return answer.status, answer.headers, await answer.read()
+
+    return lambda path: asyncio.run(go(path))
+
+
+@pytest.fixture
+def trained(make):
+    """A run with two evaluations, a clip of each, and a LoRA."""
+    run = make("finished", iteration=2)
+    frames = np.zeros((5, 24, 40, 3), np.uint8)
+    frames[:, :, :, 0] = 200
+    item = SimpleNamespace(id="tiny-held-out-0000")
+    for iteration, reward in ((0, 1.0), (2, 3.0)):
+        scores = {"ids": [item.id], "rewards": [reward], "identity": [0.5 + iteration / 10]}
+        run.write_clips(iteration, [item], [frames], 10)
+        run.write_measurement(iteration, scores)
+        row = dict.fromkeys(("win", "tie", "loss", "win_low", "win_high"), 0.5) | {"margin": reward - 1}
+        row |= {"kind": "evaluation", "iteration": iteration, "reward_mean": reward, "identity": 0.5 + iteration / 10}
+        run.append_metrics(row)
+        if iteration == 0:
+            run.write_measurement("base", scores)
+            run.append_metrics({"kind": "train", "iteration": 1, "reward_mean": 1.5})
+    run.export_path(2).write_bytes(b"LoRA")
+    return run
+
+
+def test_a_card_has_the_gains_and_the_newest_clips(ask, trained):
+    ((_, shown),) = ask(("GET", f"{ROOT}/{trained.id}"))
+    assert shown["reward"] == {"start": 1.0, "now": 3.0} and shown["judge"] == {"start": 0.5, "now": 0.7}
+    assert shown["clips"] == {"iteration": 2, "numbers": [0]} and (shown["best"], shown["done"]) == (2, 2 / 7)
+
+
+def test_a_long_history_is_thinned_to_points_with_both_ends(ask, make):
+    run = make("stopped")
+    with open(run.path / "metrics.jsonl", "w") as file:
+        file.writelines(
+            f'{{"kind": "train", "iteration": {iteration}, "reward_mean": 1.0}}\n' for iteration in range(1, 1001)
+        )
+    ((status, answer),) = ask(("GET", f"{ROOT}/{run.id}/metrics?points=50"))
+    found = [row["iteration"] for row in answer["rows"]]
+    assert status == 200 and not answer["more"] and 45 <= len(found) <= 51
+    assert (found[0], found[-1]) == (1, 1000) and found == sorted(set(found))
+
+
+@pytest.mark.parametrize("points", ["0", "1", "2001", "-5", "x", "1e3", "9" * 30])
+def test_points_are_a_count(ask, trained, points):
+    ((status, answer),) = ask(("GET", f"{ROOT}/{trained.id}/metrics?points={points}"))
+    assert status == 404 and "`points` must be a whole number" in answer["error"]
+
+
+def test_metrics_as_csv(fetch, trained):
+    status, headers, body = fetch(f"{ROOT}/{trained.id}/metrics.csv")
+    lines = body.decode().splitlines()
+    assert status == 200 and headers["Content-Type"].startswith("text/csv") and len(lines) == 4
+    assert lines[0].startswith("iteration,kind,") and trained.id in headers["Content-Disposition"]
+
+
+def test_clips_by_iteration_with_their_items_and_scores(ask, trained):
+    path = f"{ROOT}/{trained.id}/clips"
+    (_, listed), (_, scores) = ask(("GET", path), ("GET", f"{path}/2"))
+    assert listed["iterations"] == [{"iteration": 0, "numbers": [0]}, {"iteration": 2, "numbers": [0]}]
+    assert listed["items"][0]["id"] == "tiny-held-out-0000" and listed["items"][0]["references"] > 0
+    assert listed["start"] == "base policy" and listed["problem"] == "" and listed["base"]["rewards"] == [1.0]
+    assert scores == {"ids": ["tiny-held-out-0000"], "rewards": [3.0], "identity": [0.7]}
+
+
+def test_a_damaged_measurement_is_no_score(ask, trained):
+    trained.write_measurement(2, {"ids": ["a", "b"], "rewards": [1.0], "identity": ["<b>", None]})
+    ((status, scores),) = ask(("GET", f"{ROOT}/{trained.id}/clips/2"))
+    assert status == 200 and scores == {"ids": ["a", "b"], "identity": [None, None]}
+
+
+def test_the_frames_of_a_clip_are_one_picture(fetch, trained):
+    status, headers, body = fetch(f"{ROOT}/{trained.id}/clips/2/0/frames?width=96")
+    picture = Image.open(io.BytesIO(body))
+    names = ("Frames", "Columns", "Width", "Height", "Fps")
+    assert status == 200 and [headers[f"X-{name}"] for name in names] == ["5", "5", "40", "24", "10"]
+    assert picture.size == (200, 24) and headers["X-Content-Type-Options"] == "nosniff"
+    assert fetch(f"{ROOT}/{trained.id}/clips/2/0")[2][:4] == b"RIFF"
+
+
+def test_a_reference_image_of_a_held_out_item(fetch, trained):
+    status, headers, body = fetch(f"{ROOT}/{trained.id}/references/0/0")
+    assert status == 200 and headers["Content-Type"] == "image/jpeg" and Image.open(io.BytesIO(body)).width > 20
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("clips/9/0", "clips/2/7", "clips/2/0/frames?width=97", "clips/-1/0", "clips/2/00.webp", "clips/..%2F2/0"),
+        *("clips/%32%00/0", "clips/2/..%2F..%2Fconfig.yaml", "clips/²/0", f"clips/{'9' * 400}/0", "references/0/99"),
+        *("references/99/0", "references/x/0", "references/0/..%2F0"),
+    ],
+)
+def test_a_clip_or_picture_that_is_not_there_is_refused(fetch, trained, part):
+    status, headers, _ = fetch(f"{ROOT}/{trained.id}/{part}")
+    assert status == 404 and headers["Content-Type"].startswith("application/json")
+
+
+def test_settings_show_what_differs_from_the_preset(ask, trained):
+    ((_, shown),) = ask(("GET", f"{ROOT}/{trained.id}/settings"))
+    differing = {s["name"]: (s["value"], s["preset"], s["number"]) for s in shown["settings"] if s["differs"]}
+    assert shown["preset"] == "tiny" and differing == {"iterations": ("7", "24", 7)}
+
+
+def test_exports_have_size_score_and_the_name_that_loaders_list(ask, trained, tmp_path, monkeypatch):
+    from identity_grpo.nodes import folders
+
+    monkeypatch.setattr(folders, "published_root", lambda: tmp_path / "loras" / "identity_grpo")
+    ((_, (hidden,)),) = ask(("GET", f"{ROOT}/{trained.id}/exports"))
+    place = tmp_path / "loras" / "identity_grpo" / trained.id / hidden["name"]
+    place.parent.mkdir(parents=True)
+    place.touch()
+    ((_, (file,)),) = ask(("GET", f"{ROOT}/{trained.id}/exports"))
+    assert hidden["choice"] == "" and file["choice"] == f"identity_grpo/{trained.id}/{hidden['name']}"
+    assert (file["iteration"], file["bytes"], file["reward"], file["judge"]) == (2, 4, 2.0, 0.7) and file["best"]
+
+
+def test_reading_changes_nothing(ask, trained):
+    before = contents(trained)
+    for part in ("", *(f"/{part}" for part in PARTS if part not in ("metrics.csv", "clips/0/0"))):
+        if "frames" not in part and "references" not in part:
+            ask(("GET", f"{ROOT}/{trained.id}{part}"))
+    assert contents(trained) == before
+
+
+def test_clips_are_requested_of_a_run_that_trains_only(ask, going, make):
+    stopped = make("stopped")
+    (yes, no) = ask(("POST", f"{ROOT}/{going.id}/sample"), ("POST", f"{ROOT}/{stopped.id}/sample"))
+    assert yes[0] == 200 and going.take("sample") and "write clips" in yes[1]["message"]
+    assert no[0] == 409 and not stopped.take("sample")
+
+
+# --- pushing changes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pushed(pack, monkeypatch):
+    """A server with one open websocket `one`; the events that were sent to it. Every lease ends with the test."""
+    from identity_grpo.nodes import watching
+    from server import PromptServer
+
+    monkeypatch.setattr(PromptServer.instance, "sockets", {"one": object()}, raising=False)
+    monkeypatch.setattr(watching, "TICK_SECONDS", 0.02)
+    sent = []
+    monkeypatch.setattr(
+        PromptServer.instance, "send_sync", lambda event, data, sid=None: sent.append((event, data, sid))
+    )
+    yield SimpleNamespace(sent=sent, watch=watching.watch)
+    for sid in ("one", "two"):
+        watching.watch.end(sid)
+    wait_for(lambda: watching.watch._thread is None)
+
+
+def test_a_change_is_pushed_to_the_browser_that_watches(ask, make, pushed):
+    run = make("stopped")
+    assert ask(post(WATCH, client="one"))[0][0] == 200
+    wait_for(lambda: pushed.sent)
+    pushed.sent.clear()
+    run.append_metrics({"kind": "train", "iteration": 1, "reward_mean": 2.0})
+    wait_for(lambda: pushed.sent)
+    event, data, sid = pushed.sent[0]
+    assert (event, sid) == ("identity_grpo.runs", "one") and data["runs"][0]["measured"] == 1
+
+
+def test_a_deleted_run_is_pushed(ask, make, pushed):
+    run = make("stopped")
+    ask(post(WATCH, client="one"))
+    wait_for(lambda: pushed.sent)
+    ask(post(f"{ROOT}/{run.id}/delete"))
+    wait_for(lambda: any(data["deleted"] == [run.id] for _, data, _ in pushed.sent))
+
+
+def test_without_a_watcher_nothing_is_read(ask, make, pushed):
+    make("stopped")
+    ask(post(WATCH, client="one"))
+    wait_for(lambda: pushed.sent)
+    ask(post(f"{WATCH}/end", client="one"))
+    wait_for(lambda: pushed.watch._thread is None)
+    ticks = pushed.watch.ticks
+    time.sleep(0.1)
+    assert pushed.watch.ticks == ticks
+
+
+def test_a_closed_page_is_a_watcher_no_more(ask, make, pushed):
+    from server import PromptServer
+
+    ask(post(WATCH, client="one"))
+    PromptServer.instance.sockets.clear()
+    wait_for(lambda: pushed.watch._thread is None)
+
+
+@pytest.mark.parametrize("client", [None, 7, "", "two", "../one", "one\n", "x" * 65, ["one"]])
+def test_only_an_open_websocket_can_watch(ask, pushed, client):
+    ((status, answer),) = ask(post(WATCH, client=client))
+    assert status == 409 and answer["error"] and not pushed.watch.watchers()
+
+
+@pytest.mark.parametrize("content", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_a_page_of_another_site_cannot_watch(ask, pushed, content):
+    options = {"json": None, "data": b'{"client": "one"}', "headers": {"Content-Type": content}}
+    assert [status for status, _ in ask(("POST", WATCH, options), ("POST", f"{WATCH}/end", options))] == [415, 415]

@@ -1,4 +1,4 @@
-"""A server that does not serve: `routes` keeps the routes, `sent` the events."""
+"""A server that does not serve: `routes` keeps the routes, `sent` the events; `sockets` are the open ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PromptServer:
         PromptServer.instance = self
         self.loop, self.routes, self.prompt_queue = loop, web.RouteTableDef(), _Queue()
         self.app = SimpleNamespace(on_shutdown=[], on_cleanup=[])
-        self.client_id, self.last_node_id, self.sent = None, None, []
+        self.client_id, self.last_node_id, self.sent, self.sockets = None, None, [], {}
 
     def send_sync(self, event: str, data, sid: str | None = None) -> None:
         self.sent.append((event, data, sid))

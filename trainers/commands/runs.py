@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -14,6 +12,7 @@ from ..files import write_atomic
 from ..runs import claims, launcher, trash
 from ..runs.devices import holders
 from ..runs.folder import RunFolder
+from ..runs.history import metrics_table
 from ..runs.progress import duration
 from ..runs.registry import find, list_runs, refresh
 from ..runs.requests import sample_now, save_now
@@ -177,19 +176,14 @@ def _copy(run: RunFolder, changes: dict[str, Any], name: str | None) -> int:
 
 
 def _export(run: RunFolder, file: Path | None) -> int:
-    """Write the metrics as CSV: a row for each of metrics.jsonl, a column for each name in it."""
+    """Write the metrics as CSV."""
     if file is None:
         raise UserError("runs export needs a file: --csv metrics.csv")
     if not file.absolute().parent.is_dir() or file.is_dir():
         raise UserError(f"--csv {file}: give a file in a folder that exists")
-    rows = run.read_metrics()
-    columns = list(dict.fromkeys(["iteration", "kind", *(name for row in rows for name in row)]))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(file, text.getvalue(), sync=False)
-    print(f"{run.id}: {len(rows)} rows of {len(columns)} columns: {file.absolute()}")
+    table, rows, columns = metrics_table(run)
+    write_atomic(file, table, sync=False)
+    print(f"{run.id}: {rows} rows of {columns} columns: {file.absolute()}")
     return 0
 
 

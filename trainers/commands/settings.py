@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..config import PRESETS, TrainConfig, make_config
 from ..config.refusals import allowed, fields
+from ..runs.chosen_settings import setting_text, setting_value
 from .tables import markdown_table
 
 INTRODUCTION = """\
@@ -53,10 +52,10 @@ def settings(presets: Sequence[str] = tuple(PRESETS), only_changed: bool = False
     for name, field in fields(TrainConfig):
         if name == "preset":
             continue  # chosen by --preset
-        found = {preset: _value(config, name, field.default) for preset, config in configs.items()}
-        changed = {preset: _yaml(value) for preset, value in found.items() if value != field.default}
+        found = {preset: setting_value(config, name, field.default) for preset, config in configs.items()}
+        changed = {preset: setting_text(value) for preset, value in found.items() if value != field.default}
         if changed or not only_changed:
-            yield Setting(name, allowed(field), _yaml(field.default), changed, field.description or "")
+            yield Setting(name, allowed(field), setting_text(field.default), changed, field.description or "")
 
 
 def page(found: Sequence[Setting] | None = None) -> str:
@@ -94,18 +93,3 @@ def _grouped(setting: Setting) -> list[tuple[str, str]]:
     for preset, value in setting.presets.items():
         groups.setdefault(value, []).append(preset)
     return [(", ".join(presets), value) for value, presets in groups.items()]
-
-
-def _value(config: dict[str, Any], name: str, default: Any) -> Any:
-    """The value with this dotted name; the default in an optional section that is not there."""
-    value: Any = config
-    for part in name.split("."):
-        if value is None:
-            return default
-        value = value[part]
-    return value
-
-
-def _yaml(value: Any) -> str:
-    """As `--set` reads it."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

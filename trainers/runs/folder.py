@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -28,9 +28,13 @@ PARTS = ("control", "checkpoints", "evaluation", "samples", "exports")
 LONGEST_NAME = 60
 LOSSLESS_PIXELS = 1 << 14  # of a frame
 LONGEST_TITLE = 100
+TAIL = 1 << 16  # bytes of metrics.jsonl in which its last evaluation is looked for first
+LONGEST_ROW = 4096  # bytes of a row of metrics, at most nearly always
 LARGEST = 1 << 63  # no count and no metric is larger
 RATES = ("win", "tie", "loss", "win_low", "win_high")
 EXPORT = re.compile(r".+-(\d{6,})\.safetensors")
+CLIP = re.compile(r"(\d{2,6})-.+\.webp")
+ITERATION = re.compile(rb'"iteration":\s*(\d{1,19})\b')
 EVALUATION = {"reward_mean": float, "win": float, "win_low": float, "win_high": float, "margin": float}
 T = TypeVar("T")
 
@@ -232,7 +236,7 @@ class RunFolder:
     def best(self) -> Export | None:
         """The export of the best evaluation by margin, the newer of equals; the newest where none is measured."""
         exports = {export.iteration: export for export in self.exports()}
-        measured = [row for row in self.evaluations() if row["iteration"] in exports]
+        measured = self.evaluations(exports)
         if not measured:
             return self.newest()
         return exports[max(measured, key=lambda row: (row["margin"], row["iteration"]))["iteration"]]
@@ -271,23 +275,60 @@ class RunFolder:
                 rows.append(row)
         return rows
 
+    def thinned_metrics(self, most: int) -> list[dict[str, Any]]:
+        """Rows spread evenly over the run, the first and the last among them: at most `most` of evaluations and about
+        as many of all others.
+
+        Only those are parsed, so that a long history costs little.
+        """
+        data = self._metric_bytes()
+        evaluations = [start for start, _ in _evaluation_places(data)]
+        if len(data) < most * LONGEST_ROW and data.count(b"\n") <= most:
+            return _rows(data.splitlines())
+        places = (round(part * (len(data) - 1) / (most - 1)) for part in range(most))
+        others = {_line_at(data, place)[0] for place in places} - set(evaluations)
+        if last := next((start for start in _starts_from_end(data) if start not in evaluations), None):
+            others.add(last)
+        kept = sorted(others | set(_spread(evaluations, most)))
+        return _rows(data[start : _line_at(data, start)[1]] for start in kept)
+
     def _metric_lines(self) -> list[bytes]:
-        try:
-            return read_regular(self.path / "metrics.jsonl").splitlines()
-        except OSError:
-            return []
+        return self._metric_bytes().splitlines()
+
+    def _metric_bytes(self, tail: int | None = None) -> bytes:
+        """The content of metrics.jsonl, or complete lines of its last `tail` bytes."""
+        path = self.path / "metrics.jsonl"
+        with contextlib.suppress(OSError):
+            require_regular(path)
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0 if tail is None else max(0, size - tail))
+                if file.tell():
+                    file.readline()
+                return file.read()
+        return b""
 
     def training(self) -> list[dict[str, Any]]:
         """The rows of training iterations."""
         return [row for row in self.read_metrics() if row.get("kind") == "train"]
 
-    def evaluations(self) -> list[dict[str, Any]]:
-        """The rows of complete evaluations: each has the numbers named in `EVALUATION`."""
-        return list(_evaluations(self._metric_lines()))
+    def evaluations(self, of: Container[int] | None = None) -> list[dict[str, Any]]:
+        """The rows of complete evaluations: each has the numbers named in `EVALUATION`. With `of` only those of these
+        iterations, and no others are parsed."""
+        data = self._metric_bytes()
+        lines = (data[start:end] for start, end in _evaluation_places(data))
+        if of is not None:
+            lines = (line for line in lines if (found := ITERATION.search(line)) and int(found[1]) in of)
+        return list(_evaluations(lines))
 
     def last_evaluation(self) -> dict[str, Any] | None:
         """The last of `evaluations`; of a long file it alone is parsed."""
-        return next(_evaluations(reversed(self._metric_lines())), None)
+        for tail in (TAIL, None):
+            data = self._metric_bytes(tail)
+            lines = [data[start:end] for start, end in _evaluation_places(data)]
+            if found := next(_evaluations(reversed(lines)), None):
+                return found
+        return None
 
     def truncate_metrics(self, iteration: int) -> None:
         """Forget rows after `iteration`: a resumed run writes them again."""
@@ -331,6 +372,11 @@ class RunFolder:
                 )
                 for place, (item, video) in enumerate(zip(items, videos, strict=True))
             ]
+
+    def clip_files(self, iteration: int) -> dict[int, Path]:
+        """The animations of an iteration by the number of their held-out item."""
+        found = ((p, CLIP.fullmatch(p.name)) for p in (self.samples_folder / f"{iteration:06d}").glob("*.webp"))
+        return {int(match[1]): path for path, match in found if match}
 
     def clips(self) -> list[list[Path]]:
         """The animations of every iteration that has some, newest iteration first."""
@@ -388,10 +434,40 @@ def _rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if _expected(name, value)} for row in parsed if row]
 
 
+def _spread(values: Sequence[int], most: int) -> Iterable[int]:
+    """At most so many of the values at even distances, with the first and the last."""
+    if len(values) <= most:
+        return values
+    return (values[round(place * (len(values) - 1) / (most - 1))] for place in range(most))
+
+
+def _line_at(data: bytes, place: int) -> tuple[int, int]:
+    """Where the line with the byte at `place` begins and ends, without its line break."""
+    end = data.find(b"\n", place)
+    return data.rfind(b"\n", 0, place) + 1, len(data) if end < 0 else end
+
+
+def _starts_from_end(data: bytes) -> Iterator[int]:
+    """Where lines begin, from the last to the first."""
+    end = len(data)
+    while end > 0:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        yield start
+        end = start
+
+
+def _evaluation_places(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the lines that may be of evaluations begin and end: most rows are of training, and parsing takes long."""
+    place = data.find(b'"evaluation"')
+    while place >= 0:
+        start, end = _line_at(data, place)
+        yield start, end
+        place = data.find(b'"evaluation"', end)
+
+
 def _evaluations(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        # Most rows are of training, and parsing them takes most of the time.
-        for row in _rows([line]) if b"evaluation" in line else ():
+        for row in _rows([line]):
             if row.get("kind") == "evaluation" and all(row.get(name) is not None for name in EVALUATION):
                 yield row
 
@@ -424,6 +500,8 @@ def _first_after(lines: Sequence[bytes], iteration: int) -> int:
 def _expected(name: str, value: Any) -> bool:
     """Whether a metric is what readers rely on: the kind is a text, everything else is null or a number that can be
     shown, rates from 0 to 1."""
+    if type(value) is float and name not in RATES:
+        return -LARGEST <= value <= LARGEST
     if name == "kind":
         return isinstance(value, str)
     if value is None:

@@ -94,6 +94,18 @@ def resolve_prompts(config: TrainConfig) -> tuple[PromptSet, PromptSet]:
     return with_negative(train, config.negative_prompt), with_negative(held_out, config.negative_prompt)
 
 
+def held_out_items(config: TrainConfig, most: int) -> Sequence[PromptItem]:
+    """The first `most` of the held-out items, to be shown: nothing is checked, and pictures are not decoded.
+
+    Raises UserError when a CSV cannot be read.
+    """
+    if (config.evaluation_prompts or config.prompts) == TINYWORLD:
+        return _tinyworld("held_out", min(most, config.evaluation.items)).items
+    items = load_prompt_set(config.evaluation_prompts or config.prompts, decode=False).items
+    held_out = items if config.evaluation_prompts else items[max(0, len(items) - (config.held_out or 0)) :]
+    return held_out[: min(most, config.evaluation.items)]
+
+
 def tinyworld_judge(videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
     """The oracle's identity, text alignment and picture quality of videos of TinyWorld's items."""
     from accelerate import PartialState

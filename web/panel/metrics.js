@@ -1,0 +1,28 @@
+// The metrics of runs as far as this page has read them: thinned at first, then every row that is added.
+import { read } from "./server.js";
+
+const POINTS = 500;
+const MOST = 4000; // rows kept of a run: read thinned again when there are more
+
+const known = new Map(); // run -> { rows, last }
+
+// All rows that are known, after those that were added since. Read anew when the run went back to a checkpoint.
+export async function metricsOf(run) {
+  let found = known.get(run.id);
+  if (!found || run.measured < found.last || found.rows.length > MOST) {
+    const { rows } = await read(run.id, `metrics?points=${POINTS}`);
+    found = { rows, last: rows.at(-1)?.iteration ?? -1 };
+    known.set(run.id, found);
+    return found.rows;
+  }
+  // The last iteration is asked for again: its evaluation is written after its training row.
+  while (true) {
+    const { rows, more } = await read(run.id, `metrics?since=${Math.max(0, found.last - 1)}`);
+    const before = found.rows.filter((row) => row.iteration < (rows[0]?.iteration ?? Infinity));
+    found.rows = rows.length ? [...before, ...rows] : found.rows;
+    const last = rows.at(-1)?.iteration ?? found.last;
+    const again = more && last > found.last;
+    found.last = last;
+    if (!again) return found.rows;
+  }
+}
