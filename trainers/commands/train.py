@@ -21,6 +21,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--iterations", type=int, help="training iterations (default: the preset's)")
     parser.add_argument("--seed", type=int, help="seed of everything that is random (default: 0)")
     parser.add_argument("--start-lora", help="a LoRA to start from")
+    parser.add_argument(
+        "--frozen-lora",
+        action="append",
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA that the policy is sampled with, such as a distilled 4-step LoRA: training goes on under it and "
+        "leaves it as it is; may be repeated",
+    )
     parser.add_argument("--name", help="how the run's id begins (default: the preset)")
     parser.add_argument(
         "--plan",
@@ -63,13 +70,14 @@ def check_inputs(config: TrainConfig) -> None:
     """Raises UserError for what the configuration names and cannot be used, before anything is loaded or written."""
     from ..grpo.ranks import require_trackers
     from ..lora.formats import read_lora
+    from ..policies.frozen_loras import check_frozen
     from ..policies.load import find_parts, recognise
     from ..rewards.load import find_reward
     from ..runs.inputs import check_prompts
 
     policy = config.policy
     find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
-    recognise(policy.source, policy.vace_module)
+    check_frozen(policy, recognise(policy.source, policy.vace_module))
     find_reward(config.reward)
     check_prompts(config)
     require_trackers(config.trackers)
