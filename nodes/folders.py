@@ -188,6 +188,32 @@ def prompt_set_path(choice: str) -> Path:
     return Path(folder_paths.get_input_directory()) / choice
 
 
+def text_choices() -> list[str]:
+    """The text files of ComfyUI's input folder, at any depth."""
+    return _listed_files(folder_paths.get_input_directory(), ".txt")
+
+
+def text_path(choice: str) -> Path:
+    """The text file behind a choice."""
+    if choice not in text_choices():
+        raise UserError(f"there is no text file `{choice}`; put it into ComfyUI's input folder and refresh")
+    return Path(folder_paths.get_input_directory()) / choice
+
+
+def portrait_choices() -> list[str]:
+    """The folders of ComfyUI's input folder that hold pictures or folders, at most two levels down."""
+    root = Path(folder_paths.get_input_directory())
+    found = (path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_dir())
+    return sorted(path.relative_to(root).as_posix() for path in found if not path.name.startswith("."))
+
+
+def portrait_path(choice: str) -> Path:
+    """The folder behind a choice of portraits."""
+    if choice not in portrait_choices():
+        raise UserError(f"there is no folder `{choice}` in ComfyUI's input folder; put the portraits there and refresh")
+    return Path(folder_paths.get_input_directory()) / choice
+
+
 def _listed_files(root: str, ending: str) -> list[str]:
     """Files below `root`, relative to it, cached until a folder below it changes.
 

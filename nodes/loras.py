@@ -118,7 +118,7 @@ def _file_problem(path: Path, fingerprint: tuple[tuple[str, int, int], ...]) -> 
 
 
 class LoadLoRA(LoRANode):
-    """The same policy with a LoRA; the model is shared, not loaded again."""
+    """The same policy with one more LoRA; the model is shared, not loaded again."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -126,11 +126,12 @@ class LoadLoRA(LoRANode):
             node_id="IdentityGRPOLoadLoRA",
             display_name="Load LoRA",
             category=CATEGORY,
-            description="Applies a LoRA to a model of Load Model without loading it again, and follows a training run.",
+            description="Applies a LoRA to a model of Load Model without loading it again, and follows a training run. "
+            "Chain several to use them together.",
             search_aliases=["lora", "lora loader", "hot swap", "checkpoint", "identity", "peft"],
             inputs=[
                 WanPolicyType.Input(
-                    "policy", tooltip="The video model, from Load Model; this LoRA replaces one that it already has."
+                    "policy", tooltip="The video model, from Load Model, or from a Load LoRA whose LoRA acts as well."
                 ),
                 lora_input(),
                 strength_input(),
@@ -143,8 +144,11 @@ class LoadLoRA(LoRANode):
         check_strength(strength)
         file, content = find_and_read(lora)
         check_fits(policy.policy.transformer, content)
-        result = replace(policy, lora=file, strength=strength)
-        return io.NodeOutput(result, ui=shown(file, content, after=f", at strength {strength:g}"))
+        result = replace(policy, loras=(*policy.loras, (file, strength)))
+        after = f", at strength {strength:g}"
+        if policy.loras:
+            after += f"; with {', '.join(f'{other.label} at {value:g}' for other, value in policy.loras)}"
+        return io.NodeOutput(result, ui=shown(file, content, after=after))
 
 
 class SaveLoRA(LoRANode):

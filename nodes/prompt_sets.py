@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.model_management as management
+import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
@@ -12,6 +14,8 @@ from ..trainers.pictures.boards import prompt_board
 from ..trainers.pictures.reading import read_pixels
 from ..trainers.policies.wan import fit_on_white
 from ..trainers.prompts import MAX_ROWS, PromptItem, PromptSet, load_prompt_set
+from ..trainers.scenes.make import HELD_OUT, ITEMS, describe_balance, make_sets, most_items, scenes_for
+from ..trainers.scenes.portraits import check_portraits, read_people
 from . import folders
 from .inputs import clean_prompt, prompt_problem
 from .pictures import references_input, to_image, to_references
@@ -19,6 +23,7 @@ from .types import PromptSetType
 
 CATEGORY = "Identity-GRPO/prompt sets"
 BUILT_IN_ITEMS = 64
+BUILT_IN_SCENES, NO_FOLDER = "200 scenes (built in)", "no folder of portraits yet"
 ROWS_SHOWN = 8
 
 
@@ -144,6 +149,101 @@ class AppendPromptItem(io.ComfyNode):
         return io.NodeOutput(prompts, ui=ui.PreviewImage(to_image(board), cls=cls))
 
 
+class MakePromptSet(io.ComfyNode):
+    """Portraits times scenes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IdentityGRPOMakePromptSet",
+            display_name="Make Prompt Set",
+            category=CATEGORY,
+            description="Makes a prompt set of a folder of portraits and a list of scenes: every person and every "
+            "scene as often as the others, with people and scenes held out for evaluation.",
+            search_aliases=["dataset", "portraits", "scenes", "training data", "prompt set", "references"],
+            inputs=[
+                io.Combo.Input(
+                    "portraits",
+                    options=folders.portrait_choices() or [NO_FOLDER],
+                    tooltip="A folder in ComfyUI's input folder with a picture, or a folder of pictures, for each "
+                    "person. NAME.txt beside a picture describes the person.",
+                ),
+                io.Combo.Input(
+                    "scenes",
+                    options=[BUILT_IN_SCENES, *folders.text_choices()],
+                    default=BUILT_IN_SCENES,
+                    tooltip="200 scenes of two and three people that come with the pack, or a text file of the input "
+                    "folder with a scene a line and {people} in it.",
+                ),
+                io.Int.Input(
+                    "people",
+                    default=2,
+                    min=1,
+                    max=8,
+                    tooltip="People in each video; the built-in scenes are for 2 or 3.",
+                ),
+                io.Int.Input(
+                    "rows",
+                    default=ITEMS,
+                    min=1,
+                    max=MAX_ROWS,
+                    tooltip="Rows to train on, at most; some hundreds are good.",
+                ),
+                io.Int.Input(
+                    "held_out",
+                    default=HELD_OUT,
+                    min=1,
+                    max=MAX_ROWS,
+                    tooltip="Rows for evaluation, at most, of people and scenes that no training row has.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the order and the pairs."),
+                io.Boolean.Input(
+                    "check_faces",
+                    default=True,
+                    tooltip="Refuse portraits that do not show one face, large and sharp. Turn it off for drawings.",
+                ),
+            ],
+            outputs=[
+                PromptSetType.Output("prompt_set", tooltip="The rows to train on, for Train."),
+                PromptSetType.Output("evaluation_set", tooltip="The held-out rows, for Train."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, portraits=None, scenes=None, **_) -> str:
+        try:
+            paths = [path for path in folders.portrait_path(portraits).rglob("*") if path.is_file()]
+            paths += [] if scenes in (None, BUILT_IN_SCENES) else [folders.text_path(scenes)]
+            return repr(sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
+        except (UserError, OSError) as error:
+            return str(error)  # gone since it was validated: execute raises the error
+
+    @classmethod
+    def execute(
+        cls, portraits: str, scenes: str, people: int, rows: int, held_out: int, seed: int, check_faces: bool
+    ) -> io.NodeOutput:
+        if portraits == NO_FOLDER:
+            raise UserError("there is no folder in ComfyUI's input folder; put one with portraits there and refresh")
+        found = read_people(folders.portrait_path(portraits), _refusal)
+        lines = scenes_for(people, None if scenes == BUILT_IN_SCENES else folders.text_path(scenes))
+        most = most_items(len(found), len(lines), people)
+        sets = make_sets(found, lines, people, min(rows, most[0]), min(held_out, most[1]), seed)
+        if check_faces:
+            progress = comfy.utils.ProgressBar(sum(len(person.portraits) for person in found))
+
+            def advance() -> None:
+                management.throw_exception_if_processing_interrupted()
+                progress.update(1)
+
+            check_portraits(found, advance)
+        train, evaluation = (PromptSet(tuple(items), f"portraits `{portraits}`") for items in sets)
+        board = prompt_board(train.items[:ROWS_SHOWN], len(train))
+        shown_as = ui.PreviewImage(to_image(board), cls=cls).as_dict()
+        text = f"{describe_balance(train)}\nheld out: {describe_balance(evaluation)}"
+        return io.NodeOutput(train, evaluation, ui=shown_as | {"text": (text,)})
+
+
 def _load(choice: str, decode: bool = True) -> PromptSet:
     """The set behind a choice. Raises UserError naming its wrong rows, or a picture outside of ComfyUI's folders."""
     if choice in folders.BUILT_IN_SETS:
@@ -176,4 +276,4 @@ def _one_size(references) -> torch.Tensor:
     return torch.stack(fitted)
 
 
-NODES = [LoadPromptSet, AppendPromptItem]
+NODES = [LoadPromptSet, AppendPromptItem, MakePromptSet]

@@ -59,22 +59,38 @@ def start_lora_file(choice: str) -> str | None:
         return None
     run = folders.followed(choice)
     if run is not None and is_alive(run):
-        raise UserError(
-            f"start_lora `{choice}` still changes; wait for the run's end, stop it, or choose one of its files "
-            "(identity_grpo/…)"
-        )
+        raise UserError(_still_changes("start_lora", choice))
     return str(folders.find_lora(choice).path)
 
 
+def _frozen_lora(file: folders.LoraFile, strength: float) -> str:
+    """A LoRA of the policy as `policy.loras` names it. Raises UserError as `start_lora_file`."""
+    run = folders.followed(file.label)
+    if run is not None and is_alive(run):
+        raise UserError(_still_changes("the policy's LoRA", file.label))
+    return f"{file.path}:{strength:g}"
+
+
+def _still_changes(what: str, choice: str) -> str:
+    return (
+        f"{what} `{choice}` still changes; wait for the run's end, stop it, or choose one of its files "
+        "(identity_grpo/…)"
+    )
+
+
 def model_settings(policy: LazyPolicy, reward: LazyReward, gpus: list[int]) -> dict:
-    """The configuration's sections of both models. A CPU computes in float32 whatever ComfyUI's own device prefers."""
+    """The configuration's sections of both models. A CPU computes in float32 whatever ComfyUI's own device prefers.
+
+    LoRAs that act on the policy are frozen parts of what is trained. Raises UserError for one that still changes.
+    """
 
     def dtype(wanted: str) -> str:
         return wanted if gpus else "float32"
 
+    loras = [_frozen_lora(file, strength) for file, strength in policy.loras if strength]
     taken = {name: getattr(reward.config, name) for name in ("source", "base_model", "fps")}
     return {
-        "policy": {**policy.config.model_dump(), "dtype": dtype(policy.config.dtype)},
+        "policy": {**policy.config.model_dump(), "loras": loras, "dtype": dtype(policy.config.dtype)},
         "reward": {**taken, "dtype": dtype(reward.config.dtype)},
     }
 

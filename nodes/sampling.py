@@ -19,7 +19,8 @@ from ..trainers.diffusion.schedule import flow_schedule
 from ..trainers.diffusion.solvers import SolverName
 from ..trainers.errors import UserError
 from ..trainers.lora.formats import read_lora
-from ..trainers.lora.inject import load_lora_into, remove_lora
+from ..trainers.lora.inject import remove_lora
+from ..trainers.lora.several import load_loras_into
 from ..trainers.policies.base import Conditions, Guidance, VideoSize
 from ..trainers.policies.footprint import step_bytes, vae_bytes
 from ..trainers.policies.load import native_size
@@ -106,14 +107,15 @@ def _fit(frames: Tensor, size: VideoSize) -> Tensor:
 
 
 @contextmanager
-def applied_lora(lazy: LazyPolicy) -> Iterator[None]:
-    """Within the block the policy acts with its LoRA. After it, and at strength 0, it is the base policy."""
-    if lazy.lora is None or lazy.strength == 0:
+def applied_loras(lazy: LazyPolicy) -> Iterator[None]:
+    """Within the block the policy acts with its LoRAs. After it, and at strength 0, it is the base policy."""
+    loras = [(file, strength) for file, strength in lazy.loras if strength]
+    if not loras:
         yield
         return
     transformer = lazy.policy.transformer
     with torch.inference_mode(False):
-        load_lora_into(transformer, read_lora(lazy.lora.path), lazy.strength)
+        load_loras_into(transformer, [(read_lora(file.path), strength) for file, strength in loras])
     try:
         yield
     finally:
@@ -136,7 +138,7 @@ def generate(
         with managed.use(policy.vae.model, *texts, working_bytes=vae_bytes(policy, size)):
             conditions = policy.encode(item, size, **control)
         working = step_bytes(policy, size, conditions.references, policy.branches(sampling.guidance))
-        with managed.use(policy.transformer, working_bytes=working), applied_lora(lazy):
+        with managed.use(policy.transformer, working_bytes=working), applied_loras(lazy):
             latents = _denoise(policy, conditions, sampling)
         with managed.use(policy.vae.model, working_bytes=vae_bytes(policy, size)):
             frames = policy.decode(latents, conditions.references)[0]

@@ -39,16 +39,16 @@ class OnUse(Generic[T]):
 
 @dataclass(frozen=True)
 class LazyPolicy:
-    """A video model, loaded at its first use into ComfyUI's memory management; copies with another LoRA share it.
+    """A video model, loaded at its first use into ComfyUI's memory management; copies with other LoRAs share it.
 
-    `config` names its files: a run is started from them without loading anything here.
+    `config` names its files: a run is started from them without loading anything here. `loras`: what acts on it, each
+    with its strength.
     """
 
     kind: PolicyKind
     config: PolicyConfig
     model: OnUse[tuple[Policy, Managed]]
-    lora: LoraFile | None = None
-    strength: float = 1.0
+    loras: tuple[tuple[LoraFile, float], ...] = ()
 
     @property
     def policy(self) -> Policy:

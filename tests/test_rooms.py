@@ -20,7 +20,7 @@ ORDER = (
     "lora",
     "policies tinyworld",
     "diffusion rewards faces",
-    "memory runs preference",
+    "memory runs preference scenes",
     "grpo",
     "bench parity tinyworld.making faces.making",
     "commands",

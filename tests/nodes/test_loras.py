@@ -88,16 +88,18 @@ def test_the_model_is_shared_and_not_loaded_again(run_node, policy, write):
     write("a.safetensors")
     (acting,) = run_node(LOAD, policy=policy, lora="a.safetensors", strength=0.5)
     assert acting.policy is policy.policy and acting.managed is policy.managed
-    assert (acting.lora.path.name, acting.strength) == ("a.safetensors", 0.5)
-    assert policy.lora is None
+    assert [(file.path.name, strength) for file, strength in acting.loras] == [("a.safetensors", 0.5)]
+    assert not policy.loras
 
 
-def test_a_second_lora_replaces_the_first(run_node, policy, write):
+def test_a_second_lora_acts_beside_the_first(node_output, run_node, policy, write):
     write("a.safetensors")
-    write("b.safetensors")
-    (first,) = run_node(LOAD, policy=policy, lora="a.safetensors")
-    (second,) = run_node(LOAD, policy=first, lora="b.safetensors")
-    assert second.lora.path.name == "b.safetensors"
+    write("b.safetensors", run="run-x", iteration="4")
+    (first,) = run_node(LOAD, policy=policy, lora="a.safetensors", strength=0.5)
+    second = node_output(LOAD, policy=first, lora="b.safetensors", strength=1.0)
+    acting = [(file.path.name, strength) for file, strength in second.args[0].loras]
+    assert acting == [("a.safetensors", 0.5), ("b.safetensors", 1.0)]
+    assert text(second) == "run run-x, iteration 4, at strength 1; with a.safetensors at 0.5"
 
 
 def test_a_new_checkpoint_is_used_and_shown(node_output, pack, policy, run):

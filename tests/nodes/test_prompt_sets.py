@@ -223,3 +223,42 @@ def test_csv_and_node_refuse_an_empty_prompt_with_the_same_sentence(run_node, pa
     assert [name for name, _ in of_node.value.problems] == ["prompt"]
     (sentence,) = (text for _, text in of_node.value.problems)
     assert f"row 2: {sentence}" in str(of_csv.value)
+
+
+# --- made of portraits and scenes ------------------------------------------------------------------------------------
+
+MAKE = "IdentityGRPOMakePromptSet"
+
+
+@pytest.fixture
+def portraits(folder) -> str:
+    """The choice for a folder with a picture of each of six people."""
+    (folder / "people").mkdir()
+    for number in range(6):
+        Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(folder / "people" / f"p{number}.png")
+    return f"{folder.name}/people"
+
+
+def test_a_folder_of_portraits_and_the_scenes_of_the_pack_make_both_sets(run_node, portraits):
+    train, evaluation = run_node(MAKE, portraits=portraits, rows=20, held_out=4, check_faces=False)
+    assert (len(train), len(evaluation)) == (20, 4)
+    people = [{reference.name for item in items for reference in item.references} for items in (train, evaluation)]
+    assert people[0].isdisjoint(people[1]) and len(people[0] | people[1]) == 6
+    assert all("a person and a person" in item.prompt.lower() for item in train)
+
+
+def test_more_rows_than_there_are_become_as_many_as_there_are(run_node, portraits, folder):
+    (folder / "scenes.txt").write_text("\n".join(f"{{people}} wave {n} times." for n in range(5)))
+    scenes = f"{folder.name}/scenes.txt"
+    train, evaluation = run_node(MAKE, portraits=portraits, scenes=scenes, rows=500, check_faces=False)
+    assert (len(train), len(evaluation)) == (6 * 4, 1)
+
+
+def test_portraits_without_a_face_are_refused_unless_the_check_is_off(run_node, pack, portraits):
+    with pytest.raises(pack.UserError, match="6 portraits cannot be used"):
+        run_node(MAKE, portraits=portraits)
+
+
+def test_portraits_outside_of_the_input_folder_are_refused(run_node, pack, portraits):
+    with pytest.raises(pack.UserError, match="there is no folder `../secret`"):
+        run_node(MAKE, portraits=pack.Linked("../secret"))

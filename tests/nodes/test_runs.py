@@ -200,6 +200,17 @@ def test_the_lora_of_a_run_that_trains_is_nothing_to_start_from(run_node, pack, 
             run_node(TRAIN, **parts, **TINY, start_lora=pack.Linked(choice))
 
 
+def test_a_lora_of_the_policy_is_a_frozen_part_of_what_is_trained(pack, parts, make, tmp_path):
+    settings, file = ours("nodes.run_settings"), ours("nodes.folders").LoraFile(tmp_path / "few steps.safetensors", "x")
+    acting = replace(parts["policy"], loras=((file, 0.5), (file, 0.0)))
+    found = settings.model_settings(acting, parts["reward"], [])
+    assert found["policy"]["loras"] == [f"{tmp_path}/few steps.safetensors:0.5"]
+    run = make("running", exports=[3])
+    changing = replace(acting, loras=((ours("nodes.folders").find_lora(f"{run.id}: latest"), 1.0),))
+    with pytest.raises(pack.UserError, match="the policy's LoRA `.*` still changes"):
+        settings.model_settings(changing, parts["reward"], [])
+
+
 def test_tinyworlds_recipe_is_refused_for_another_model(run_node, pack, parts):
     real = replace(parts["policy"], config=parts["policy"].config.model_copy(update={"source": "diffusers/wan"}))
     with pytest.raises(pack.UserError, match="choose `fast` or `paper`"):
@@ -311,7 +322,7 @@ def test_its_outputs_are_choices_of_load_lora_and_pictures(run_node, parts, fini
     assert "finished, iteration 1 of 1" in status
     for choice in (latest, best):
         (policy,) = run_node("IdentityGRPOLoadLoRA", policy=parts["policy"], lora=choice)
-        assert policy.lora.path.parent == finished.exports_folder
+        assert policy.loras[-1][0].path.parent == finished.exports_folder
     assert curve.shape[1] > 200 and clips.shape[0] == 9
 
 

@@ -69,7 +69,7 @@ def adapter(loaded, tmp_path, scale: float = 1.0):
     formats.write_native(inject.to_lora(transformer), tmp_path / "lora.safetensors")
     inject.remove_lora(transformer)
     file = ours("nodes.folders").LoraFile(tmp_path / "lora.safetensors", "lora.safetensors")
-    return dataclasses.replace(loaded, lora=file)
+    return dataclasses.replace(loaded, loras=((file, 1.0),))
 
 
 def test_unipc_is_nearer_to_the_exact_video_than_euler_in_as_many_steps(generate, node):
@@ -126,15 +126,27 @@ def test_a_lora_acts_while_sampling_and_leaves_nothing_behind(generate, node, lo
     assert torch.equal(before, generate(node)[0])
 
 
+def test_two_loras_act_as_one_with_both_strengths(generate, node, load, tmp_path):
+    acting = adapter(load(node), tmp_path)
+    (file, _), *_ = acting.loras
+    both, one = (
+        generate(node, policy=dataclasses.replace(acting, loras=tuple((file, strength) for strength in strengths)))[0]
+        for strengths in ((0.25, 0.5), (0.75,))
+    )
+    assert not torch.equal(both, generate(node)[0])
+    torch.testing.assert_close(both, one, atol=0.02, rtol=0)
+
+
 def test_strength_0_equals_no_lora_bit_for_bit(generate, node, load, tmp_path):
-    off = dataclasses.replace(adapter(load(node), tmp_path, scale=100.0), strength=0.0)
+    acting = adapter(load(node), tmp_path, scale=100.0)
+    off = dataclasses.replace(acting, loras=((acting.loras[0][0], 0.0),))
     assert torch.equal(generate(node)[0], generate(node, policy=off)[0])
 
 
 def test_a_lora_of_another_model_is_refused_and_leaves_nothing_behind(generate, node, load, tmp_path, pack):
     lora = adapter(load(node), tmp_path)
     formats = ours("trainers.lora.formats")
-    wide = formats.read_lora(lora.lora.path)
+    wide = formats.read_lora(lora.loras[0][0].path)
     modules = {name: (torch.cat([a, a], 1), b) for name, (a, b) in wide.modules.items()}
     formats.write_native(formats.LoRA(modules, wide.alpha), tmp_path / "lora.safetensors")
     before = generate(node)[0]
@@ -260,7 +272,8 @@ def test_pictures_that_are_not_finite_are_refused_with_the_name_of_the_input(gen
 
 def test_latents_that_are_not_finite_are_an_error_with_a_remedy(generate, node, load, tmp_path, pack):
     """As after an overflow in half precision, or with a LoRA at far too high a strength."""
-    broken = dataclasses.replace(adapter(load(node), tmp_path, scale=1e15), strength=1e15)
+    ((file, _),) = adapter(load(node), tmp_path, scale=1e15).loras
+    broken = dataclasses.replace(load(node), loras=((file, 1e15),))
     with pytest.raises(pack.UserError, match="not finite.*(float32|strength)"):
         generate(node, policy=broken)
     assert torch.isfinite(generate(node)[0]).all()

@@ -27,6 +27,7 @@ IDS = [
         "KeepBest",
         "PromptSet",
         "PromptItem",
+        "MakePromptSet",
         "Train",
         "Run",
         "SaveLoRA",

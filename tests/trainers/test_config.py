@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.config import PRESETS, TrainConfig, make_config, parse_yaml, read_config
+from trainers.config import PRESETS, TrainConfig, make_config, parse_yaml, read_config, split_strength
 from trainers.config.plain_yaml import dump_yaml
 from trainers.config.refusals import allowed, fields
 from trainers.errors import UserError
@@ -221,7 +221,7 @@ def test_phantom_s_presets_differ_in_sampling_and_source_alone(preset):
 
 
 def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(UserError, match="choose one of paper, fast, tiny"):
+    with pytest.raises(UserError, match="choose one of paper, fast, distilled, tiny"):
         make_config("huge")
 
 
@@ -271,9 +271,10 @@ def test_paths_are_frozen_absolute(monkeypatch, tmp_path):
             "start_lora": "~/x",
             "publish": "loras",
             "reward": {"base_model": "b"},
-            "policy": {"text_encoder": "t", "vae": "v"},
+            "policy": {"text_encoder": "t", "vae": "v", "loras": ["few steps:0.5", "tinyworld-4-steps"]},
         },
     ).with_absolute_paths()
+    assert config.policy.loras == [f"{Path.cwd()}/few steps:0.5", "tinyworld-4-steps:1"]
     assert (config.publish, config.policy.text_encoder, config.policy.vae) == tuple(
         str(Path.cwd() / n) for n in ("loras", "t", "v")
     )
@@ -291,3 +292,25 @@ def test_a_setting_that_may_be_a_word_or_a_number_is_refused_in_one_sentence(val
     (line,) = str(error.value).splitlines()[1:]
     assert line.strip().startswith("optim.gradient_checkpointing is `")
     assert line.endswith("expected: auto or number from 0 to 1")
+
+
+@pytest.mark.parametrize(
+    "text, file, strength",
+    [
+        ("a.safetensors", "a.safetensors", 1.0),
+        ("a.safetensors:0.8", "a.safetensors", 0.8),
+        (r"C:\loras\a.safetensors", r"C:\loras\a.safetensors", 1.0),
+        (r"C:\loras\a.safetensors:-1", r"C:\loras\a.safetensors", -1.0),
+        (":2", ":2", 1.0),
+    ],
+)
+def test_a_lora_is_a_file_or_a_file_with_its_strength(text, file, strength):
+    assert split_strength(text) == (file, strength)
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-101"])
+def test_a_strength_out_of_range_is_refused(strength):
+    with pytest.raises(
+        UserError, match=f"policy: loras: a:{strength} has the strength {strength}; give a number from -100"
+    ):
+        make_config("tiny", {"policy": {"loras": [f"a:{strength}"]}})

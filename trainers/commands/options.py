@@ -24,6 +24,7 @@ FLAGS = {
     "iterations": "iterations",
     "seed": "seed",
     "start_lora": "start_lora",
+    "frozen_lora": "policy.loras",
     "steps": "evaluation.steps",
     "guidance": "evaluation.guidance",
     "image_guidance": "evaluation.image_guidance",

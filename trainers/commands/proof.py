@@ -11,7 +11,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,11 @@ from ..runs.batch import RunBatch
 from .numbers import number_between
 from .options import add_runs_folder, add_set, add_tinyworld_policy, parse_settings
 from .tables import markdown_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..grpo.wide import WideMeasure
 
 PROOF = {
     "iterations": 40,
@@ -49,9 +54,20 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optim": {"learning_rate": 1.5e-3, "clip_range": 1e-3},
         "ema": {"every": 1},
     },
+    # `tiny` under TinyWorld's distilled LoRA of 4 steps, trained and measured at its steps.
+    "distilled": {
+        "policy": {"loras": ["tinyworld-4-steps"]},
+        "rollout": {"steps": 4, "window": {"last": 3}},
+        "evaluation": {"steps": 4},
+    },
 }
+USUAL = "tiny,fast,paper"
+PLAIN, UNDER = "tiny", "distilled"
+TRANSFER = "tiny, sampled as distilled"
+LEAST_SHARE = 2 / 3
+"""Claimed of the gain of UNDER, in relation to that of PLAIN."""
 LEAST_GAIN = 0.22
-"""Claimed of the lower end of the gain's interval after 40 iterations."""
+"""Claimed of the lower end of the gain's interval after 40 iterations, without a distilled LoRA."""
 MOST_NUMBERS = 1000
 
 
@@ -106,7 +122,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--at", type=numbers, help="iterations after which the LoRA is measured, multiples of 10 (default: the last)"
     )
     parser.add_argument(
-        "--recipes", type=Path, help="YAML file: name of a recipe -> settings (default: tiny, fast and paper)"
+        "--recipes",
+        default=USUAL,
+        help=f"names of {', '.join(RECIPES)}, separated by commas (default: {USUAL}), or a YAML file: name of a recipe "
+        "-> settings",
     )
     parser.add_argument(
         "--jobs", type=number_between(1, 64), default=3, help="runs at a time on the device (default: 3)"
@@ -134,9 +153,6 @@ def main(options: Namespace) -> int:
     """Run everything, print the tables and write them to `<runs>/proof.md`; 0 if every claim holds, else 1."""
     from accelerate import PartialState
 
-    from ..grpo.wide import WideMeasure
-    from ..runs.inputs import run_inputs
-
     recipes, root = read_recipes(options.recipes), options.runs
     changes = parse_settings(options.set)
     jobs = [
@@ -148,29 +164,36 @@ def main(options: Namespace) -> int:
     configs = {job: proof_config(job, merge(recipes[job.recipe], changes), options.policy) for job in jobs}
     check_options(options, list(configs.values()))
     root.mkdir(parents=True, exist_ok=True)
-    first = configs[jobs[0]]
-    evaluation = first.evaluation.model_copy(update={"items": options.items})
-    wide = first.model_copy(
-        update={"evaluation": evaluation, "rollout": first.rollout.model_copy(update={"micro_batch": 64})}
-    )
-    inputs = run_inputs(wide)
-    if inputs.judge is None:
-        raise UserError("proof measures by TinyWorld's oracle: leave prompts and the size of the videos as they are")
-    meter = WideMeasure(wide, inputs.held_out.items, options.evaluation_seeds, inputs.judge, PartialState().device)
-    before = meter.measure(None, root / f"base-{options.policy}.json")
+    meters: dict[str, WideMeasure] = {}
+    before: dict[str, dict[str, np.ndarray]] = {}
+    for recipe in recipes:
+        config = next(configs[job] for job in jobs if job.recipe == recipe)
+        # Recipes that are measured alike share a meter, whose base policy is measured once.
+        alike = next((other for other in meters if _measured(configs, jobs, other) == _sampling(config)), None)
+        meters[recipe] = meters[alike] if alike else make_meter(config, options, PartialState().device)
+        plain = f"base-{options.policy}.json"
+        kept = plain if not config.policy.loras else f"base-{options.policy}-{recipe}.json"
+        before[recipe] = before[alike] if alike else meters[recipe].measure(None, root / kept)
     found: dict[tuple[Job, int], dict[str, np.ndarray]] = {}
     batch = RunBatch(root, {job.name: config for job, config in configs.items()}, options.jobs)
     for name, run in batch.finish(lambda line: print(line, flush=True)):
         job = next(job for job in jobs if job.name == name)
         for iteration in options.at or [configs[job].iterations]:
             kept = run.path / "evaluation" / f"wide-{iteration:06d}.json"
-            found[job, iteration] = meter.measure(run.export_path(iteration), kept)
-            gain = found[job, iteration]["identity"].mean() / before["identity"].mean() - 1
-            print(f"{name}: {gain:+.1%} after {iteration} iterations", flush=True)
+            measured = [(job, meters[job.recipe], kept)]
+            if job.recipe == PLAIN and UNDER in meters:
+                # What was learned without the distilled LoRA, sampled with it.
+                beside = Job(TRANSFER, job.control, job.seed)
+                configs[beside], before[TRANSFER] = configs[job], before[UNDER]
+                measured.append((beside, meters[UNDER], kept.with_name(f"under-{iteration:06d}.json")))
+            for one, meter, file in measured:
+                found[one, iteration] = meter.measure(run.export_path(iteration), file)
+                gain = found[one, iteration]["identity"].mean() / before[one.recipe]["identity"].mean() - 1
+                print(f"{one.name}: {gain:+.1%} after {iteration} iterations", flush=True)
     rows = [
-        summarise(recipe, control, iteration, found, before, configs, options.policy)
+        summarise(recipe, control, iteration, found, before[recipe], configs, options.policy)
         for iteration in options.at or sorted({config.iterations for config in configs.values()})
-        for recipe in recipes
+        for recipe in before
         for control in (False, True)
         if any(job.recipe == recipe and job.control == control and at == iteration for job, at in found)
     ]
@@ -179,6 +202,31 @@ def main(options: Namespace) -> int:
     write_atomic(root / "proof.md", text)
     print(text)
     return 0 if all(holds for _, holds in claims) else 1
+
+
+def make_meter(config: TrainConfig, options: Namespace, device: torch.device) -> WideMeasure:
+    """Measures LoRAs of a recipe. Raises UserError where TinyWorld's oracle cannot."""
+    from ..grpo.wide import WideMeasure
+    from ..runs.inputs import run_inputs
+
+    evaluation = config.evaluation.model_copy(update={"items": options.items})
+    wide = config.model_copy(
+        update={"evaluation": evaluation, "rollout": config.rollout.model_copy(update={"micro_batch": 64})}
+    )
+    inputs = run_inputs(wide)
+    if inputs.judge is None:
+        raise UserError("proof measures by TinyWorld's oracle: leave prompts and the size of the videos as they are")
+    return WideMeasure(wide, inputs.held_out.items, options.evaluation_seeds, inputs.judge, device)
+
+
+def _measured(configs: dict[Job, TrainConfig], jobs: list[Job], recipe: str) -> tuple:
+    return _sampling(next(configs[job] for job in jobs if job.recipe == recipe))
+
+
+def _sampling(config: TrainConfig) -> tuple:
+    """What decides how the policy is sampled when it is measured."""
+    rollout = config.rollout
+    return config.policy, config.evaluation, config.video, rollout.shift, rollout.guidance, rollout.image_guidance
 
 
 def check_options(options: Namespace, configs: list[TrainConfig]) -> None:
@@ -196,14 +244,21 @@ def check_options(options: Namespace, configs: list[TrainConfig]) -> None:
                 )
 
 
-def read_recipes(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Name of a recipe -> the settings that it changes. Raises UserError for a file that is not such a list."""
-    if path is None:
-        return RECIPES
+def read_recipes(given: str) -> dict[str, dict[str, Any]]:
+    """Name of a recipe -> the settings that it changes; `given`: names of RECIPES, or a file.
+
+    Raises UserError for a name that is not there, or a file that is not such a list.
+    """
+    names = given.split(",")
+    if all(name in RECIPES for name in names):
+        return {name: RECIPES[name] for name in names}
+    path = Path(given)
     try:
         recipes = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the recipes {path}: {error}") from error
+        raise UserError(
+            f"cannot read the recipes {path}: {error}; give a YAML file, or names of {', '.join(RECIPES)}"
+        ) from error
     if (
         not isinstance(recipes, dict)
         or not recipes
@@ -256,12 +311,13 @@ def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
     """The claims about the last iteration, each with whether it holds for every recipe."""
     last = max(row.iteration for row in rows)
     trained = {row.recipe: row for row in rows if not row.control and row.iteration == last}
+    alone = [row for recipe, row in trained.items() if recipe not in (UNDER, TRANSFER)]
     control = [row for row in rows if row.control and row.iteration == last]
     paper = next((row for row in rows if row.recipe == "paper" and not row.control), None)
     claims = [
         (
             f"the oracle's identity gains at least {LEAST_GAIN:.0%} (lower end of the 95% interval)",
-            all(row.identity.low >= LEAST_GAIN for row in trained.values()),
+            all(row.identity.low >= LEAST_GAIN for row in alone),
         ),
         ("text alignment is not lower", all(row.alignment.high >= 0 for row in trained.values())),
         (
@@ -269,6 +325,14 @@ def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
             bool(control) and all(row.identity.low <= 0 for row in control),
         ),
     ]
+    if PLAIN in trained and UNDER in trained:
+        share = trained[UNDER].identity.value / trained[PLAIN].identity.value
+        claims.append(
+            (
+                f"`{UNDER}` gains at least {LEAST_SHARE:.0%} of what `{PLAIN}` gains (it is {share:.0%})",
+                share >= LEAST_SHARE,
+            )
+        )
     if paper and "fast" in trained:
         fast = trained["fast"]
         claims.append(

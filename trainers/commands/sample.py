@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..config import BUILT_IN, TrainConfig
+from ..config import BUILT_IN, BUILT_IN_LORAS, TrainConfig, split_strength
 from ..errors import UserError
 from ..pictures.before_after import frame_strip
 from ..pictures.clips import write_animation
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ..diffusion.solvers import SolverName
 
 TINYWORLD_ITEMS = 64
-MOST_STRENGTH = 100
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -40,8 +40,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", help="what the video shows")
     parser.add_argument("--negative", help="what it should not show (default: the preset's negative prompt)")
-    parser.add_argument("--lora", type=Path, help="a LoRA file or PEFT folder")
-    parser.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA (default: 1)")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA file or PEFT folder, with its strength if that is not 1; several act together",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     for name, kind, meaning in (
         ("height", int, "pixels, a multiple of 16"),
@@ -74,13 +79,10 @@ def main(options: Namespace) -> int:
         raise UserError(f"--out {out}: an animation ends in .webp or .gif")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"--out {out}: the folder {out.parent.absolute()} is missing or cannot be written")
-    if not abs(options.strength) <= MOST_STRENGTH:
-        raise UserError(f"--strength {options.strength}: give a number from -{MOST_STRENGTH} to {MOST_STRENGTH}")
     find_parts(config.policy.source, config.policy.text_encoder, config.policy.vae, config.policy.vace_module)
-    if options.lora and not options.lora.exists():
-        raise UserError(f"there is no LoRA {options.lora}; give a .safetensors file or a folder of PEFT")
+    loras = [_lora(text) for text in options.lora]
     item = _item(config, options.reference, options.prompt, options.negative, options.seed)
-    video = generate(config, item, options.lora, options.strength, options.seed, options.solver)
+    video = generate(config, item, loras, options.seed, options.solver)
     write_animation(video, out, config.reward.fps, scale=max(1, 320 // video.shape[2]))
     frame_strip(item.references, video, out.with_suffix(".png"), item.prompt)
     pictures = [out.with_suffix(".png")]
@@ -94,23 +96,29 @@ def main(options: Namespace) -> int:
 
 
 def generate(
-    config: TrainConfig, item: PromptItem, lora: Path | None, strength: float, seed: int, solver: SolverName = "euler"
+    config: TrainConfig,
+    item: PromptItem,
+    loras: Sequence[tuple[Path, float]],
+    seed: int,
+    solver: SolverName = "euler",
 ):
-    """The video uint8 [F, H, W, 3] of `item` by the policy of `config`, with evaluation's size, steps and guidance."""
+    """The video uint8 [F, H, W, 3] of `item` by the policy of `config`, with evaluation's size, steps and guidance.
+
+    loras: files, each with its strength; they act together.
+    """
     from accelerate import PartialState
 
     from ..diffusion.sampling import sample_videos
     from ..grpo.evaluate import evaluation_guidance, evaluation_size
     from ..lora.formats import read_lora
-    from ..lora.inject import load_lora_into
+    from ..lora.several import load_loras_into
     from ..policies.load import policy_of
 
     quiet_libraries()
-    adapter = None if lora is None else read_lora(lora)
+    adapters = [(read_lora(file), strength) for file, strength in loras]
     with contextlib.closing(open_display()) as show:
         policy = policy_of(config.policy, PartialState().device)
-        if adapter is not None:
-            load_lora_into(policy.transformer, adapter, strength)
+        load_loras_into(policy.transformer, adapters)
         size, steps = evaluation_size(config), config.evaluation.steps
         videos = sample_videos(
             policy,
@@ -124,6 +132,17 @@ def generate(
             solver=solver,
         )
     return videos[0].numpy()
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    try:
+        file, strength = split_strength(text)
+    except ValueError as error:
+        raise UserError(f"--lora {error}") from error
+    path = BUILT_IN_LORAS.get(file, Path(file))
+    if not path.exists():
+        raise UserError(f"there is no LoRA {path}; give a .safetensors file or a folder of PEFT")
+    return path, strength
 
 
 def _item(

@@ -22,6 +22,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--iterations", type=int, help="training iterations (default: the preset's)")
     parser.add_argument("--seed", type=int, help="seed of everything that is random (default: 0)")
     parser.add_argument("--start-lora", help="a LoRA to start from")
+    parser.add_argument(
+        "--frozen-lora",
+        action="append",
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA that the policy is sampled with, such as a distilled 4-step LoRA: training goes on under it and "
+        "leaves it as it is; may be repeated",
+    )
     parser.add_argument("--name", help="how the run's id begins (default: the preset)")
     parser.add_argument(
         "--plan",
@@ -74,9 +81,10 @@ def check_inputs(config: TrainConfig) -> None:
         raise UserError(f"there is no LoRA {config.start_lora}; give a .safetensors file or a folder of PEFT")
     # What follows takes seconds to import.
     from ..grpo.ranks import require_trackers
+    from ..policies.frozen_loras import check_frozen
     from ..policies.load import recognise
 
-    recognise(policy.source, policy.vace_module)
+    check_frozen(policy, recognise(policy.source, policy.vace_module))
     require_trackers(config.trackers)
     if config.start_lora:
         from ..lora.formats import read_lora

@@ -10,13 +10,24 @@ from pydantic import ValidationError
 
 from ..errors import UserError, meant, shown
 from ..files import require_regular
+from .loras import split_strength
 from .plain_yaml import LONGEST, parse_yaml
 from .presets import PRESETS, RECIPES, WAN_NEGATIVE_PROMPT, merge
 from .refusals import explain
-from .sections import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind, RewardConfig, RolloutConfig, TrainConfig
+from .sections import (
+    BUILT_IN,
+    BUILT_IN_LORAS,
+    TINYWORLD_WEIGHTS,
+    PolicyConfig,
+    PolicyKind,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "BUILT_IN",
+    "BUILT_IN_LORAS",
     "PRESETS",
     "RECIPES",
     "TINYWORLD_WEIGHTS",
@@ -31,6 +42,7 @@ __all__ = [
     "parse_yaml",
     "preset_for",
     "read_config",
+    "split_strength",
 ]
 
 

@@ -13,12 +13,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from ..errors import UserError, is_utf8
+from .loras import split_strength
 from .plain_yaml import dump_yaml
 
 PolicyKind = Literal["vace", "phantom"]
 BUILT_IN: dict[str, PolicyKind] = {"tinyworld": "vace", "tinyworld-phantom": "phantom"}
 """Names of the models that come with the code, and what they are."""
 TINYWORLD_WEIGHTS = Path(__file__).parents[1] / "tinyworld" / "weights"
+BUILT_IN_LORAS = {"tinyworld-4-steps": TINYWORLD_WEIGHTS / "vace" / "4_steps.safetensors"}
+"""Names of the LoRAs that come with the code, and their files."""
+MOST_FROZEN = 16
 MOST_VIDEOS = 65_536  # of one iteration
 
 
@@ -59,6 +63,12 @@ class PolicyConfig(Section):
         None, description="folder or file of the text encoder; null: in the model's folder"
     )
     vae: Place | None = Field(None, description="folder or file of the VAE; null: in the model's folder")
+    loras: list[Place] = Field(
+        [],
+        max_length=MOST_FROZEN,
+        description="frozen LoRAs that are part of the policy, each FILE or FILE:STRENGTH, such as a distilled 4-step "
+        "LoRA: the run trains, evaluates and compares under them, and its exports do not contain them",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of transformer and text encoder; LoRA and VAE stay float32"
     )
@@ -72,6 +82,21 @@ class PolicyConfig(Section):
         description="multiply in FP8 wherever neither a gradient nor a probability depends on it (steps outside the "
         "window, evaluation, the KL's base policy); NVIDIA Ada, Hopper or newer, dtype bfloat16",
     )
+
+    @property
+    def frozen_loras(self) -> list[tuple[Path, float]]:
+        """File and strength of every LoRA in `loras`."""
+        named = [split_strength(text) for text in self.loras]
+        return [(BUILT_IN_LORAS.get(file, Path(file)), strength) for file, strength in named]
+
+    @model_validator(mode="after")
+    def _strengths_are_numbers(self) -> PolicyConfig:
+        for text in self.loras:
+            try:
+                split_strength(text)
+            except ValueError as error:
+                raise ValueError(f"loras: {error}") from error
+        return self
 
 
 class RewardConfig(Section):
@@ -349,6 +374,10 @@ class TrainConfig(Section):
         policy = {
             name: absolute(getattr(self.policy, name)) for name in ("source", "vace_module", "text_encoder", "vae")
         }
+        named = [split_strength(text) for text in self.policy.loras]
+        policy["loras"] = [
+            f"{file if file in BUILT_IN_LORAS else absolute(file)}:{strength:g}" for file, strength in named
+        ]
         reward = {name: absolute(getattr(self.reward, name)) for name in ("source", "base_model")}
         return self.model_copy(
             update=own

@@ -26,6 +26,7 @@ from ..lora.inject import load_lora_into, to_lora
 from ..memory.placement import TRANSFORMER, Placement, metric_name
 from ..memory.plan import MemoryPlan, gib
 from ..policies.base import Policy, VideoSize
+from ..policies.frozen_loras import policy_name
 from ..runs.exports import Exports
 from ..runs.folder import RunFolder
 from ..runs.inputs import RunInputs
@@ -141,8 +142,9 @@ class Trainer:
             self.check,
             lambda done: self._report("evaluation", done),
         )
-        self.state = TrainingState(policy=self.policy.kind, prompts=self.items.digest)
-        self.exports = Exports(run, config.publish, config.checkpoint.keep)
+        self.policy_name = policy_name(self.policy.kind, config.policy)
+        self.state = TrainingState(policy=self.policy_name, prompts=self.items.digest)
+        self.exports = Exports(run, config)
         self.unsaved: Snapshot | None = None
         self.saved_iteration, self.resume_message = -1, ""
 
@@ -215,7 +217,7 @@ class Trainer:
         return ". ".join(text for text in texts if text)
 
     def _restore(self) -> None:
-        self.state, self.resume_message = load_newest(self.run, self.policy.kind, self.items.digest, self.update)
+        self.state, self.resume_message = load_newest(self.run, self.policy_name, self.items.digest, self.update)
         self.saved_iteration = self.state.iteration
         if self.ranks.is_main:
             self._note()

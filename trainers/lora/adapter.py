@@ -17,7 +17,8 @@ class LoRA:
     """Low-rank changes of linear layers: W + strength alpha / r B A.
 
     `modules`: diffusers' module name -> (A [r, in], B [out, r]); `alpha`: the same names; `metadata`: of the file,
-    without entries about rank and alpha; `differences`: diffusers' parameter name -> what is added to it in full.
+    without entries about rank and alpha, and without hashes; `differences`: diffusers' parameter name -> what is added
+    to it in full.
     Raises UserError when the shapes of a pair do not fit, or a value is not finite or not of a floating-point type.
     """
 

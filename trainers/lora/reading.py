@@ -19,6 +19,7 @@ from ..modelfiles.identify import name_adapter
 from ..modelfiles.inspection import describe
 from . import alphas
 from .adapter import LoRA, check_alpha, check_shapes
+from .hashes import without_hashes
 from .keys import PEFT, LoRAKeys, ModuleKeys, sort_keys
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -83,7 +84,9 @@ def read_lora_header(path: str | Path) -> LoRAHeader:
     ranks = {name: shapes[name][0][0] for name in keys if name not in alpha}
     if ranks:
         alpha |= _alphas_elsewhere(path, metadata, keys, ranks, is_peft)
-    return LoRAHeader(path, found, {name: alpha[name] for name in keys}, alphas.without_settings(metadata))
+    return LoRAHeader(
+        path, found, {name: alpha[name] for name in keys}, without_hashes(alphas.without_settings(metadata))
+    )
 
 
 def _sorted(shapes: Mapping[str, tuple[int, ...]], path: Path) -> LoRAKeys:

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..files import atomic_file, atomic_folder
 from .adapter import LoRA
 from .alphas import ADAPTER_METADATA
+from .hashes import tensor_hashes
 from .keys import DIFFUSERS, PEFT
 from .names import to_original
 from .reading import DIFFUSERS_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS
@@ -48,8 +49,8 @@ def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | Non
     """Write one file with ComfyUI's names (see `native_tensors`), which core and WanVideoWrapper read alike.
 
     diffusers' pipelines read it too, unless it has VACE's control blocks. The file gets the LoRA's own metadata,
-    overridden by `metadata`. An older file is replaced only when the new one is complete. Raises UserError when it
-    cannot be written.
+    overridden by `metadata`, and the hashes of its tensors that other tools identify it by. An older file is replaced
+    only when the new one is complete. Raises UserError when it cannot be written.
     """
     path = Path(path)
     merged = {**lora.metadata, **(metadata or {})}
@@ -58,7 +59,8 @@ def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | Non
             raise UserError(f"cannot write the LoRA {path}: it is a folder; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as aside:
-            save_file(native_tensors(lora), aside, metadata=merged or None)
+            tensors = native_tensors(lora)
+            save_file(tensors, aside, metadata=merged | tensor_hashes(tensors))
 
 
 def write_peft(lora: LoRA, folder: str | Path) -> None:

@@ -123,15 +123,26 @@ def _form(weights: Weights) -> str:
 def _training(metadata: Mapping[str, str]) -> list[str]:
     """What the header says of the training: entries that anyone may have written, so they are shortened."""
     values = {name: _text(metadata[name]) for name in (*TRAINERS, *BASES, *STEPS) if metadata.get(name)}
+    if "run" in metadata and "iteration" in metadata:
+        iteration = f"iteration {values['iteration']}" if values.get("iteration", "").isdecimal() else ""
+        return [f"trained with Identity-GRPO (run {_text(metadata['run'])})", _frozen(metadata), iteration]
     trainer = next((values[name] for name in TRAINERS if name in values), None)
     if trainer is None and any(name.startswith("ss_") for name in metadata):
         trainer = "sd-scripts or musubi-tuner"
-    if trainer is None and "run" in metadata and "iteration" in metadata:
-        trainer = f"Identity-GRPO (run {_text(metadata['run'])})"
     base = next((values[name] for name in BASES if name in values), None)
     counted = [name for name in STEPS if values.get(name, "").isdecimal() and len(values[name]) < 10]
     steps = next((f"{'iteration' if n == 'iteration' else 'step'} {values[n]}" for n in counted), None)
     return [f"trained with {trainer}" if trainer else "", f"on {base}" if base else "", steps or ""]
+
+
+def _frozen(metadata: Mapping[str, str]) -> str:
+    """On which policy, and under which LoRAs."""
+    base = f"on {_text(metadata['policy'])}" if metadata.get("policy") else ""
+    try:
+        names = [str(one["file"]) for one in json.loads(metadata.get("frozen_loras", "[]"))]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        names = []
+    return " ".join(filter(None, (base, f"under {_text(', '.join(names))}" if names else "")))
 
 
 def _text(value: str) -> str:

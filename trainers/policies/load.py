@@ -14,6 +14,7 @@ from ..errors import UserError
 from .base import Policy, VideoSize
 from .encodings import EncodingStore, files_digest
 from .fp8 import add_fp8
+from .frozen_loras import merge_frozen
 from .parts import find_parts, part_places
 from .phantom import PhantomPolicy
 from .text_file import load_text_encoder, load_tokenizer, text_encoder_files
@@ -39,9 +40,10 @@ NATIVE_SIZES = {5120: VideoSize(720, 1280, 81), 1536: VideoSize(480, 832, 81), 0
 
 
 def policy_of(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
-    """The policy that a run's settings name; see `load_policy`."""
+    """The policy that a run's settings name, with its frozen LoRAs; see `load_policy`."""
     dtype = getattr(torch, config.dtype)
     policy = load_policy(config.source, dtype, device, config.text_encoder, config.vae, config.vace_module)
+    merge_frozen(policy.transformer, config)
     if config.fp8:
         add_fp8(policy.transformer)
     return policy
@@ -112,9 +114,9 @@ def load_policy_in_parts(
     device: torch.device,
     place_text_encoder: Callable[[nn.Module], nn.Module],
 ) -> Policy:
-    """The policy that a run's settings name, on the CPU; its text encoder is loaded at the first text not encoded yet.
+    """The policy that a run's settings name, with its frozen LoRAs, on the CPU.
 
-    `device`: where it will compute.
+    Its text encoder is loaded at the first text not encoded yet. `device`: where it will compute.
 
     Encoded texts and references are kept in the folder `encodings`, which runs share: what an earlier run encoded with
     the same files is found there. `place_text_encoder` moves the loaded text encoder to where it computes, and returns
@@ -138,6 +140,7 @@ def load_policy_in_parts(
         # Each kind of policy fits pictures in its own way.
         EncodingStore(encodings, files_digest(vae_files(parts.vae), "latents", kind)),
     )
+    merge_frozen(policy.transformer, config)
     if config.fp8:
         add_fp8(policy.transformer, device)
     return policy

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
-from ..files import place_atomic, read_regular, sweep, write_atomic
+from ..config import PolicyKind, TrainConfig
+from ..errors import UserError
+from ..files import atomic_file, place_atomic, read_regular, sweep, write_atomic
 from ..lora.formats import LoRA, write_native
+from ..pictures.preview import cover, preview
+from .export_metadata import export_metadata, run_metadata
 from .folder import Export, RunFolder
+
+PREVIEW = ".webp"
+"""Ending of the picture beside a LoRA of the same name: ComfyUI and Lora-Manager show it."""
 
 
 class Exports:
     """Writes a run's exports, keeps a copy of each in the `publish` folder, and removes old ones.
 
     Kept are the `keep` newest, the best evaluated, and those that the user asked to save, in the run and where they are
-    published. `warning`: what went wrong with publishing last, else empty.
+    published. `warning`: what went wrong with publishing last, else empty. Raises UserError for a frozen LoRA of the
+    config that cannot be read.
     """
 
-    def __init__(self, run: RunFolder, publish: str | None, keep: int) -> None:
-        self.run, self.keep, self.warning = run, keep, ""
-        self.published = Path(publish) / run.id if publish else None
+    def __init__(self, run: RunFolder, config: TrainConfig) -> None:
+        self.run, self.config, self.keep, self.warning = run, config, config.checkpoint.keep, ""
+        self.published = Path(config.publish) / run.id if config.publish else None
+        self._shared = run_metadata(config)
+        self._pictures: tuple[Path, bytes, str] | None = None
 
-    def write(self, lora: LoRA, iteration: int, policy: str, asked: bool = False) -> Path:
-        """Write the LoRA of an iteration; `asked`: the user asked for it, so it is kept for good."""
+    def write(self, lora: LoRA, iteration: int, policy: PolicyKind, asked: bool = False) -> Path:
+        """Write the LoRA of an iteration, and a preview beside it; `asked`: the user asked for it, so it is kept for
+        good.
+        """
         path = self.run.export_path(iteration)
-        write_native(lora, path, {"run": self.run.id, "iteration": str(iteration), "policy": policy})
+        width = max(len(up) for _, up in lora.modules.values())
+        entries = export_metadata(self._shared, self.config, self.run.id, policy, iteration, width)
+        if pictures := self._newest_pictures():
+            moving, still = pictures
+            entries["ssmd_cover_images"] = json.dumps([still])
+            with atomic_file(path.with_suffix(PREVIEW), sync=False) as aside:
+                aside.write_bytes(moving)
+        write_native(lora, path, entries)
         if asked:
             write_atomic(self._list, json.dumps(sorted({*self.asked(), iteration})) + "\n")
         self.prune()
@@ -49,9 +69,10 @@ class Exports:
         )
         for export in exports:
             if export.iteration not in kept:
-                export.path.unlink(missing_ok=True)
-                if self.published:
-                    (self.published / export.path.name).unlink(missing_ok=True)
+                for path in (export.path, export.path.with_suffix(PREVIEW)):
+                    path.unlink(missing_ok=True)
+                    if self.published:
+                        (self.published / path.name).unlink(missing_ok=True)
 
     def publish(self) -> None:
         """Put every export that is missing in the published folder there.
@@ -65,12 +86,26 @@ class Exports:
             try:
                 if self._is_published(export):
                     continue
+                if (picture := export.path.with_suffix(PREVIEW)).is_file():
+                    place_atomic(picture, self.published / picture.name)
                 place_atomic(export.path, self.published / export.path.name)
             except OSError as error:
                 self.warning = (
                     f"{export.path.name} could not be published to {self.published} ({error}); "
                     f"it is in {export.path.parent}"
                 )
+
+    def _newest_pictures(self) -> tuple[bytes, str] | None:
+        """The preview of the run's newest clip, and a still of it in base64; None while there is no clip to read."""
+        clips = self.run.clips()
+        if not clips:
+            return None
+        if self._pictures is None or self._pictures[0] != clips[0][0]:
+            try:
+                self._pictures = clips[0][0], preview(clips[0][0]), base64.b64encode(cover(clips[0][0])).decode()
+            except (UserError, OSError):  # a clip is no reason to lose a LoRA
+                return None
+        return self._pictures[1:]
 
     def _is_published(self, export: Export) -> bool:
         copy = self.published / export.path.name

@@ -32,7 +32,8 @@ def portraits(tmp_path):
 def make(portraits, *options):
     out = portraits.parent / f"sets{len(list(portraits.parent.glob('sets*')))}" / "people.csv"
     scenes = portraits.parent / "scenes.txt"
-    assert main(["prompts", "make", str(portraits), "--scenes", str(scenes), "--out", str(out), *options]) == 0
+    given = ["--scenes", str(scenes), "--out", str(out), "--unchecked", *options]
+    assert main(["prompts", "make", str(portraits), *given]) == 0
     return load_prompt_set(out), load_prompt_set(out.with_name("people_held_out.csv"))
 
 
@@ -95,7 +96,7 @@ def test_all_different_rows_can_be_asked_for(portraits):
         (["--items", "361"], "10 people, 2 at a time, in 8 scenes make 360 different rows, not 361"),
         (["--held-out", "3"], "2 people, 2 at a time, in 2 scenes make 2 different rows, not 3"),
         (["--people", "7"], "12 people and 10 scenes are too few"),
-        (["--people", "0"], "--people 0 is too few"),
+        (["--people", "0"], "0 people in each video are too few"),
     ],
 )
 def test_what_cannot_be_made_is_refused(portraits, capsys, options, said):
@@ -121,7 +122,7 @@ def test_a_wrong_text_is_named(portraits, capsys, name, content, said):
 
 
 def test_a_folder_without_pictures_is_named(tmp_path):
-    from trainers.commands.prompts import read_people
+    from trainers.scenes.portraits import read_people
 
     with pytest.raises(UserError, match="has no pictures"):
         read_people(tmp_path)

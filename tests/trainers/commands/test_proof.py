@@ -61,6 +61,12 @@ def test_only_the_last_iteration_is_claimed():
     assert holds(early, TRAINED, CONTROL) == [True] * 3
 
 
+@pytest.mark.parametrize("gain, ok", [(0.2001, True), (0.1999, False)])
+def test_under_the_distilled_lora_two_thirds_of_the_gain_are_claimed(gain, ok):
+    under = replace(TRAINED, recipe="distilled", identity=Interval(gain, 0.1, 0.3))
+    assert holds(TRAINED, under, CONTROL) == [True, True, True, ok]
+
+
 @pytest.mark.parametrize("policy, source", [("vace", "tinyworld"), ("phantom", "tinyworld-phantom")])
 def test_the_proof_is_about_the_policy_asked_for(policy, source):
     assert proof_config(Job("tiny", False, 0), {}, policy).policy.source == source
@@ -115,15 +121,23 @@ def test_a_proof_that_could_not_be_measured_is_refused_before_it_trains(
 
 def test_recipes_are_read_from_a_file(tmp_path):
     (tmp_path / "recipes.yaml").write_text("plain:\nquick: {optim: {learning_rate: 1e-3}}")
-    assert read_recipes(tmp_path / "recipes.yaml") == {"plain": {}, "quick": {"optim": {"learning_rate": 1e-3}}}
+    assert read_recipes(str(tmp_path / "recipes.yaml")) == {"plain": {}, "quick": {"optim": {"learning_rate": 1e-3}}}
     with pytest.raises(UserError, match="cannot read"):
-        read_recipes(tmp_path)
+        read_recipes(str(tmp_path))
+
+
+def test_recipes_are_chosen_by_name():
+    assert list(read_recipes("tiny,distilled")) == ["tiny", "distilled"]
+    assert read_recipes("distilled")["distilled"]["policy"] == {"loras": ["tinyworld-4-steps"]}
+    with pytest.raises(UserError, match="cannot read the recipes tiny,slow.*names of tiny, fast, paper, distilled"):
+        read_recipes("tiny,slow")
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_has_a_row_per_recipe_and_control(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
     """Trained runs gain 30% of the oracle's identity here, controls lose 10%."""
 
     class Meter:
@@ -149,6 +163,9 @@ def test_the_report_has_a_row_per_recipe_and_control(tmp_path, monkeypatch, caps
     )
     monkeypatch.setattr(proof, "RunBatch", Batch)
     monkeypatch.chdir(tmp_path)
+
+
+def test_the_report_has_a_row_per_recipe_and_control(measured, tmp_path, capsys):
     Path("recipes.yaml").write_text("tiny:")
     options = ["--recipes", "recipes.yaml", "--seeds", "0-1", "--controls", "0", "--evaluation-seeds", "11"]
     assert main(["proof", *options, "--items", "8"]) == 0
@@ -158,6 +175,15 @@ def test_the_report_has_a_row_per_recipe_and_control(tmp_path, monkeypatch, caps
     assert "0.500 -> 0.650" in trained and "+30.0% (+30.0% to +30.0%)" in trained and "100%" in trained
     assert "(control)" in control and "-10.0%" in control
     assert text.count("- holds: ") == 3
+
+
+def test_what_was_learned_without_the_distilled_lora_is_measured_under_it_too(measured, tmp_path):
+    assert main(["proof", "--recipes", "tiny,distilled", "--seeds", "0", "--controls", "0", "--items", "8"]) == 0
+    text = (tmp_path / "runs" / "proof" / "proof.md").read_text()
+    rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")][1:]
+    under = "tiny, sampled as distilled"
+    assert rows == ["tiny", "tiny (control)", "distilled", "distilled (control)", under, f"{under} (control)"]
+    assert "- holds: `distilled` gains at least 67% of what `tiny` gains (it is 100%)" in text
 
 
 ENDLESS = """

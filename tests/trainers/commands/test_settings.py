@@ -56,7 +56,7 @@ def test_one_preset_and_its_changes_alone(capsys):
 
 def test_presets_that_agree_are_named_together():
     (row,) = [line for line in page().splitlines() if line.startswith("| `policy.dtype` ")]
-    assert "paper, fast, paper-phantom, fast-phantom: `bfloat16`" in row
+    assert "paper, fast, distilled, paper-phantom, fast-phantom, distilled-phantom: `bfloat16`" in row
 
 
 def test_the_page_has_a_table_for_every_section():

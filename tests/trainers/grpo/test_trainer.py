@@ -5,6 +5,7 @@ What a policy has a part in is tried with each kind of them, the rest (`one_kind
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from trainers.config import PolicyConfig, TrainConfig, make_config
 from trainers.errors import UserError
 from trainers.grpo import evaluate, trainer, update
+from trainers.lora.formats import LoRA, read_lora, write_native
 from trainers.policies import load
 from trainers.runs.folder import RunFolder
 from trainers.runs.inputs import run_inputs
@@ -462,6 +464,29 @@ def test_a_lora_of_another_policy_is_no_start(reference_run, kind, small_config,
     with pytest.raises(UserError, match=f"trained for {kind}"):
         train(config, run)
     assert run.status().state == "failed"
+
+
+@one_kind
+def test_a_frozen_lora_is_part_of_the_base_policy_and_not_of_the_export(
+    reference_run, small_config, small_models, tmp_path
+):
+    """It changes what is trained and measured from the start; a run whose frozen LoRA was changed is not resumed."""
+    frozen = tmp_path / "few steps.safetensors"
+    bias = {"proj_out.bias": torch.randn(64, generator=torch.Generator().manual_seed(0))}
+    write_native(LoRA({}, {}, {}, bias), frozen)
+    under = small_config(policy={**small_models["policy"], "loras": [f"{frozen}:2"]})
+    run = RunFolder.create(tmp_path, under)
+    assert train(under, run).state == "finished"
+    exported = read_lora(run.newest().path)
+    assert exported.modules.keys() == read_lora(reference_run.newest().path).modules.keys() and not exported.differences
+    base, other = (r.read_measurement("base", evaluate.Measurement).rewards for r in (run, reference_run))
+    assert base != other
+    (one,) = json.loads(exported.metadata["frozen_loras"])
+    assert (one["file"], one["strength"]) == ("few steps.safetensors", 2.0)
+    write_native(LoRA({}, {}, {}, {name: value * 2 for name, value in bias.items()}), frozen)
+    refused(
+        under, run, r"belongs to the policy `vace with few steps.safetensors:2 \(\w+\)`, this run trains `vace with"
+    )
 
 
 @one_kind

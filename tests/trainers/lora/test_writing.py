@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from trainers.errors import UserError
 from trainers.lora.formats import LoRA, read_lora, write_diffusers, write_native, write_peft
+from trainers.lora.hashes import without_hashes
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora"
 WRITERS = [write_native, write_peft, write_diffusers]
@@ -104,7 +105,7 @@ def test_an_alpha_from_the_header_is_converted_once(tmp_path):
     save_file(factors, tmp_path / "a.safetensors", metadata=header)
     write_native(read_lora(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
     with safe_open(tmp_path / "b.safetensors", "pt") as file:
-        assert file.metadata() == {"run": "x"}
+        assert without_hashes(file.metadata()) == {"run": "x"}
         assert file.get_tensor("diffusion_model.blocks.0.self_attn.q.alpha").item() == 16
     write_diffusers(read_lora(tmp_path / "b.safetensors"), tmp_path / "c")
     assert read_lora(tmp_path / "c").alpha == {name: 16.0}
