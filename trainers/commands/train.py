@@ -64,13 +64,13 @@ def check_inputs(config: TrainConfig) -> None:
     from ..grpo.ranks import require_trackers
     from ..lora.formats import read_lora
     from ..policies.load import find_parts, recognise
-    from ..rewards.load import find_reward
+    from ..rewards.several import find_rewards
     from ..runs.inputs import check_prompts
 
     policy = config.policy
     find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
     recognise(policy.source, policy.vace_module)
-    find_reward(config.reward)
+    find_rewards(config)
     check_prompts(config)
     require_trackers(config.trackers)
     if config.start_lora:

@@ -13,7 +13,16 @@ from ..files import require_regular
 from .plain_yaml import LONGEST, parse_yaml
 from .presets import PRESETS, RECIPES, WAN_NEGATIVE_PROMPT, merge
 from .refusals import explain
-from .sections import BUILT_IN, TINYWORLD_WEIGHTS, PolicyConfig, PolicyKind, RewardConfig, RolloutConfig, TrainConfig
+from .sections import (
+    BUILT_IN,
+    TINYWORLD_WEIGHTS,
+    AlignmentRewardConfig,
+    PolicyConfig,
+    PolicyKind,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -21,6 +30,7 @@ __all__ = [
     "RECIPES",
     "TINYWORLD_WEIGHTS",
     "WAN_NEGATIVE_PROMPT",
+    "AlignmentRewardConfig",
     "PolicyConfig",
     "PolicyKind",
     "RewardConfig",
