@@ -62,13 +62,25 @@ class TextAlignment:
         return cosines.mean().item()
 
 
+def is_clip(folder: Path) -> bool:
+    """Whether the folder's config.json is that of a CLIP model."""
+    return _kind(folder) == "clip"
+
+
+def _kind(folder: Path) -> str | None:
+    """None where config.json is missing, damaged or of something else."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def find_clip(config: AlignmentRewardConfig) -> Path:
     """The folder of the CLIP model. Raises UserError when it holds none."""
     folder = Path(config.source)
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"rewards.alignment.source: {folder} has no readable config.json; {REMEDY}") from None
+    kind = _kind(folder)
+    if kind is None:
+        raise UserError(f"rewards.alignment.source: {folder} has no readable config.json; {REMEDY}")
     if kind != "clip":
         raise UserError(f"rewards.alignment.source: {folder} holds a model of type `{kind}`; {REMEDY}")
     return folder
