@@ -9,7 +9,19 @@ from comfy_api.latest import ComfyExtension, io
 from ..trainers.errors import UserError
 from . import folders, routes
 
-FAMILIES = ("policies", "samplers", "loras", "native", "rewards", "faces", "prompt_sets", "runs")
+FAMILIES = (
+    "policies",
+    "samplers",
+    "retries",
+    "loras",
+    "native",
+    "rewards",
+    "combined_rewards",
+    "face_networks",
+    "faces",
+    "prompt_sets",
+    "runs",
+)
 
 # ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.
 UserError.__module__ = "identity_grpo"

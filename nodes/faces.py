@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import comfy.model_management as management
 import comfy.utils
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -16,11 +17,13 @@ from ..trainers.faces.board import face_board, ranking_board
 from ..trainers.faces.ranking import best_first
 from ..trainers.faces.report import FaceReport, People, find_people, report
 from ..trainers.faces.text import headline_text, notes, person_lines
+from ..trainers.faces.users import BUILT_IN, load_recogniser
 from ..trainers.faces.weights import release_networks
+from .face_networks import face_networks_input
 from .inputs import require_choice, require_range
 from .pictures import references_input, to_image, to_pixels, to_references
 from .rewards import score_clips
-from .types import LazyReward, RewardType
+from .types import FaceFiles, LazyReward, RewardType
 
 CATEGORY = "Identity-GRPO/faces"
 PEOPLE = "The people that the video should show, one picture each; of a picture with several faces the largest counts."
@@ -51,6 +54,7 @@ class FaceReportNode(io.ComfyNode):
                 io.Image.Input("images", tooltip="The frames of the video, in order."),
                 references_input(PEOPLE),
                 fps_input("Frames per second of the video; it gives the worst second and the times in the picture."),
+                face_networks_input(),
             ],
             outputs=[
                 io.Float.Output(
@@ -65,15 +69,17 @@ class FaceReportNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images: Tensor, references: dict, fps: float) -> io.NodeOutput:
+    def execute(
+        cls, images: Tensor, references: dict, fps: float, face_networks: FaceFiles | None = None
+    ) -> io.NodeOutput:
         require_range("fps", fps, FPS)
         people, clip = to_references(references), _clip(images, "images")
-        with _networks() as device:
-            (found,) = _reports([clip], find_people(people, device), fps, device)
+        with on_networks() as device:
+            (found,) = report_videos([clip], find(people, device, face_networks), fps, device)
         board = to_image(face_board(clip.numpy(), found))
         text = "\n".join([headline_text(found), *person_lines(found), *notes(found)])
         shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": (text,), "identity_grpo": (found.numbers(),)}
-        return io.NodeOutput(_number(found.headline), text, board, ui=shown)
+        return io.NodeOutput(number(found.headline), text, board, ui=shown)
 
 
 class KeepBest(io.ComfyNode):
@@ -114,6 +120,7 @@ class KeepBest(io.ComfyNode):
                 RewardType.Input(
                     "reward", optional=True, tooltip="The identity reward, from Load Reward; needed by reward and both."
                 ),
+                face_networks_input(),
             ],
             outputs=[
                 io.Image.Output("best", tooltip="The frames of the best video."),
@@ -133,6 +140,7 @@ class KeepBest(io.ComfyNode):
         rank_by: str,
         fps: float,
         reward: LazyReward | None = None,
+        face_networks: FaceFiles | None = None,
     ) -> io.NodeOutput:
         require_choice("rank_by", rank_by, RANKINGS)
         require_range("fps", fps, FPS)
@@ -143,8 +151,8 @@ class KeepBest(io.ComfyNode):
         sources, videos = _videos(clips, videos_per_clip)
         faces, scores, texts = None, None, [[] for _ in videos]
         if rank_by != BY_REWARD:
-            with _networks() as device:
-                reports = _reports(videos, find_people(people, device), fps, device)
+            with on_networks() as device:
+                reports = report_videos(videos, find(people, device, face_networks), fps, device)
             faces = [found.headline for found in reports]
             for text, found in zip(texts, reports, strict=True):
                 text.append(headline_text(found))
@@ -157,7 +165,7 @@ class KeepBest(io.ComfyNode):
         ranking = "\n".join(f"{place}. video {index + 1}: {lines[index]}" for place, index in enumerate(order, 1))
         board = to_image(ranking_board([video.numpy() for video in videos], order, lines))
         numbers: dict = {"order": [index + 1 for index in order]}
-        numbers |= {"faces": [_number(headline) for headline in faces]} if faces else {}
+        numbers |= {"faces": [number(headline) for headline in faces]} if faces else {}
         numbers |= {"reward": scores} if scores else {}
         shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": (ranking,), "identity_grpo": (numbers,)}
         return io.NodeOutput(sources[order[0]], order[0] + 1, ranking, board, ui=shown)
@@ -193,11 +201,18 @@ def _named(videos: list[Tensor]) -> dict[str, Tensor]:
     return {f"video {number}": video for number, video in enumerate(videos, 1)}
 
 
-def _number(headline: float | None) -> float:
+def number(headline: float | None) -> float:
+    """The headline as an output: NOT_JUDGED for none."""
     return NOT_JUDGED if headline is None else headline
 
 
-def _reports(videos: list[Tensor], people: People, fps: float, device: torch.device) -> list[FaceReport]:
+def find(pictures: Sequence[np.ndarray], device: torch.device, files: FaceFiles | None) -> People:
+    """The people of reference images, by the networks of this pack or those of `files`."""
+    recogniser = load_recogniser(files.detector, files.embedder) if files else BUILT_IN
+    return find_people(pictures, device, recogniser=recogniser)
+
+
+def report_videos(videos: list[Tensor], people: People, fps: float, device: torch.device) -> list[FaceReport]:
     """The reports of videos of the same people, with progress; Cancel ends it between two batches of frames."""
     bar, done, reports = comfy.utils.ProgressBar(sum(map(len, videos))), 0, []
 
@@ -212,7 +227,7 @@ def _reports(videos: list[Tensor], people: People, fps: float, device: torch.dev
 
 
 @contextmanager
-def _networks() -> Iterator[torch.device]:
+def on_networks() -> Iterator[torch.device]:
     """ComfyUI's device for a block of work, after which nothing of the networks stays on it.
 
     Raises UserError when memory runs out.

@@ -13,6 +13,7 @@ from pathlib import Path
 import folder_paths
 
 from ..trainers.errors import UserError
+from ..trainers.rewards.alignment import is_clip
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.registry import list_runs
 
@@ -29,6 +30,7 @@ ENDINGS = {SINGLE_FILES: (WEIGHTS, PICKLED), "text_encoders": (WEIGHTS, PICKLED)
 NO_MODULE = "none"
 LATEST, BEST = "latest", "best"
 NEWEST_RUN = "newest run"
+NO_CLIP, BUILT_IN_FACES = "none", "built in"
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,51 @@ def _base_files() -> list[str]:
 
 
 def _base_models() -> dict[str, Path]:
-    return {name: path for name, path in _folders(REWARDS, "config.json").items() if name not in _checkpoints()}
+    return {
+        name: path
+        for name, path in _folders(REWARDS, "config.json").items()
+        if name not in _checkpoints() and not is_clip(path)
+    }
+
+
+def clip_choices() -> list[str]:
+    """`none`, then the folders of `models/identity_reward` that hold a CLIP model."""
+    return [NO_CLIP, *_clips()]
+
+
+def clip_source(choice: str) -> str:
+    """The folder behind a choice of `clip_choices`."""
+    if choice not in _clips():
+        raise UserError(
+            f"there is no CLIP model `{choice}`; put its folder (with config.json) into models/{REWARDS} and refresh, "
+            "or set the weight of alignment to 0"
+        )
+    return str(_clips()[choice])
+
+
+def _clips() -> dict[str, Path]:
+    return {name: path for name, path in _folders(REWARDS, "config.json").items() if is_clip(path)}
+
+
+# --- face networks ----------------------------------------------------------------------------------------------------
+
+
+def face_choices() -> list[str]:
+    """`built in`, then the ONNX files of `models/insightface`, at any depth."""
+    return [BUILT_IN_FACES, *_listed_files(str(_face_root()), ".onnx")]
+
+
+def face_file(choice: str) -> str | None:
+    """The path behind a choice of `face_choices`; None for what is built in."""
+    if choice == BUILT_IN_FACES:
+        return None
+    if choice not in face_choices():
+        raise UserError(f"there is no file `{choice}` in models/insightface; put it there and refresh")
+    return str(_face_root() / choice)
+
+
+def _face_root() -> Path:
+    return Path(folder_paths.models_dir) / "insightface"
 
 
 # --- prompt sets ------------------------------------------------------------------------------------------------------

@@ -219,6 +219,7 @@ class Train(io.ComfyNode):
                 **model_settings(policy, reward, gpus),
             }
         )
+        changes |= reward.run_settings
         recipe = preset_of(preset, policy)
         check_prompt_sets(prompt_set, evaluation_set, make_config(recipe, changes).rollout.groups_per_update)
         config = make_config(recipe, changes | prompt_settings(prompt_set, evaluation_set))

@@ -159,7 +159,7 @@ def sample(
     return io.NodeOutput(*generate(policy, sampling, item, **control))
 
 
-class _Sampler(io.ComfyNode):
+class Sampler(io.ComfyNode):
     """What the samplers share."""
 
     @classmethod
@@ -169,7 +169,7 @@ class _Sampler(io.ComfyNode):
         return prompt_problem(prompt) or True
 
 
-class VACESampler(_Sampler):
+class VACESampler(Sampler):
     """VACE with as many people as there are pictures."""
 
     @classmethod
@@ -203,7 +203,7 @@ class VACESampler(_Sampler):
         return sample("vace", {"cfg": cfg}, **inputs)
 
 
-class PhantomSampler(_Sampler):
+class PhantomSampler(Sampler):
     """Phantom with up to four people."""
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 WanPolicyType = io.Custom("WAN_POLICY")  # a LazyPolicy
 RewardType = io.Custom("IDENTITY_REWARD")  # a LazyReward
 PromptSetType = io.Custom("PROMPT_SET")  # a trainers.prompts.PromptSet
+FaceNetworksType = io.Custom("FACE_NETWORKS")  # a FaceFiles
 TrainingRunType = io.Custom("TRAINING_RUN")  # a trainers.runs.folder.RunFolder
 
 POLICY_TITLES = {"vace": "VACE", "phantom": "Phantom"}  # names of the kinds of policy
@@ -61,10 +62,14 @@ class LazyPolicy:
 
 @dataclass(frozen=True)
 class LazyReward:
-    """An identity reward, loaded at its first use into ComfyUI's memory management. `config` names its files."""
+    """An identity reward, loaded at its first use into ComfyUI's memory management. `config` names its files.
+
+    `run_settings`: sections of a run's configuration that go with it, where other rewards are combined with it.
+    """
 
     config: RewardConfig
     model: OnUse[tuple[IdentityReward, Managed]]
+    run_settings: dict = field(default_factory=dict)
 
     @property
     def reward(self) -> IdentityReward:
@@ -73,3 +78,11 @@ class LazyReward:
     @property
     def managed(self) -> Managed:
         return self.model.value[1]
+
+
+@dataclass(frozen=True)
+class FaceFiles:
+    """ONNX files of a user's own face detector and embedder; None: those of this pack."""
+
+    detector: str | None = None
+    embedder: str | None = None

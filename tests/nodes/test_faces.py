@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -119,3 +120,68 @@ def test_cancel_ends_a_report(run_node, right, references):
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
         run_node("IdentityGRPOFaceReport", images=right, references=references)
+
+
+# --- Sample Until Right -----------------------------------------------------------------------------------------------
+
+TINY = {
+    "prompt": "two people wave",
+    "negative": "",
+    "width": 80,
+    "height": 48,
+    "frames": 5,
+    "steps": 2,
+    "cfg": 1.0,
+    "shift": 3.0,
+}
+
+
+@pytest.fixture(scope="module")
+def policy(run_node):
+    return run_node("IdentityGRPOLoadModel")[0]
+
+
+@pytest.fixture
+def videos(pack, monkeypatch, right, wrong):
+    """A sampler that gives the wrong people with seed 5 and the right ones with any other; the seeds it was given."""
+    from comfy_api.latest import io
+
+    seeds = []
+
+    def sample(kind, scales, policy, people, seed, **inputs):
+        seeds.append(seed)
+        return io.NodeOutput(wrong if seed == 5 else right, {"samples": torch.full((1,), float(seed))})
+
+    module = sys.modules[pack.nodes["IdentityGRPOSampleUntilRight"].__module__]
+    monkeypatch.setattr(module, "sample", sample)
+    return seeds
+
+
+def test_it_ends_at_the_first_right_video(run_node, policy, videos, right, references):
+    given = {"policy": policy, "references": references, "seed": 5, "max_tries": 4, **TINY}
+    images, latent, seed, score, picture = run_node("IdentityGRPOSampleUntilRight", **given)
+    assert videos == [5, 6] and seed == 6 and torch.equal(images, right)
+    assert latent["samples"].item() == 6 and score > 0.9 and picture.ndim == 4
+
+
+def test_without_success_the_best_is_given_and_named_so(node_output, policy, videos, references):
+    swapped = dict(zip(references, reversed(references.values()), strict=True)) | {"ref1": references["ref1"]}
+    given = {"policy": policy, "references": swapped, "seed": 4, "max_tries": 2, "least_score": 1.0, **TINY}
+    output = node_output("IdentityGRPOSampleUntilRight", **given)
+    shown = output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+    assert videos == [4, 5] and output.args[2] in (4, 5)
+    assert "none of 2 videos is right" in shown["text"][0] and shown["identity_grpo"][0]["tries"] == 2
+
+
+def test_it_samples_with_the_model(run_node, policy, references):
+    """TinyWorld draws its people: no face is seen, and the first of equal videos is kept."""
+    given = {"policy": policy, "references": references, "seed": 1, "max_tries": 1, **TINY}
+    images, _, seed, score, _ = run_node("IdentityGRPOSampleUntilRight", **given)
+    assert images.shape == (5, 48, 80, 3) and seed == 1 and score == 0
+
+
+def test_pictures_without_a_face_are_refused_before_anything_is_sampled(run_node, policy, videos):
+    given = {"policy": policy, "references": {"ref0": torch.full((1, 64, 64, 3), 0.5)}, **TINY}
+    with pytest.raises(ValueError, match="reference image 1 shows no face"):
+        run_node("IdentityGRPOSampleUntilRight", **given)
+    assert videos == []

@@ -29,6 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=number_between(0.1, 240, float), help="frames per second (default: the file's, 10 for a folder)"
     )
+    parser.add_argument("--detector", type=Path, metavar="ONNX", help="your own face detector, as InsightFace's SCRFD")
+    parser.add_argument(
+        "--embedder", type=Path, metavar="ONNX", help="your own face embedder, as InsightFace's ArcFace"
+    )
     parser.add_argument("--picture", type=Path, metavar="PNG", help="write who is who in which frame, of one clip")
     parser.add_argument("--save", type=Path, metavar="JSON", help="write the numbers; otherwise nothing is kept")
 
@@ -49,10 +53,14 @@ def main(options: Namespace) -> int:
     from ..faces.board import face_board
     from ..faces.report import find_people, report
     from ..faces.text import headline_text, notes, rows
+    from ..faces.users import load_recogniser
     from ..pictures.layout import save_png
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    people = find_people(pictures, device, [str(path) for path in options.references])
+    recogniser = load_recogniser(options.detector, options.embedder)
+    if recogniser.licence_note:
+        print(recogniser.licence_note + "\n")
+    people = find_people(pictures, device, [str(path) for path in options.references], recogniser)
     saved = []
     for path in options.clip:
         frames, rate = read_clip(path)

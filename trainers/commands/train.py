@@ -83,7 +83,9 @@ def check_inputs(config: TrainConfig) -> None:
     from ..grpo.ranks import require_trackers
     from ..policies.frozen_loras import check_frozen
     from ..policies.load import recognise
+    from ..rewards.several import find_rewards
 
+    find_rewards(config)
     check_frozen(policy, recognise(policy.source, policy.vace_module))
     require_trackers(config.trackers)
     if config.start_lora:

@@ -100,7 +100,7 @@ class PolicyConfig(Section):
 
 
 class RewardConfig(Section):
-    """The model that scores identity."""
+    """The identity reward: the model that scores identity. What else is trained on is in `rewards`."""
 
     source: Place = Field("tinyworld", description="folder of a reward checkpoint, or tinyworld for the built-in one")
     base_model: Place | None = Field(
@@ -112,6 +112,94 @@ class RewardConfig(Section):
     )
     micro_batch: MicroBatch = Field(16, description="videos scored at once on one device")
     shuffle: bool = Field(False, description="control experiment: rewards are shuffled within each group")
+
+
+Weight = Annotated[Number, Field(ge=0, le=1000)]
+OFF = "; 0: not computed"
+
+
+class IdentityWeight(Section):
+    """The part of the identity reward, which `reward` names."""
+
+    weight: Weight = Field(
+        1.0, description="weight of the identity reward; it has no effect where no other reward has one; 0: only shown"
+    )
+
+
+class FacesRewardConfig(Section):
+    """The face report as a reward. Another embedder must judge then."""
+
+    weight: Weight = Field(0.0, description=f"weight of the score of the face report{OFF}")
+    embedder: Place | None = Field(
+        None, description="ONNX file of the face embedder that is trained on; null: the built-in one"
+    )
+
+
+class MotionRewardConfig(Section):
+    """Guard rail against videos that stand still: how much of the base policy's motion is left."""
+
+    weight: Weight = Field(
+        0.0,
+        description="weight of the motion that is left of the base policy's with the same item; each item costs one "
+        f"more video when it is sampled first{OFF}",
+    )
+    enough: Number = Field(
+        0.8, ge=0.01, le=10, description="part of the base policy's motion above which more is worth no more"
+    )
+
+
+class CopyRewardConfig(Section):
+    """Guard rail against pasting the reference images."""
+
+    weight: Weight = Field(
+        0.0, description=f"weight of the share of frames that copy no reference image, by the face report{OFF}"
+    )
+
+
+class AlignmentRewardConfig(Section):
+    """Guard rail against videos that leave their prompt."""
+
+    weight: Weight = Field(0.0, description=f"weight of the similarity of frames and prompt by a CLIP model{OFF}")
+    source: Place | None = Field(None, description="folder of the CLIP model, as transformers writes it")
+    frames: Integer = Field(4, ge=1, le=64, description="frames of each video that it reads")
+
+
+class RewardsConfig(Section):
+    """The rewards: the identity reward, and others beside it.
+
+    Each is normalised in its group, multiplied by its weight and added (GDPO).
+    """
+
+    identity: IdentityWeight = IdentityWeight()
+    faces: FacesRewardConfig = FacesRewardConfig()
+    motion: MotionRewardConfig = MotionRewardConfig()
+    copy_paste: CopyRewardConfig = CopyRewardConfig()
+    alignment: AlignmentRewardConfig = AlignmentRewardConfig()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every reward by its name, in the order in which they are reported."""
+        return {name: getattr(self, name).weight for name in type(self).model_fields}
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> RewardsConfig:
+        if not any(self.weights.values()):
+            raise ValueError("identity.weight 0 leaves nothing to train on; give one of the rewards a weight above 0")
+        if self.alignment.weight and self.alignment.source is None:
+            raise ValueError("alignment.source is missing; give the folder of a CLIP model, or weight 0")
+        return self
+
+
+class FacesConfig(Section):
+    """The face report that judges held-out videos; its networks are built in, or files of yours."""
+
+    detector: Place | None = Field(
+        None,
+        description="ONNX file of a face detector with the interface of InsightFace's SCRFD; null: the built-in one",
+    )
+    embedder: Place | None = Field(
+        None, description="ONNX file of a face embedder with the interface of ArcFace; null: the built-in one"
+    )
 
 
 class VideoConfig(Section):
@@ -337,6 +425,8 @@ class TrainConfig(Section):
     )
     policy: PolicyConfig = PolicyConfig()
     reward: RewardConfig = RewardConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    faces: FacesConfig = FacesConfig()
     video: VideoConfig = VideoConfig()
     rollout: RolloutConfig = RolloutConfig()
     optim: OptimConfig = OptimConfig()
@@ -351,6 +441,26 @@ class TrainConfig(Section):
         if self.optim.ratio == "guard" and self.rollout.dynamics != "flow_sde":
             raise ValueError(
                 "optim.ratio `guard` is defined for rollout.dynamics `flow_sde` only; choose one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _faces_can_be_found(self) -> TrainConfig:
+        for name in ("faces", "copy_paste"):
+            if self.rewards.weights[name] and "tinyworld" in (self.prompts, self.evaluation_prompts):
+                raise ValueError(
+                    f"rewards.{name} looks for faces, and TinyWorld's people are drawn, which the face networks do not "
+                    "find; set its weight to 0, or train on prompts with photographs"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _another_embedder_judges(self) -> TrainConfig:
+        if self.rewards.faces.weight and self.rewards.faces.embedder == self.faces.embedder:
+            raise ValueError(
+                f"rewards.faces trains on the face embedder that judges ({self.faces.embedder or 'the built-in one'}), "
+                "so nothing would show whether it is hacked; set faces.embedder or rewards.faces.embedder to another "
+                "one, e.g. an ONNX file in ComfyUI's models/insightface"
             )
         return self
 
@@ -379,11 +489,21 @@ class TrainConfig(Section):
             f"{file if file in BUILT_IN_LORAS else absolute(file)}:{strength:g}" for file, strength in named
         ]
         reward = {name: absolute(getattr(self.reward, name)) for name in ("source", "base_model")}
+        rewards, faces = self.rewards, self.faces
+        rewards = rewards.model_copy(
+            update={
+                "faces": rewards.faces.model_copy(update={"embedder": absolute(rewards.faces.embedder)}),
+                "alignment": rewards.alignment.model_copy(update={"source": absolute(rewards.alignment.source)}),
+            }
+        )
+        files = {name: absolute(getattr(faces, name)) for name in ("detector", "embedder")}
         return self.model_copy(
             update=own
             | {
                 "policy": self.policy.model_copy(update=policy),
                 "reward": self.reward.model_copy(update=reward),
+                "rewards": rewards,
+                "faces": faces.model_copy(update=files),
             }
         )
 

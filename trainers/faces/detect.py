@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .networks import DETECTOR_SIDE, EMBEDDER_SIDE, LANDMARK_SIDE, find_boxes, find_landmarks
+from .users import BUILT_IN, Recogniser
+from .users import CANONICAL as ARCFACE
+from .users import EMBEDDER_SIDE as ARCFACE_SIDE
 from .weights import FaceNetworks, load_networks
 
 CONFIDENCE = 0.4  # probability from which a box counts as a face
@@ -20,6 +23,7 @@ SECOND_SIDE = 300  # pixels of the longer side of a frame that is looked at a se
 BATCH, FACES = 8, 32  # frames in one forward of the detector, faces in one of the landmark network
 # Where eyes and mouth lie in the embedder's square, as parts of its side.
 CANONICAL = ((0.317, 0.304), (0.662, 0.304), (0.490, 0.690))
+Places = tuple[tuple[float, float], ...]
 Window = tuple[int, int, int, int]  # left, top, width, height in pixels of the frame
 EYES_AND_MOUTH = (slice(36, 42), slice(42, 48), slice(48, 68))
 
@@ -32,6 +36,7 @@ class Faces:
     box: Tensor  # [n, 4] x0, y0, x1, y1 in pixels of the frame, on the CPU
     confidence: Tensor  # [n] 0 to 1, on the CPU
     chips: Tensor  # [n, 3, 150, 150] uint8: the face upright, on the device of the networks
+    crops: Tensor | None = None  # [n, 3, 112, 112] uint8: the same for a user's own embedder
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -45,30 +50,45 @@ class Faces:
 
 @torch.no_grad()
 def detect(
-    frames: Tensor, device: torch.device | str = "cpu", progress: Callable[[int], None] = lambda frames: None
+    frames: Tensor,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda frames: None,
+    recogniser: Recogniser = BUILT_IN,
 ) -> Faces:
-    """All faces of `frames` (uint8 [F, H, W, 3]).
+    """All faces of `frames` (uint8 [F, H, W, 3]), cut out for the built-in embedder and that of `recogniser`.
 
     `progress` is called with the number of frames done, again and again; an exception that it raises ends the work.
     """
     networks = load_networks(torch.device(device))
     found = []
     for first in range(0, len(frames), BATCH):
-        found += _boxes(networks, frames[first : first + BATCH], first)
+        found += _boxes(networks, frames[first : first + BATCH], first, recogniser)
         progress(min(first + BATCH, len(frames)))
     frame, box, confidence = (torch.cat(parts) for parts in zip(*found, strict=True))
-    chips = cut_chips(networks, [frames[index] for index in frame.tolist()], box)
-    return Faces(frame, box, confidence, chips)
+    sources = [frames[index] for index in frame.tolist()]
+    places = _eyes_and_mouth(networks, sources, box)
+    crops = _upright(networks, sources, places, ARCFACE, ARCFACE_SIDE) if recogniser.embedder else None
+    chips = _upright(networks, sources, places, CANONICAL, EMBEDDER_SIDE)
+    return Faces(frame, box, confidence, chips, crops)
 
 
-def _boxes(networks: FaceNetworks, frames: Tensor, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _boxes(
+    networks: FaceNetworks, frames: Tensor, first: int, recogniser: Recogniser
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Frame indices, boxes in pixels and confidences, of one frame after the other."""
-    pictures = _planes(frames, networks.device)
-    found = [_in_window(networks, pictures, window, side) for window, side in windows(*pictures.shape[-2:])]
-    for number, parts in enumerate(zip(*found, strict=True)):
-        boxes, scores = (torch.cat(part) for part in zip(*parts, strict=True))
+    found = recogniser.detector(frames) if recogniser.detector else _built_in(networks, frames)
+    for number, (boxes, scores) in enumerate(found):
         kept = _distinct(boxes, scores)
         yield torch.full((len(kept),), first + number), boxes[kept], scores[kept]
+
+
+def _built_in(networks: FaceNetworks, frames: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Boxes and confidences in all windows of each frame."""
+    pictures = _planes(frames, networks.device)
+    found = [_in_window(networks, pictures, window, side) for window, side in windows(*pictures.shape[-2:])]
+    for parts in zip(*found, strict=True):
+        boxes, scores = (torch.cat(part) for part in zip(*parts, strict=True))
+        yield boxes, scores
 
 
 def windows(height: int, width: int) -> list[tuple[Window, int]]:
@@ -147,7 +167,12 @@ def cut_chips(networks: FaceNetworks, frames: list[Tensor], boxes: Tensor) -> Te
 
     `frames`: the frame (uint8 [H, W, 3]) of each box.
     """
-    chips = [torch.zeros(0, 3, EMBEDDER_SIDE, EMBEDDER_SIDE, dtype=torch.uint8, device=networks.device)]
+    return _upright(networks, frames, _eyes_and_mouth(networks, frames, boxes), CANONICAL, EMBEDDER_SIDE)
+
+
+def _eyes_and_mouth(networks: FaceNetworks, frames: list[Tensor], boxes: Tensor) -> Tensor:
+    """[n, 3, 2] the middles of both eyes and of the mouth, in pixels, on the CPU."""
+    middles = [torch.zeros(0, 3, 2)]
     for first in range(0, len(boxes), FACES):
         part = slice(first, first + FACES)
         side = (boxes[part, 2:] - boxes[part, :2]).amax(1)
@@ -158,18 +183,22 @@ def cut_chips(networks: FaceNetworks, frames: list[Tensor], boxes: Tensor) -> Te
             for frame, place in zip(frames[part], squares, strict=True)
         ]
         points = find_landmarks(networks.landmarks, torch.stack(cut)).cpu() * side[:, None, None] + corner[:, None]
-        middles = torch.stack([points[:, group].mean(1) for group in EYES_AND_MOUTH], 1)
-        upright = [
-            _cut(frame, _similarity(three), EMBEDDER_SIDE, networks.device)
-            for frame, three in zip(frames[part], middles, strict=True)
-        ]
-        chips.append(torch.stack(upright).round().clamp(0, 255).byte())
+        middles.append(torch.stack([points[:, group].mean(1) for group in EYES_AND_MOUTH], 1))
+    return torch.cat(middles)
+
+
+def _upright(networks: FaceNetworks, frames: list[Tensor], places: Tensor, canonical: Places, side: int) -> Tensor:
+    """uint8 [n, 3, side, side]: faces with eyes and mouth (`places` [n, 3, 2] in pixels) brought to `canonical`."""
+    chips = [torch.zeros(0, 3, side, side, dtype=torch.uint8, device=networks.device)]
+    for frame, three in zip(frames, places, strict=True):
+        cut = _cut(frame, _similarity(three, canonical), side, networks.device)
+        chips.append(cut.round().clamp(0, 255).byte()[None])
     return torch.cat(chips)
 
 
-def _similarity(points: Tensor) -> Tensor:
-    """The map [2, 3] from the unit square to the frame that brings CANONICAL nearest to `points` ([3, 2], pixels)."""
-    canonical = points.new_tensor(CANONICAL)
+def _similarity(points: Tensor, canonical: Places) -> Tensor:
+    """The map [2, 3] from the unit square to the frame that brings `canonical` nearest to `points` ([3, 2], pixels)."""
+    canonical = points.new_tensor(canonical)
     source, target = canonical - canonical.mean(0), points - points.mean(0)
     norm = (source**2).sum()
     cosine = (source * target).sum() / norm

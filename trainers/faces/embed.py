@@ -9,14 +9,21 @@ from torch.nn import functional as F
 from .calibration import JUDGEABLE, SHARP
 from .detect import Faces
 from .networks import NUMBERS, embed_chips
+from .users import OnnxEmbedder
 from .weights import load_networks
 
 BATCH = 32
 
 
 @torch.no_grad()
-def embed(faces: Faces) -> Tensor:
-    """128 numbers of each face, float32 [n, 128] on the CPU; compare two by their Euclidean distance."""
+def embed(faces: Faces, embedder: OnnxEmbedder | None = None) -> Tensor:
+    """Numbers of each face, float32 [n, 128] on the CPU; compare two by their Euclidean distance.
+
+    `embedder`: the user's own in place of the built-in one, if the faces were detected for it; it has as many numbers
+    as its file says.
+    """
+    if embedder is not None:
+        return embedder(faces.crops)
     weights = load_networks(faces.chips.device).embedder
     parts = [embed_chips(weights, chips.float()).cpu() for chips in faces.chips.split(BATCH)] if len(faces) else []
     return torch.cat(parts) if parts else torch.zeros(0, NUMBERS)

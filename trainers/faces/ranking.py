@@ -1,8 +1,18 @@
-"""The order of clips of the same people by the face report, a reward, or both."""
+"""Which clips of the same people are right, and their order by the face report, a reward, or both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from .report import FaceReport
+
+WRONG = {"swap", "missing", "duplicate", "stranger"}  # alarms with which a clip is not right
+
+
+def is_right(report: FaceReport, least: float) -> bool:
+    """Whether the right people are in the clip: a headline of at least `least`, and none of the alarms WRONG."""
+    wrong = WRONG & {alarm.kind for alarm in report.alarms}
+    return report.headline is not None and report.headline >= least and not wrong
 
 
 def best_first(headlines: Sequence[float | None] | None, rewards: Sequence[float] | None) -> list[int]:

@@ -19,6 +19,7 @@ from .calibration import DUPLICATE, JUDGEABLE, OTHER, PASTED, STRANGER, SURE, li
 from .detect import Faces, detect
 from .embed import can_judge, embed
 from .tracks import changes, follow, lasting_runs, strayed
+from .users import BUILT_IN, Recogniser
 
 JUDGED_SHARE = 0.5  # of the frames that must be judged before a person gets numbers
 ALARM_SHARE = 0.15  # of the judged frames that a fault must last before it is an alarm
@@ -33,6 +34,7 @@ class People:
 
     faces: Faces
     embeddings: Tensor  # [people, 128]
+    recogniser: Recogniser = BUILT_IN  # by which they were found and are compared
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,21 @@ def _above(value: float | None, limit: float) -> bool:
 
 
 def find_people(
-    references: Sequence[np.ndarray | Tensor], device: torch.device | str = "cpu", names: Sequence[str] = ()
+    references: Sequence[np.ndarray | Tensor],
+    device: torch.device | str = "cpu",
+    names: Sequence[str] = (),
+    recogniser: Recogniser = BUILT_IN,
 ) -> People:
     """The largest face of each reference image (uint8 [H, W, 3]); `names`: what errors call them.
+
+    `recogniser`: the user's own networks, with which videos are then searched and compared as well.
 
     Raises UserError for an image without a face, or with one too small to judge.
     """
     found = []
     names = names or [f"reference image {number}" for number in range(1, len(references) + 1)]
     for name, picture in zip(names, references, strict=True):
-        faces = detect(torch.from_numpy(np.array(picture))[None], device)
+        faces = detect(torch.from_numpy(np.array(picture))[None], device, recogniser=recogniser)
         if not len(faces):
             raise UserError(f"{name} shows no face; give a picture of one person's face")
         largest = int(faces.size.argmax())
@@ -155,7 +162,7 @@ def find_people(
                 "are needed: give a larger picture"
             )
         face = _chosen(faces, torch.tensor([largest]))
-        found.append(People(face, embed(face)))
+        found.append(People(face, embed(face, recogniser.embedder), recogniser))
     if not found:
         raise UserError("no reference image is given; give one picture per person")
     return join_people(found)
@@ -165,7 +172,7 @@ def join_people(parts: Sequence[People]) -> People:
     """The people of several, in order."""
     names = ("frame", "box", "confidence", "chips")
     faces = Faces(*(torch.cat([getattr(part.faces, name) for part in parts]) for name in names))
-    return People(faces, torch.cat([part.embeddings for part in parts]))
+    return People(faces, torch.cat([part.embeddings for part in parts]), parts[0].recogniser)
 
 
 def report(
@@ -183,10 +190,10 @@ def report(
     if not len(video):
         raise UserError("the video has no frame; give a clip")
     people = references if isinstance(references, People) else find_people(references, device)
-    faces = detect(video, device, progress)
+    faces = detect(video, device, progress, people.recogniser)
     distances = torch.full((len(faces), len(people.embeddings)), float("inf"))
     judgeable = can_judge(faces)
-    embeddings = embed(_chosen(faces, judgeable.nonzero()[:, 0]))
+    embeddings = embed(_chosen(faces, judgeable.nonzero()[:, 0]), people.recogniser.embedder)
     distances[judgeable] = torch.cdist(embeddings, people.embeddings)
     given = torch.full((len(faces),), NOBODY)
     rows = judgeable.nonzero()[:, 0]
@@ -305,7 +312,9 @@ def _frames_with(faces: Faces, which: Tensor, frames: int) -> np.ndarray:
 
 
 def _chosen(faces: Faces, rows: Tensor) -> Faces:
-    return Faces(faces.frame[rows], faces.box[rows], faces.confidence[rows], faces.chips[rows.to(faces.chips.device)])
+    there = rows.to(faces.chips.device)
+    crops = None if faces.crops is None else faces.crops[there]
+    return Faces(faces.frame[rows], faces.box[rows], faces.confidence[rows], faces.chips[there], crops)
 
 
 def _correlation(faces: Faces, people: People, given: Tensor) -> Tensor:

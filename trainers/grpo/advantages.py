@@ -40,3 +40,36 @@ def group_advantages(
             spread = values.std() if global_std else own.std()
             advantages[places] = (own - own.mean()) / (spread + eps)
     return torch.from_numpy(advantages)
+
+
+def combined_advantages(
+    rewards: Tensor | np.ndarray,
+    weights: Sequence[float],
+    groups: Tensor | np.ndarray | Sequence[Hashable],
+    global_std: bool = False,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Advantages of several rewards [N, R], each normalised in its groups before they are added; float64 [N].
+
+    sum over rewards of weight * `group_advantages`, divided by (population std of the sums over all N + eps), so that
+    neither the units nor the number of the rewards set the size of the update. The mean over all N is 0 already, since
+    it is 0 in every group; it is not subtracted, so that a group without spread in any reward stays at exactly 0.
+    Where one reward alone has a weight, these are its `group_advantages` to the bit, whatever the weight is.
+    Raises ValueError as `group_advantages`, and where no weight is above 0 or their number is not R.
+    Source: GDPO (arXiv 2601.05242), with N the batch.
+    """
+    values = torch.as_tensor(rewards, dtype=torch.float64)
+    if values.ndim != 2 or values.shape[1] != len(weights) or not any(weight > 0 for weight in weights):
+        raise ValueError(
+            f"{len(weights)} weights {list(weights)} for rewards of shape {tuple(values.shape)}; give one weight per "
+            "reward, at least one of them above 0"
+        )
+    used = [
+        (weight, group_advantages(column, groups, global_std, eps))
+        for weight, column in zip(weights, values.unbind(1), strict=True)
+        if weight
+    ]
+    if len(used) == 1:
+        return used[0][1]
+    total = sum(weight * advantages for weight, advantages in used)
+    return total / (total.std(correction=0) + eps)

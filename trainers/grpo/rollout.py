@@ -18,7 +18,8 @@ from ..memory.placement import REWARD, TRANSFORMER, VAE, Placement
 from ..policies.base import Conditions, Guidance, Policy, VideoSize
 from ..policies.fp8 import fast_products
 from ..prompts import PromptItem
-from ..rewards.scoring import score_videos
+from ..rewards.several import Rewards
+from .base_motion import BaseMotion
 from .plan import Planned
 from .sde import DYNAMICS
 
@@ -128,12 +129,13 @@ SHARES = {"sample": 0.85, "decode": 0.05, "score": 0.1}
 class RolloutWorker:
     """Makes and scores one process's part of an iteration's rollouts.
 
-    `check` is called before every denoising step and every other piece of work, and may raise to stop; `report` gets
-    the fraction that is done.
+    `base_motion`: for rewards that need it. `check` is called before every denoising step and every other piece of
+    work, and may raise to stop; `report` gets the fraction that is done.
     """
 
     policy: Policy
-    reward: object
+    rewards: Rewards
+    base_motion: BaseMotion
     items: Sequence[PromptItem]
     config: TrainConfig
     schedule: Schedule
@@ -144,13 +146,16 @@ class RolloutWorker:
 
     def collect(
         self, plan: list[Planned], windows: Sequence[Sequence[int]], own: range
-    ) -> tuple[list[list[RolloutBatch]], list[tuple[int, float]]]:
-        """The rollouts of each update (on the CPU), and (place in the plan, reward) of all of them.
+    ) -> tuple[list[list[RolloutBatch]], list[tuple[int, list[float]]]]:
+        """The rollouts of each update (on the CPU), and (place in the plan, its rewards) of all of them.
 
         `windows`: the trained steps of each group. `own`: which places of every update this process works on.
         """
         updates: list[list[RolloutBatch]] = [[] for _ in range(self.config.rollout.updates_per_iteration)]
         videos, done = len(own) * len(updates), dict.fromkeys(SHARES, 0)
+        if self.rewards.needs_motion:
+            per_update = len(plan) // len(updates)
+            self.base_motion.require(plan[n * per_update + i].item for n in range(len(updates)) for i in own)
 
         def advance(stage: str, count: int) -> None:
             done[stage] += count
@@ -214,15 +219,17 @@ class RolloutWorker:
         plan: list[Planned],
         decoded: Iterable[tuple[list[int], Tensor]],
         advance: Callable[[str, int], None],
-    ) -> Iterator[tuple[int, float]]:
-        """Each place in the plan with its reward. Rollouts take far more memory than scoring, so that the micro-batches
-        of the two differ.
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Each place in the plan with its rewards.
+
+        Rollouts take far more memory than scoring, so that the micro-batches of the two differ.
         """
         unscored: dict[int, Tensor] = {}
 
-        def score() -> Iterator[tuple[int, float]]:
-            items = [self.items[plan[place].item] for place in unscored]
-            found = score_videos(self.reward, list(unscored.values()), items, self.config.reward)
+        def score() -> Iterator[tuple[int, list[float]]]:
+            places = [plan[place].item for place in unscored]
+            motion = [self.base_motion[place] for place in places] if self.rewards.needs_motion else []
+            found = self.rewards.score(list(unscored.values()), [self.items[place] for place in places], motion)
             advance("score", len(unscored))
             yield from zip(unscored, found.tolist(), strict=True)
             unscored.clear()

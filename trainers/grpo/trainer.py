@@ -27,11 +27,14 @@ from ..memory.placement import TRANSFORMER, Placement, metric_name
 from ..memory.plan import MemoryPlan, gib
 from ..policies.base import Policy, VideoSize
 from ..policies.frozen_loras import policy_name
+from ..prompts import PromptItem
+from ..rewards.several import Rewards
 from ..runs.exports import Exports
 from ..runs.folder import RunFolder
 from ..runs.inputs import RunInputs
 from ..runs.progress import Progress, ProgressReport
-from .advantages import group_advantages
+from .advantages import combined_advantages
+from .base_motion import BaseMotion
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
 from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt, Stopped
@@ -39,7 +42,7 @@ from .models import encode_items, load_models, plan_memory
 from .plan import Planned, plan_iteration, plan_windows, used_items
 from .prepare import prepare
 from .ranks import Ranks
-from .rollout import RolloutBatch, RolloutWorker
+from .rollout import RolloutBatch, RolloutWorker, training_guidance
 from .update import KL_METRICS, METRICS, OFF_POLICY_METRICS, PolicyUpdate
 
 
@@ -116,12 +119,14 @@ class Trainer:
         self.progress = Progress(run, config.iterations, report)
         self.held_out = evaluated_items(config, inputs.held_out)
         models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
-        self.policy, self.reward, self.placement = models.policy, models.reward, models.placement
+        self.policy, self.placement = models.policy, models.placement
+        self.rewards = Rewards(config, models.reward, self._sampled_items(), ranks.device, self.check)
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
         self.update = PolicyUpdate(self.policy, config, schedule, ranks)
         self.rollouts = RolloutWorker(
             self.policy,
-            self.reward,
+            self.rewards,
+            BaseMotion(self.policy, self.items, config, training_guidance(config.rollout), self.placement, self.check),
             self.items,
             config,
             schedule,
@@ -132,7 +137,7 @@ class Trainer:
         )
         self.evaluator = Evaluator(
             self.policy,
-            self.reward,
+            models.reward,
             self.held_out,
             inputs.judge,
             config,
@@ -160,6 +165,12 @@ class Trainer:
             )
         return plan
 
+    def _sampled_items(self) -> list[PromptItem]:
+        """The items that the run trains on, in order of their place in the set."""
+        config = self.config
+        used = used_items(config.seed, config.iterations, config.rollout.groups, len(self.items))
+        return [self.items[place] for place in used]
+
     def _adapt(self, policy: Policy, config: TrainConfig) -> None:
         reason = prepare(policy, config, self.ranks.device)
         self.progress.compiling = set() if reason else {"evaluation", "rollouts", "update"}
@@ -174,9 +185,8 @@ class Trainer:
         Without a GPU nothing has to make room, and each item is encoded when it is sampled first.
         """
         config, video = self.config, self.config.video
-        used = used_items(config.seed, config.iterations, config.rollout.groups, len(self.items))
         wanted = (
-            ([self.items[i] for i in used], VideoSize(video.height, video.width, video.frames)),
+            (self._sampled_items(), VideoSize(video.height, video.width, video.frames)),
             (self.held_out, evaluation_size(config)),
         )
 
@@ -249,8 +259,9 @@ class Trainer:
         metrics |= {
             "kind": "train",
             "iteration": iteration + 1,
-            "reward_mean": rewards.mean().item(),
-            "reward_std_in_group": rewards.view(-1, config.rollout.group_size).std(1, correction=0).mean().item(),
+            "reward_mean": rewards[:, 0].mean().item(),
+            "reward_std_in_group": rewards[:, 0].view(-1, config.rollout.group_size).std(1, correction=0).mean().item(),
+            **{f"reward_{name}": rewards[:, i].mean().item() for i, name in enumerate(self.rewards.names) if i},
             "seconds_rollout": sampled - started,
             "seconds_update": updated - sampled,
             **{metric_name(phase): peak for phase, peak in self.placement.take_peaks().items()},
@@ -285,18 +296,19 @@ class Trainer:
     # --- rollouts and updates ----------------------------------------------------------------------------------------
 
     def _collect(self, plan: list[Planned], windows: list[tuple[int, ...]]) -> tuple[list[list[RolloutBatch]], Tensor]:
-        """This process's rollouts of every update, and all rewards float64 [n] in the order of the plan."""
+        """This process's rollouts of every update, and the rewards of all, float64 [n, rewards] in the plan's order."""
         own = self.ranks.slice(len(plan) // self.config.rollout.updates_per_iteration)
         self._report("rollouts")
         updates, scores = self.ranks.on_all_ranks(lambda: self.rollouts.collect(plan, windows, own))
-        rewards = torch.full((len(plan),), math.nan, dtype=torch.float64)
-        for index, score in self.ranks.gather(scores):
-            rewards[index] = score
+        rewards = torch.full((len(plan), len(self.rewards.names)), math.nan, dtype=torch.float64)
+        for index, found in self.ranks.gather(scores):
+            rewards[index] = torch.tensor(found, dtype=torch.float64)
         if not torch.isfinite(rewards).all():
-            bad = int((~torch.isfinite(rewards)).nonzero()[0])
+            bad, which = (~torch.isfinite(rewards)).nonzero()[0].tolist()
             raise UserError(
-                f"the reward of item `{self.items[plan[bad].item].id}` (seed {plan[bad].seed}) is "
-                f"{rewards[bad].item()}; check its reference images and the reward model; the last checkpoint is intact"
+                f"the {self.rewards.names[which]} reward of item `{self.items[plan[bad].item].id}` (seed "
+                f"{plan[bad].seed}) is {rewards[bad, which].item()}; check its reference images and the reward model; "
+                "the last checkpoint is intact"
             )
         return updates, rewards
 
@@ -305,8 +317,8 @@ class Trainer:
         if not self.config.reward.shuffle:
             return rewards
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "shuffle", self.state.iteration))
-        groups = rewards.view(-1, self.config.rollout.group_size)
-        return torch.stack([group[torch.randperm(len(group), generator=generator)] for group in groups]).flatten()
+        groups = rewards.unflatten(0, (-1, self.config.rollout.group_size))
+        return torch.cat([group[torch.randperm(len(group), generator=generator)] for group in groups])
 
     def _update(self, plan: list[Planned], updates: list[list[RolloutBatch]], rewards: Tensor) -> dict[str, float]:
         """One optimiser step for each update; returns the metrics.
@@ -315,7 +327,8 @@ class Trainer:
         is nothing there, is of the last.
         """
         config = self.config
-        advantages = group_advantages(rewards, [p.group for p in plan], config.optim.global_std)
+        groups = [planned.group for planned in plan]
+        advantages = combined_advantages(rewards, self.rewards.weights, groups, config.optim.global_std)
         terms = len(plan) // len(updates) * config.rollout.window.size
         first = METRICS + KL_METRICS * bool(config.optim.kl)
         totals = dict.fromkeys(first + OFF_POLICY_METRICS, 0.0)
@@ -328,10 +341,10 @@ class Trainer:
                 totals |= {name: totals[name] + part.get(name, 0.0) for name in names}
             self._advance(updates=self.state.updates + 1)
             norms.append(self.update.step(self.state.updates))
-        groups = advantages.view(-1, config.rollout.group_size)
+        by_group = advantages.view(-1, config.rollout.group_size)
         return {name: value / terms for name, value in totals.items()} | {
             "grad_norm": sum(norms) / len(norms),
-            "groups_without_spread": (groups == 0).all(1).double().mean().item(),
+            "groups_without_spread": (by_group == 0).all(1).double().mean().item(),
         }
 
     def _accumulate(

@@ -106,7 +106,9 @@ class Workload:
         if name == "block_swap":
             transformer += 2 * sizes.largest_block - sizes.transformer_blocks
         weights = {"transformer": transformer, "VAE": sizes.vae, "reward": sizes.reward}
-        always = {"LoRA and optimiser": sizes.lora} | ({"transformer": transformer} if name == "block_swap" else {})
+        always = {"LoRA and optimiser": sizes.lora, "other rewards": sizes.rewards} | (
+            {"transformer": transformer} if name == "block_swap" else {}
+        )
 
         def parts(*working: str) -> dict[str, int]:
             return always | {part: weights[part] for part in (weights if resident else working)}

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..modelfiles.weights import open_weights
 from ..policies.parts import find_parts
 from ..policies.transformer_file import describe_transformer
+from ..rewards.alignment import find_clip
 from ..rewards.folder import find_reward
 
 REMEDY = "download it again"
@@ -33,7 +34,8 @@ class Sizes:
     `transformer_blocks`, `text_blocks`: bytes of all blocks that can be swapped, `largest_block` and
     `largest_text_block` of one. `lora`: with gradient, optimiser and average. Of the transformer: `width` of the hidden
     states, `blocks`, `control_blocks`, `patch` of its tokens, `item` bytes of a number. `vae_width`: channels of the
-    VAE's first layer. `reward_token`, `reward_patch`: working memory of scoring per token and per patch.
+    VAE's first layer. `reward_token`, `reward_patch`: working memory of scoring per token and per patch. `rewards`: of
+    the models of other rewards than the identity reward, which stay on the device.
     """
 
     kind: PolicyKind
@@ -54,6 +56,7 @@ class Sizes:
     patch: tuple[int, ...]
     item: int
     vae_width: int
+    rewards: int = 0
 
 
 def read_sizes(config: TrainConfig) -> Sizes:
@@ -94,7 +97,14 @@ def read_sizes(config: TrainConfig) -> Sizes:
         tuple(found.config["patch_size"]),
         item,
         next((shape[0] for key, shape in vae.items() if FIRST_CONVOLUTION.search(key)), 96),
+        _other_rewards(config),
     )
+
+
+def _other_rewards(config: TrainConfig) -> int:
+    """A CLIP model is float32."""
+    alignment = config.rewards.alignment
+    return _numbers(_shapes(find_clip(alignment), "the CLIP model")) * 4 if alignment.weight else 0
 
 
 def _reward_bytes(base: Path, item: int) -> tuple[int, int, int]:

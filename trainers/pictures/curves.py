@@ -13,20 +13,24 @@ from .layout import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE
 
 
 def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
-    """Write rows of metrics.jsonl as a PNG: reward, win rate with its 95% interval, TinyWorld's oracle and
-    the KL to the base policy, the last two where the rows have them.
+    """Write rows of metrics.jsonl as a PNG: reward, win rate with its 95% interval, and where the rows have them the
+    other rewards, the judge and the KL to the base policy.
     """
     from matplotlib.figure import Figure
 
     train = [row for row in metrics if row.get("kind") == "train"]
     held_out = [row for row in metrics if row.get("kind") == "evaluation"]
     panels = [_reward_panel, _win_rate_panel]
+    panels += [_other_rewards_panel] if _other_rewards(train) else []
     panels += [_judge_panel] if any(row.get("identity") is not None for row in held_out) else []
     panels += [_kl_panel] if any(row.get("kl") is not None for row in train) else []
-    rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    rows, columns = (2, (len(panels) + 1) // 2) if len(panels) > 3 else (1, len(panels))
     figure = Figure(figsize=(5 * columns, 3.4 * rows), dpi=150, facecolor=PAPER, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    for axes, plot in zip(figure.subplots(rows, columns).flat, panels, strict=True):
+    places = figure.subplots(rows, columns).flat
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, plot in zip(places, panels, strict=False):
         _style(axes)
         plot(axes, train, held_out)
         if axes.get_legend_handles_labels()[0]:
@@ -48,6 +52,20 @@ def _reward_panel(axes, train: list, held_out: list) -> None:
         axes.plot(x, _smooth(y), color=BLUE, linewidth=1.8, label="training rollouts")
     x, y = _series(held_out, "reward_mean")
     axes.plot(x, y, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="held-out items")
+
+
+def _other_rewards(train: list) -> list[str]:
+    """Names of the rewards beside the identity reward."""
+    names = {name for row in train for name in row if name.startswith("reward_")}
+    return sorted(names - {"reward_mean", "reward_std_in_group"})
+
+
+def _other_rewards_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("other rewards, training rollouts", **_TITLE)
+    for name, colour in zip(_other_rewards(train), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+        x, y = _series(train, name)
+        axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(x, _smooth(y), color=colour, linewidth=1.8, label=name.removeprefix("reward_").replace("_", "-"))
 
 
 def _win_rate_panel(axes, train: list, held_out: list) -> None:

@@ -36,8 +36,16 @@ def run_inputs(config: TrainConfig) -> RunInputs:
     size = config.evaluation.video or config.video
     if not any("scene" in item.extra for item in held_out):
         from ..faces.judge import face_judge
+        from ..faces.users import load_recogniser
 
-        return RunInputs(items, held_out, face_judge(held_out[: config.evaluation.items], config.reward.fps))
+        recogniser = load_recogniser(config.faces.detector, config.faces.embedder)
+        judge = face_judge(held_out[: config.evaluation.items], config.reward.fps, recogniser)
+        if judge is None and config.rewards.faces.weight:
+            raise UserError(
+                "rewards.faces trains on the face report, but nothing can judge: a held-out reference image shows no "
+                "face; give reference images that do, or set its weight to 0"
+            )
+        return RunInputs(items, held_out, judge)
     measurable = (size.width, size.height) == TINYWORLD_SIZE and all("scene" in item.extra for item in held_out)
     return RunInputs(items, held_out, tinyworld_judge if measurable else None)
 

@@ -279,6 +279,43 @@ def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, 
     assert (run.status().state, run.status().last_error) == ("failed", "a fault of the last process")
 
 
+# --- several rewards ----------------------------------------------------------
+
+# More motion than the base policy has is asked for, so that not all videos have enough.
+MOTION = {"rewards": {"motion": {"weight": 2.0, "enough": 10.0}}}
+
+
+@pytest.fixture(scope="module")
+def moving_run(finished) -> RunFolder:
+    """As the reference, with the guard rail of motion."""
+    return finished(**MOTION)
+
+
+@one_kind
+def test_every_reward_is_in_the_metrics_and_trains(moving_run, reference_run):
+    first, expected = rows(moving_run, "train")[0], rows(reference_run, "train")[0]
+    assert first["reward_mean"] == expected["reward_mean"]
+    assert 0 < first["reward_motion"] <= 1 and "reward_motion" not in expected
+    assert distance(weights(moving_run), weights(reference_run)) > 1e-3
+
+
+@one_kind
+def test_two_processes_score_several_rewards_as_one_does(forge, moving_run, small_config, tmp_path):
+    run = RunFolder.create(tmp_path, small_config(**MOTION))
+    assert forge.run(run, processes=2) == [0, 0], forge.errors.read_text()[-3000:]
+    assert distance(weights(run), weights(moving_run)) < FLOAT_ERROR
+
+
+@one_kind
+def test_a_resumed_run_of_several_rewards_is_the_same_to_the_bit(forge, moving_run, tmp_path):
+    run = RunFolder(shutil.copytree(moving_run.path, tmp_path / moving_run.id))
+    shutil.rmtree(run.checkpoints_folder / "000002")
+    run.truncate_metrics(1)
+    assert forge.run(run, resume=True) == [0], forge.errors.read_text()[-3000:]
+    assert distance(weights(run), weights(moving_run)) == 0.0
+    assert told(run, "train") == told(moving_run, "train")
+
+
 # --- interrupted ----------------------------------------------------------
 
 
