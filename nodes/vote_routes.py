@@ -1,0 +1,204 @@
+"""The HTTP routes of the voting dialog: the next question of a person, clips as pictures, votes and undo.
+
+Folders are named by what the node's widget holds, reduced to letters, digits and dashes; pairs by the ids that the
+server gave them. No path is taken or given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from server import PromptServer
+
+from ..trainers.errors import UserError, shown
+from ..trainers.pictures.sheets import Sheet, clip_sheet
+from ..trainers.preference.folder import PairFolder, PairRecords
+from ..trainers.preference.records import PairRecord
+from ..trainers.preference.voting import Question, answer, next_question, read_order, voting_progress
+from .origins import origin_problem
+from .votes import pair_folder
+
+ROOT = "/identity_grpo/votes/{name}"
+PAIR = ROOT + "/pairs/{pair}"
+LONGEST_BODY = 65_536  # bytes
+LONGEST_WHO = 60
+KEPT_SHEETS = 24
+
+_sheets: OrderedDict[str, Sheet] = OrderedDict()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def register() -> None:
+    """Add the routes to ComfyUI's server. Those that change something take a POST of application/json."""
+    routes = PromptServer.instance.routes
+    routes.get(ROOT)(_reading(_state))
+    routes.get(PAIR + "/{side}")(_reading(_clip))
+    routes.get(PAIR + "/references/{number}")(_reading(_reference))
+    routes.post(ROOT + "/vote")(_changing(_vote))
+    routes.post(ROOT + "/undo")(_changing(_undo))
+
+
+def _reading(act: Callable[[web.Request], web.Response]) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if problem := origin_problem(request):
+            return web.json_response({"error": problem}, status=403)
+        try:
+            return await asyncio.to_thread(act, request)
+        except UserError as error:
+            return web.json_response({"error": str(error)}, status=404)
+
+    return handle
+
+
+def _changing(act: Callable[[web.Request, dict[str, Any]], web.Response]) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if problem := origin_problem(request):
+            return web.json_response({"error": problem}, status=403)
+        # A page of another origin can send only simple content types without the server's consent.
+        if request.content_type != "application/json":
+            return web.json_response({"error": "send application/json"}, status=415)
+        try:
+            return await asyncio.to_thread(act, request, await _body(request))
+        except UserError as error:
+            return web.json_response({"error": str(error)}, status=409)
+
+    return handle
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    text = b""
+    async for part in request.content.iter_any():
+        text += part
+        if len(text) > LONGEST_BODY:
+            raise UserError(f"the request is longer than {LONGEST_BODY} bytes")
+    try:
+        body = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the request is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise UserError("the request must be a JSON object")
+    return body
+
+
+def _folder(request: web.Request) -> PairFolder:
+    folder = pair_folder(request.match_info["name"])
+    if not folder.exists():
+        raise UserError(f"`{folder.path.name}` has no pairs yet; run the node with two videos or a training run")
+    return folder
+
+
+def _who(value: Any) -> str:
+    who = value.strip() if isinstance(value, str) else ""
+    if not 0 < len(who) <= LONGEST_WHO:
+        raise UserError(f"the name `{shown(value)}` has not 1 to {LONGEST_WHO} letters; say who votes")
+    return who
+
+
+def _state(request: web.Request) -> web.Response:
+    """What the person `who` is asked now, and after it, with how far the person is."""
+    return _answered(_folder(request), _who(request.query.get("who")))
+
+
+def _answered(folder: PairFolder, who: str, **more: Any) -> web.Response:
+    records, order = folder.read(), read_order(folder)
+    asked = next_question(records, who, order)
+    following = next_question(records, who, order, asked.pair) if asked else None
+    progress = voting_progress(records, who)
+    again = progress.agreement
+    return web.json_response(
+        {
+            "name": folder.path.name,
+            "question": _described(records, asked),
+            "following": _described(records, following),
+            "voted": progress.voted,
+            "pairs": progress.pairs,
+            "repeated": again.pairs,
+            "same": again.same,
+        }
+        | more
+    )
+
+
+def _described(records: PairRecords, question: Question | None) -> dict | None:
+    if question is None:
+        return None
+    record = records.pairs[question.pair]
+    return {
+        "pair": question.pair,
+        "swapped": question.swapped,
+        "turn": question.turn,
+        "prompt": record.prompt,
+        "references": len(record.references),
+    }
+
+
+def _record(request: web.Request) -> tuple[PairFolder, PairRecord]:
+    folder = _folder(request)
+    record = folder.read().pairs.get(request.match_info["pair"])
+    if record is None:
+        raise UserError("there is no such pair")
+    return folder, record
+
+
+def _clip(request: web.Request) -> web.Response:
+    """The clip `a` or `b` of a pair as a sheet of frames; its layout is in the header X-Sheet."""
+    folder, record = _record(request)
+    side = request.match_info["side"]
+    if side not in ("a", "b"):
+        raise UserError("a pair has the clips a and b")
+    path = folder.path / (record.clip_a if side == "a" else record.clip_b)
+    sheet = _sheets.get(key := f"{path} {record.fps}")
+    if sheet is None:
+        sheet = clip_sheet(path, record.fps)
+        _sheets[key] = sheet
+        while len(_sheets) > KEPT_SHEETS:
+            _sheets.popitem(last=False)
+    layout = {name: getattr(sheet, name) for name in ("frames", "columns", "width", "height", "fps")}
+    return _picture(sheet.data, sheet.content_type, {"X-Sheet": json.dumps(layout)})
+
+
+def _reference(request: web.Request) -> web.Response:
+    folder, record = _record(request)
+    number = request.match_info["number"]
+    if not (number.isascii() and number.isdigit() and len(number) < 4 and int(number) < len(record.references)):
+        raise UserError("there is no such reference image")
+    path = folder.path / record.references[int(number)]
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the reference image cannot be read ({error.strerror})") from None
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    if not kind.startswith("image/") or "svg" in kind:
+        raise UserError("the reference is no picture")
+    return _picture(data, kind, {})
+
+
+def _picture(data: bytes, content_type: str, headers: dict[str, str]) -> web.Response:
+    # A pair's files never change: they are named by their content.
+    kept = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
+    return web.Response(body=data, content_type=content_type, headers=kept | headers)
+
+
+def _vote(request: web.Request, body: dict[str, Any]) -> web.Response:
+    """Keep the verdict `A`, `B`, `tie` or `skip` on the clips as they were shown; answers with what follows."""
+    folder, who = _folder(request), _who(body.get("who"))
+    pair, verdict, turn, swapped = (body.get(name) for name in ("pair", "verdict", "turn", "swapped"))
+    if not (isinstance(pair, str) and isinstance(verdict, str) and type(turn) is int and type(swapped) is bool):
+        raise UserError("a vote has `pair` and `verdict` (texts), `turn` (a number) and `swapped` (true or false)")
+    answer(folder, pair, verdict, who, turn, swapped)
+    return _answered(folder, who)
+
+
+def _undo(request: web.Request, body: dict[str, Any]) -> web.Response:
+    """Take back the person's newest vote; answers with the question that it answered."""
+    folder, who = _folder(request), _who(body.get("who"))
+    if folder.undo(who) is None:
+        raise UserError("there is no vote to take back")
+    return _answered(folder, who)
