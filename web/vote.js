@@ -44,7 +44,7 @@ class Voting {
   }
 
   build() {
-    const dialog = (this.dialog = element("dialog", "width:min(1500px,96vw);max-width:none;max-height:96vh;padding:14px;border:1px solid var(--border-color,#444);border-radius:8px;background:var(--comfy-menu-bg,#222);color:var(--input-text,#ddd);font:14px sans-serif;box-sizing:border-box"));
+    const dialog = (this.dialog = element("dialog", "width:min(1500px,96vw);max-width:none;max-height:96vh;padding:14px;border:1px solid var(--border-color,#444);border-radius:8px;background:var(--comfy-menu-bg,#222);color:var(--input-text,#ddd);font:14px sans-serif;box-sizing:border-box;outline:none"));
     dialog.className = "identity-grpo-vote";
     dialog.setAttribute("aria-label", "Vote on videos");
     const head = element("div", "display:flex;gap:12px;align-items:center;margin-bottom:8px");
