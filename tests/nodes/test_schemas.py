@@ -25,6 +25,7 @@ IDS = [
         "Compare",
         "FaceReport",
         "KeepBest",
+        "Vote",
         "PromptSet",
         "PromptItem",
         "Train",

@@ -12,9 +12,10 @@ from ..errors import UserError
 from ..pictures.clips import read_clip
 from ..pictures.reading import read_pixels
 from ..rewards.geometry import frame_count, frame_indices
-from .folder import PairFolder, PairRecords
-from .loss import INVALID
-from .pairs import Pair
+from ..rewards.identity import IdentityReward
+from .folder import PairFolder
+from .loss import INVALID, TIE
+from .pairs import Pair, score_pairs
 from .records import PairRecord
 
 CACHED_BYTES = 2 << 30
@@ -27,16 +28,27 @@ class StoredPairs(Sequence[Pair]):
     """The pairs with a verdict of a folder, in the order in which they were added; `records[i]` belongs to `self[i]`.
 
     Only the frames that a reward reads are kept of a clip, and its rate is lowered to match: the score is the same.
-    `frames`: as `data_config.num_frames` of a reward.
     """
 
-    def __init__(self, folder: PairFolder, frames: float = 5.0, records: PairRecords | None = None) -> None:
-        self.folder, self._read = folder, records or folder.read()
-        folder.check_files(self._read)
-        labels = {pair: self._read.label(pair) for pair in self._read.pairs}
-        self.records = [record for record in self._read.pairs.values() if labels[record.pair] != INVALID]
-        self.labels = [labels[record.pair] for record in self.records]
-        self._frames = frame_count(frames)
+    def __init__(self, folder: PairFolder) -> None:
+        records = folder.read()
+        folder.check_files(records)
+        self._fill(folder, [(record, records.label(pair)) for pair, record in records.pairs.items()])
+
+    @classmethod
+    def unvoted(cls, folder: PairFolder) -> StoredPairs:
+        """The pairs without any vote, all labelled as ties: to be scored, not to be trained on."""
+        records = folder.read()
+        folder.check_files(records)
+        found = cls.__new__(cls)
+        found._fill(folder, [(record, TIE) for pair, record in records.pairs.items() if pair not in records.by_pair])
+        return found
+
+    def _fill(self, folder: PairFolder, labelled: list[tuple[PairRecord, int]]) -> None:
+        self.folder = folder
+        self.records = [record for record, label in labelled if label != INVALID]
+        self.labels = [label for _, label in labelled if label != INVALID]
+        self._frames = frame_count(5.0)  # as every reward in the released layout
         self._cache: OrderedDict[tuple[str, float | None], tuple[np.ndarray, float]] = OrderedDict()
         self._cached = 0
 
@@ -117,3 +129,10 @@ def hold_out(records: Sequence[PairRecord], share: float, seed: int = 0) -> tupl
             "other people, or give the held-out pairs in a folder of their own"
         )
     return sorted(set(range(len(records))) - set(held)), sorted(held)
+
+
+def least_sure_first(reward: IdentityReward, pairs: StoredPairs) -> list[str]:
+    """Ids of the pairs in the order of how far apart the reward scores their clips, nearest first."""
+    scored = score_pairs(reward, pairs)
+    margins = (scored.reward_a - scored.reward_b).abs().tolist()
+    return [record.pair for _, record in sorted(zip(margins, pairs.records, strict=True), key=lambda both: both[0])]

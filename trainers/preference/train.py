@@ -133,7 +133,7 @@ def _train(
     prepare(model)
     model, collator = model.to(device), Collator(sequencer)
     if training.recompute:
-        _recompute_activations(model)
+        recompute_activations(model)
     device = model.rm_head.weight.device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -163,7 +163,7 @@ def _train(
         # Dropout depends on the step and the process only, so that a resumed training repeats it.
         torch.manual_seed(training.seed + 1_000_003 * (progress.step + 1) + ranks.rank)
         optimiser.zero_grad(set_to_none=True)
-        loss = _backward(model, collator, batch, training, ranks)
+        loss = backward(model, collator, batch, training, ranks)
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         optimiser.step()
         progress.step += 1
@@ -200,7 +200,7 @@ def _train(
     return model.eval(), Trained(step, seconds, mean, accuracy_found)
 
 
-def _backward(
+def backward(
     model: RewardModel, collator: Collator, batch: Sequence[Pair], training: RewardTraining, ranks: Ranks
 ) -> Tensor:
     """Add the gradient of the batch's mean loss, over all processes; that loss, detached."""
@@ -301,7 +301,7 @@ def _evaluate(
     return measured
 
 
-def _recompute_activations(model: RewardModel) -> None:
+def recompute_activations(model: RewardModel) -> None:
     model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     model.visual.recompute = True
 
