@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from .options import add_runs_folder
+from .numbers import number_between
+from .options import add_policy_and_preset, add_runs_folder, config_from
 from .tables import markdown_table
 
 if TYPE_CHECKING:
@@ -37,6 +38,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--reference", type=Path, nargs="+", default=[], metavar="IMAGE", help="of --clips, one per person"
     )
     parser.add_argument("--prompt", default="", help="of --clips")
+    parser.add_argument(
+        "--sample",
+        type=number_between(1, 10**5),
+        metavar="N",
+        help="add pairs of the first N items of --sets: sampled with two seeds, or with two --loras under one seed",
+    )
+    parser.add_argument("--sets", dest="prompts", metavar="CSV", help="prompt set of --sample (default: TinyWorld's)")
+    parser.add_argument("--loras", type=Path, nargs="+", default=[], help="of --sample: one for both videos, or two")
+    parser.add_argument("--first-seed", type=number_between(0, 2**62), default=0, help="of --sample (default: 0)")
+    add_policy_and_preset(parser)
     parser.add_argument("--who", default="", help="whose verdicts those of --table are (default: the table's name)")
     parser.add_argument("--automatic", action="store_true", help="no person gave the verdicts of --table")
     add_runs_folder(parser)
@@ -57,6 +68,8 @@ def main(options: Namespace) -> int:
         _add_run(folder, options)
     if options.clips:
         _add_clips(folder, options)
+    if options.sample:
+        _add_sampled(folder, options)
     print(summary(folder))
     return 0
 
@@ -79,6 +92,55 @@ def _add_clips(folder: PairFolder, options: Namespace) -> None:
     for pair in pairs:
         folder.add(pair, options.reference, options.prompt)
     print(f"{len(pairs)} pairs of {len(options.clips)} clips")
+
+
+def _add_sampled(folder: PairFolder, options: Namespace) -> None:
+    """Videos as evaluation samples them; each item's pair is on the disk before the next one is sampled."""
+    if len(options.loras) > 2:
+        raise UserError(f"--loras names {len(options.loras)} files; give one for both videos of a pair, or two")
+    from accelerate import PartialState
+
+    from ..diffusion.sampling import sample_videos
+    from ..grpo.evaluate import evaluation_guidance, evaluation_size
+    from ..lora.formats import read_lora
+    from ..lora.inject import load_lora_into, remove_lora
+    from ..policies.load import policy_of
+    from ..prompts import load_prompt_set
+    from ..runs.inputs import with_negative
+    from ..tinyworld.prompts import tiny_prompt_set
+    from .progress import quiet_libraries
+
+    quiet_libraries()
+    config = config_from(options).with_absolute_paths()
+    if config.prompts == "tinyworld":
+        items = tiny_prompt_set("train", options.sample, options.first_seed)
+    else:
+        items = with_negative(load_prompt_set(config.prompts), config.negative_prompt).items[: options.sample]
+    adapters = [read_lora(path) for path in options.loras]
+    policy, size = policy_of(config.policy, PartialState().device), evaluation_size(config)
+    kind = "two LoRAs" if len(adapters) == 2 else "two seeds"
+    for number, item in enumerate(items):
+        conditions, videos = policy.encode(item, size), []
+        for side in (0, 1):
+            adapter = adapters[min(side, len(adapters) - 1)] if adapters else None
+            seed = options.first_seed + 2 * number + (side if len(adapters) < 2 else 0)
+            if adapter:
+                load_lora_into(policy.transformer, adapter)
+            videos += sample_videos(
+                policy,
+                [conditions],
+                size,
+                config.evaluation.steps,
+                config.rollout.shift,
+                evaluation_guidance(config),
+                [seed],
+            )
+            if adapter:
+                remove_lora(policy.transformer)
+        folder.add(
+            (videos[0].cpu().numpy(), videos[1].cpu().numpy()), item.references, item.prompt, kind, config.reward.fps
+        )
+        print(f"{number + 1} of {len(items)} pairs sampled", flush=True)
 
 
 def summary(folder: PairFolder) -> str:

@@ -94,3 +94,12 @@ def test_what_cannot_be_done_is_said(words, problem, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(["reward", *words]) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_pairs_are_sampled_with_two_seeds(tmp_path, capsys):
+    """Of a prompt set's items, each on the disk before the next."""
+    line = ["reward", "pairs", str(tmp_path / "pairs"), "--sample", "1", "--set", "evaluation.steps=1"]
+    assert main(line) == 0
+    (record,) = PairFolder(tmp_path / "pairs").read().pairs.values()
+    assert record.kind == "two seeds" and record.prompt and record.clip_a != record.clip_b
+    assert "1 of 1 pairs sampled" in capsys.readouterr().out

@@ -1,8 +1,8 @@
 """Whether votes on the pairs that a reward is least sure of teach it more than votes on random ones.
 
 `python -m trainers.tinyworld.making.active FOLDER [--seeds N]` trains, for either way of choosing, rewards of 40, 80, …
-200 votes with 10% mistakes, of a pool of pairs that TinyWorld's VACE sampled. Each is measured on the same held-out pairs
-without ties. It writes FOLDER/choice.json and FOLDER/choice.png and prints the table.
+200 votes with 10% mistakes, of a pool of pairs that TinyWorld's VACE sampled. Each is measured on the same held-out
+pairs without ties. It writes FOLDER/choice.json and FOLDER/choice.png and prints the table.
 """
 
 from __future__ import annotations
