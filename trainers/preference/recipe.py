@@ -60,9 +60,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # TinyWorld's base on a few hundred pairs, on a CPU.
     "tiny": {
-        "epochs": 2.0,
+        "epochs": 1.5,
         "batch_size": 8,
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-3,
         "warmup": 0.1,
         "decay": 0.7,
         "weight_decay": 0.01,
