@@ -33,7 +33,7 @@ ARMS = {"voted": False, "shuffled": True}
 BASE = TINYWORLD_WEIGHTS / "reward" / "base_model"
 LEAST_ACCURACY = 0.8
 LEAST_SEEDS = 4
-"""Of the control. TinyWorld's base was made to compare people: random votes give a reward that prefers either the better
+"""Of the control. TinyWorld's base was made to compare people: random votes give a reward that prefers the better
 clips or the worse ones, so that one control shows nothing; the mean of several is at chance."""
 EVALUATION_SEED = 31
 
