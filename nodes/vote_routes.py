@@ -20,7 +20,7 @@ from ..trainers.errors import UserError, shown
 from ..trainers.pictures.sheets import Sheet, clip_sheet
 from ..trainers.preference.folder import PairFolder, PairRecords
 from ..trainers.preference.records import PairRecord
-from ..trainers.preference.voting import Question, answer, next_question, read_order, voting_progress
+from ..trainers.preference.voting import Question, answer, next_question, voting_progress
 from .origins import origin_problem
 from .votes import pair_folder
 
@@ -107,9 +107,9 @@ def _state(request: web.Request) -> web.Response:
 
 
 def _answered(folder: PairFolder, who: str, **more: Any) -> web.Response:
-    records, order = folder.read(), read_order(folder)
-    asked = next_question(records, who, order)
-    following = next_question(records, who, order, asked.pair) if asked else None
+    records = folder.read()
+    asked = next_question(records, who)
+    following = next_question(records, who, asked.pair) if asked else None
     progress = voting_progress(records, who)
     again = progress.agreement
     return web.json_response(

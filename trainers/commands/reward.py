@@ -9,7 +9,6 @@ ACTIONS = {
     "pairs": "show a folder of pairs, or add to it: a table, another folder, the samples of a run, a folder of clips",
     "train": "train a reward on pairs",
     "distort": "make pairs of real clips by distorting them: swap, drop, blend or drift of a person, by their faces",
-    "choose": "order pairs without a vote by how unsure a reward is of them",
     "compare": "show the held-out pairs on which two rewards disagree",
     "proof": "TinyWorld: a reward of 200 votes, GRPO on it, and both with shuffled votes, as one table",
     "bench": "measure step time and memory of training a reward of the real size, with random weights",

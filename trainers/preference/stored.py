@@ -12,10 +12,9 @@ from ..errors import UserError
 from ..pictures.clips import read_clip
 from ..pictures.reading import read_pixels
 from ..rewards.geometry import frame_count, frame_indices
-from ..rewards.identity import IdentityReward
 from .folder import PairFolder
-from .loss import INVALID, TIE
-from .pairs import Pair, score_pairs
+from .loss import INVALID
+from .pairs import Pair
 from .records import PairRecord
 
 CACHED_BYTES = 2 << 30
@@ -33,21 +32,10 @@ class StoredPairs(Sequence[Pair]):
     def __init__(self, folder: PairFolder) -> None:
         records = folder.read()
         folder.check_files(records)
-        self._fill(folder, [(record, records.label(pair)) for pair, record in records.pairs.items()])
-
-    @classmethod
-    def unvoted(cls, folder: PairFolder) -> StoredPairs:
-        """The pairs without any vote, all labelled as ties: to be scored, not to be trained on."""
-        records = folder.read()
-        folder.check_files(records)
-        found = cls.__new__(cls)
-        found._fill(folder, [(record, TIE) for pair, record in records.pairs.items() if pair not in records.by_pair])
-        return found
-
-    def _fill(self, folder: PairFolder, labelled: list[tuple[PairRecord, int]]) -> None:
+        labels = {pair: records.label(pair) for pair in records.pairs}
         self.folder = folder
-        self.records = [record for record, label in labelled if label != INVALID]
-        self.labels = [label for _, label in labelled if label != INVALID]
+        self.records = [record for pair, record in records.pairs.items() if labels[pair] != INVALID]
+        self.labels = [labels[record.pair] for record in self.records]
         self._frames = frame_count(5.0)  # as every reward in the released layout
         self._cache: OrderedDict[tuple[str, float | None], tuple[np.ndarray, float]] = OrderedDict()
         self._cached = 0
@@ -129,10 +117,3 @@ def hold_out(records: Sequence[PairRecord], share: float, seed: int = 0) -> tupl
             "other people, or give the held-out pairs in a folder of their own"
         )
     return sorted(set(range(len(records))) - set(held)), sorted(held)
-
-
-def least_sure_first(reward: IdentityReward, pairs: StoredPairs) -> list[str]:
-    """Ids of the pairs in the order of how far apart the reward scores their clips, nearest first."""
-    scored = score_pairs(reward, pairs)
-    margins = (scored.reward_a - scored.reward_b).abs().tolist()
-    return [record.pair for _, record in sorted(zip(margins, pairs.records, strict=True), key=lambda both: both[0])]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
-from ..files import read_regular, write_atomic
 from .folder import Agreement, PairFolder, PairRecords
 from .records import VoteRecord
 
-ORDER = "order.json"
 REPEAT_EVERY = 10
 """Every tenth question is a pair that the person has voted on before, with its sides swapped."""
 APART = 5
@@ -43,11 +39,10 @@ def votes_of(records: PairRecords, who: str) -> list[VoteRecord]:
     return [vote for vote in records.votes.values() if vote.who == who]
 
 
-def next_question(records: PairRecords, who: str, order: Sequence[str] = (), after: str = "") -> Question | None:
+def next_question(records: PairRecords, who: str, after: str = "") -> Question | None:
     """What this person is asked next; None when there is no pair without a vote of the person.
 
-    `order`: pairs to be asked first. `after`: the question that will follow a vote on this pair, so that its clips can
-    be loaded in advance.
+    `after`: the question that will follow a vote on this pair, so that its clips can be loaded in advance.
     """
     own = votes_of(records, who)
     turn, seen = len(own) + bool(after), {vote.pair for vote in own} | {after}
@@ -57,8 +52,8 @@ def next_question(records: PairRecords, who: str, order: Sequence[str] = (), aft
             times = sum(other.pair == vote.pair for other in own)
             if times == 1 and vote.verdict != "skip" and vote.pair not in recent:
                 return Question(vote.pair, not vote.swapped, True, turn)
-    for pair in (*order, *records.pairs):
-        if pair in records.pairs and pair not in seen:
+    for pair in records.pairs:
+        if pair not in seen:
             return Question(pair, _coin(pair, who), False, turn)
     return None
 
@@ -77,20 +72,6 @@ def answer(folder: PairFolder, pair: str, verdict: str, who: str, turn: int, swa
     if len(votes_of(records, who)) != turn:
         raise UserError("this question was answered already; the next one is shown")
     return folder.vote(pair, verdict, who, swapped)
-
-
-def write_order(folder: PairFolder, pairs: Sequence[str], reward: str) -> None:
-    """Keep which pairs are asked first, and by which reward that was decided."""
-    write_atomic(folder.path / ORDER, json.dumps({"reward": reward, "pairs": list(pairs)}, indent=1) + "\n")
-
-
-def read_order(folder: PairFolder) -> list[str]:
-    """Empty where there is none, or one that cannot be read: it only decides what is asked first."""
-    try:
-        pairs = json.loads(read_regular(folder.path / ORDER))["pairs"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return []
-    return [pair for pair in pairs if isinstance(pair, str)] if isinstance(pairs, list) else []
 
 
 def _coin(pair: str, who: str) -> bool:

@@ -60,13 +60,6 @@ def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(trained, f
     assert picture.is_file() == ("of 12 pairs" in text and "different clips of 0 of" not in text)
 
 
-def test_pairs_without_a_vote_get_an_order(trained, folder, base_model, capsys):
-    assert main(["reward", "choose", str(folder.path), "--reward", str(trained), "--base-model", str(base_model)]) == 0
-    assert "2 pairs without a vote" in capsys.readouterr().out
-    order = json.loads((folder.path / "order.json").read_text(encoding="utf-8"))["pairs"]
-    assert set(order) == set(folder.read().pairs) - set(folder.read().by_pair) and len(order) == 2
-
-
 def test_pairs_are_added_and_counted(folder, tmp_path, capsys):
     for name, level in (("a", 10), ("b", 90)):
         write_animation(clip(level, 7), tmp_path / f"{name}.webp", 8)

@@ -192,7 +192,7 @@ def test_a_teacher_filters_the_automatic_pairs(base_model: Path, bright_pairs: l
     automatic = [pair for pair in bright_pairs if pair.label] + wrong
 
     def settings(pairs: int) -> RewardTraining:
-        return replace(FAST, steps=24)
+        return replace(FAST, steps=16)
 
     done = train_in_two_stages(base_model, bright_pairs, automatic, tmp_path / "reward", settings, "cpu")
     assert (done.kept, done.automatic) == (len(wrong), 2 * len(wrong))

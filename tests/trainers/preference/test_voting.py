@@ -13,9 +13,7 @@ from trainers.preference.voting import (
     REPEAT_EVERY,
     answer,
     next_question,
-    read_order,
     voting_progress,
-    write_order,
 )
 
 
@@ -85,11 +83,3 @@ def test_all_pairs_end_the_questions(folder: PairFolder) -> None:
     while (question := next_question(folder.read(), "anna")) is not None:
         answer(folder, question.pair, "skip", "anna", question.turn, question.swapped)
     assert voting_progress(folder.read(), "anna").voted == 30
-
-
-def test_an_order_is_followed_and_a_damaged_one_ignored(folder: PairFolder) -> None:
-    pairs = list(folder.read().pairs)
-    write_order(folder, [pairs[7], "none", pairs[3]], "reward")
-    assert next_question(folder.read(), "anna", read_order(folder)).pair == pairs[7]
-    (folder.path / "order.json").write_text('{"pairs": 5}')
-    assert read_order(folder) == []
