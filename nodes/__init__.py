@@ -7,7 +7,7 @@ from importlib import import_module
 from comfy_api.latest import ComfyExtension, io
 
 from ..trainers.errors import UserError
-from . import folders, routes
+from . import folders, routes, vote_routes
 
 FAMILIES = (
     "policies",
@@ -21,6 +21,7 @@ FAMILIES = (
     "faces",
     "prompt_sets",
     "runs",
+    "votes",
 )
 
 # ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.
@@ -34,4 +35,5 @@ class IdentityGrpoExtension(ComfyExtension):
         # Called once, like on_load, which releases before 0.13 do not call.
         folders.register()
         routes.register()
+        vote_routes.register()
         return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]

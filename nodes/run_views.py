@@ -119,7 +119,7 @@ def frames(request: web.Request, _: Body) -> web.Response:
     sheet = frame_sheet(path, int(width))
     names = ("frames", "columns", "width", "height", "fps")
     layout = {f"X-{name.capitalize()}": f"{getattr(sheet, name):g}" for name in names}
-    return web.Response(body=sheet.jpeg, content_type="image/jpeg", headers=PRIVATE | layout)
+    return web.Response(body=sheet.data, content_type=sheet.content_type, headers=PRIVATE | layout)
 
 
 def reference(request: web.Request, _: Body) -> web.Response:

@@ -27,6 +27,7 @@ COMMANDS = {
     "resume": "continue a run from its newest checkpoint",
     "evaluate": "measure a run's LoRA on the held-out items against the base policy",
     "sample": "generate a video of the people on reference images",
+    "reward": "train a reward on votes, collect and distort pairs, compare rewards",
     "score": "score clips by the identity reward; a score has no zero, compare it with another",
     "faces": "report whether the people of clips are those of the reference images, by their faces",
     "runs": "list runs; show, stop, rename, copy, export, delete or restore one",

@@ -28,6 +28,7 @@ IDS = [
         "CombineRewards",
         "FaceReport",
         "KeepBest",
+        "Vote",
         "PromptSet",
         "PromptItem",
         "MakePromptSet",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +15,27 @@ from ..errors import UserError, shorten
 from ..rewards.collator import Collator
 from ..rewards.identity import IdentityReward, open_base
 from ..rewards.model import RewardModel
-from ..rewards.names import PROJECTIONS
 from ..rewards.writing import write_base, write_checkpoint
 from ..weights import is_finite
+from .adapters import start_from, train_by_lora
+from .batches import PairSource, batches
 from .loss import btt_loss
 from .pairs import Accuracy, Pair, accuracy
+from .ranks import Ranks
+from .recipe import RewardTraining
+from .released import model_config
+from .state import Progress, has_state, load_state, remove_state, save_state, trained_weights
 
 OnEvent = Callable[[dict[str, Any]], None]
 """Called with a dictionary after every step (step, loss, rate, seconds) and every evaluation (step, accuracy)."""
-PairSource = Sequence[Pair] | Iterable[Sequence[Pair]]
-"""A list of pairs, shuffled anew in every epoch, or an endless stream of batches."""
 CHECK_EVERY = 50
 """Steps between two checks for numbers that are not finite; each waits for the GPU."""
 
 
 @dataclass(frozen=True)
-class RewardTraining:
-    """How a reward is trained. Defaults are the released reward's own where it states them (its `model_config.json`).
-
-    `steps` and `seconds` bound the training, whichever comes first. `warmup` and `decay` are shares of it: the rate
-    rises linearly, stays, and falls linearly to zero over the last `decay`. `storage` is the dtype of the files, to
-    which the trained model is rounded before it is evaluated: the files score as the model did.
-    """
-
-    steps: int
-    batch_size: int = 4
-    learning_rate: float = 2e-6
-    warmup: float = 0.05
-    decay: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    rank: int = 64
-    alpha: int = 128
-    dropout: float = 0.05
-    theta: float = 5.0
-    seed: int = 42
-    seconds: float = float("inf")
-    mixed_precision: bool = False
-    storage: torch.dtype = torch.float32
-    evaluate_every: int = 0
-
-
-@dataclass(frozen=True)
 class Trained:
-    """Result of a training: steps taken, seconds, the mean loss of its last tenth, and the last held-out accuracy."""
+    """Result of a training: the step whose weights were written, all seconds spent, the mean loss of the last tenth of
+    its steps, and the held-out accuracy of what was written."""
 
     steps: int
     seconds: float
@@ -76,17 +51,38 @@ def train_reward(
     device: torch.device | str = "cpu",
     held_out: Sequence[Pair] = (),
     on_event: OnEvent | None = None,
+    start: Path | None = None,
+    resume: bool = False,
 ) -> Trained:
     """Train a reward on `base_model` by the released recipe and write it to `output_dir` in the released layout.
 
-    LoRA on all linear layers of the language model; vision tower, merger, token embedding and head in full. Raises
-    UserError for a base that is not a Qwen2.5-VL, a folder that holds a reward already, or a loss that is not finite;
-    nothing is written then.
+    LoRA on all linear layers of the language model; vision tower, merger, token embedding and head in full, or LoRA on
+    the vision tower too. `start`: a reward of this base model whose weights it begins with. `resume` continues from the
+    state that an interrupted training left in `output_dir`. Under torchrun every process takes a part of each batch,
+    and one writes. Raises UserError for a base that is not a Qwen2.5-VL, a folder that holds a reward already, or a
+    loss that is not finite; nothing is written then.
     """
     base, output = Path(base_model), Path(output_dir)
     _require_absent(output, "checkpoint-*")
-    model, result = _train(base, pairs, training, device, held_out, on_event, with_lora=True)
-    write_checkpoint(model, output, result.steps, _model_config(base, output, training), training.storage)
+    if has_state(output) != resume:
+        raise UserError(
+            f"{output} holds no training to resume; leave --resume out"
+            if resume
+            else f"{output} holds a training that has not ended; resume it (--resume), or give another folder"
+        )
+
+    def prepare(model: RewardModel) -> None:
+        train_by_lora(model, training)
+        if start:
+            start_from(model, start)
+
+    ranks = Ranks()
+    model, result = _train(base, pairs, output, training, device, held_out, on_event, prepare, resume, ranks)
+    if ranks.main:
+        config = model_config(base, output, training, start)
+        write_checkpoint(model, output, result.steps, config, training.storage, training.pickled)
+        remove_state(output)
+    ranks.wait()
     return result
 
 
@@ -105,7 +101,10 @@ def train_base(
     """
     base, output = Path(base_model), Path(output_dir)
     _require_absent(output, "*")
-    model, result = _train(base, pairs, training, device, held_out, on_event, with_lora=False)
+    training = replace(training, save_every=0)
+    model, result = _train(
+        base, pairs, output, training, device, held_out, on_event, lambda model: None, False, Ranks()
+    )
     write_base(model, base, output, training.storage)
     return result
 
@@ -118,18 +117,23 @@ def _require_absent(folder: Path, pattern: str) -> None:
 def _train(
     base: Path,
     pairs: PairSource,
+    output: Path,
     training: RewardTraining,
     device: torch.device | str,
     held_out: Sequence[Pair],
     on_event: OnEvent | None,
-    with_lora: bool,
+    prepare: Callable[[RewardModel], None],
+    resume: bool,
+    ranks: Ranks,
 ) -> tuple[RewardModel, Trained]:
-    """Train a model on `base`: all of it, or LoRA in place of the language model's linear layers."""
+    """Train a model on `base`, in which `prepare` freezes what is not trained."""
+    source = batches(pairs, training.batch_size, training.seed)
     torch.manual_seed(training.seed)
     model, sequencer = open_base(base, torch.float32)
-    if with_lora:
-        _add_lora(model, training)
+    prepare(model)
     model, collator = model.to(device), Collator(sequencer)
+    if training.recompute:
+        recompute_activations(model)
     device = model.rm_head.weight.device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -140,48 +144,123 @@ def _train(
         weight_decay=training.weight_decay,
         fused=device.type == "cuda",
     )
-    emit = on_event or (lambda event: None)
+    emit = on_event if on_event and ranks.main else lambda event: None
+    progress = load_state(output, model, optimiser, training) if resume else Progress()
     losses: list[Tensor] = []
     finite = torch.ones((), dtype=torch.bool, device=device)
-    started, measured, step = time.monotonic(), None, 0
+    started, measured_at = time.monotonic() - progress.seconds, 0
     model.train()
-    for batch in _batches(pairs, training):
-        fraction = max(step / training.steps, (time.monotonic() - started) / training.seconds)
-        if fraction >= 1:
+    while True:
+        fraction = ranks.agreed(
+            max(progress.step / training.steps, (time.monotonic() - started) / training.seconds), device
+        )
+        batch = source(progress.step) if fraction < 1 else ()
+        if not batch or (training.patience and progress.stale >= training.patience):
             break
         rate = training.learning_rate * _schedule(fraction, training)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
-            reward_a, reward_b = score_pairs(model, collator, batch)
-        labels = torch.tensor([p.label for p in batch])
-        loss, _ = btt_loss(reward_a, reward_b, labels, training.theta)
+        # Dropout depends on the step and the process only, so that a resumed training repeats it.
+        torch.manual_seed(training.seed + 1_000_003 * (progress.step + 1) + ranks.rank)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = backward(model, collator, batch, training, ranks)
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         optimiser.step()
-        step += 1
-        losses.append(loss.detach())
-        finite &= torch.isfinite(loss.detach() + norm)
-        evaluate = bool(training.evaluate_every and held_out) and step % training.evaluate_every == 0
-        if on_event or evaluate or step % CHECK_EVERY == 0:
+        progress.step += 1
+        losses.append(loss)
+        finite &= torch.isfinite(loss + norm)
+        step = progress.step
+        evaluate = bool(training.evaluate_every and len(held_out)) and step % training.evaluate_every == 0
+        save = bool(training.save_every) and step % training.save_every == 0
+        if on_event or evaluate or save or step % CHECK_EVERY == 0:
             _require_finite(finite, step)
             emit({"step": step, "loss": loss.item(), "rate": rate, "seconds": time.monotonic() - started})
         if evaluate:
+            measured_at = step
             measured = _evaluate(model, collator, held_out, training, emit, step)
-    _require_finite(finite, step)
+            _compare_with_best(progress, measured, model, training)
+        if save:
+            progress.seconds = time.monotonic() - started
+            progress.losses += torch.stack(losses).tolist() if losses else []
+            losses.clear()
+            if ranks.main:
+                save_state(output, model, optimiser, progress, training)
+    _require_finite(finite, progress.step)
+    seconds = time.monotonic() - started
+    progress.losses += torch.stack(losses).tolist() if losses else []
+    if training.patience and len(held_out) and measured_at != progress.step:
+        measured = _evaluate(model, collator, held_out, training, emit, progress.step)
+        _compare_with_best(progress, measured, model, training)
+    step = _restore_best(progress, model) if training.patience and progress.best else progress.step
     model.eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
+    _round_to_storage(model, training, step)
+    accuracy_found = _evaluate(model, collator, held_out, training, emit, step) if len(held_out) and step else None
+    tail = progress.losses[-max(1, len(progress.losses) // 10) :]
+    mean = sum(tail) / len(tail) if tail else float("nan")
+    return model.eval(), Trained(step, seconds, mean, accuracy_found)
+
+
+def backward(
+    model: RewardModel, collator: Collator, batch: Sequence[Pair], training: RewardTraining, ranks: Ranks
+) -> Tensor:
+    """Add the gradient of the batch's mean loss, over all processes; that loss, detached."""
+    device = model.rm_head.weight.device
+    own = [batch[i] for i in ranks.slice(len(batch))]
+    size, total = training.micro_batch or len(batch), torch.zeros((), device=device)
+    for start in range(0, len(own), size):
+        part = own[start : start + size]
+        with autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
+            reward_a, reward_b = score_with_gradient(model, collator, part)
+        _, per_pair = btt_loss(reward_a, reward_b, torch.tensor([p.label for p in part]), training.theta)
+        loss = per_pair.sum() / len(batch)
+        loss.backward()
+        total += loss.detach()
+    ranks.add_up([total, *_gradients(model, ranks)])
+    return total
+
+
+def _gradients(model: RewardModel, ranks: Ranks) -> list[Tensor]:
+    """The gradients of what is trained; a process without a pair in the batch has zeros."""
+    if ranks.count == 1:
+        return []
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in trained]
+
+
+def _compare_with_best(progress: Progress, measured: Accuracy, model: RewardModel, training: RewardTraining) -> None:
+    if not training.patience:
+        return
+    if progress.best_accuracy is None or measured.loss < progress.best_accuracy.loss:
+        progress.best_accuracy, progress.best_step, progress.stale = measured, progress.step, 0
+        progress.best = trained_weights(model)
+    else:
+        progress.stale += 1
+
+
+@torch.no_grad()
+def _restore_best(progress: Progress, model: RewardModel) -> int:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(progress.best[name])
+    return progress.best_step
+
+
+@torch.no_grad()
+def _round_to_storage(model: RewardModel, training: RewardTraining, step: int) -> None:
+    """Raises UserError for weights that are not finite in the files' dtype."""
+    broken = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
             parameter.copy_(parameter.to(training.storage))
-    if broken := [name for name, parameter in model.named_parameters() if not is_finite(parameter.detach())]:
+        if not is_finite(parameter.detach()):
+            broken.append(name)
+    if broken:
         raise UserError(
             f"{shorten(broken)} became infinite after {step} steps or as {training.storage}; lower the learning rate"
         )
-    if held_out and step:
-        measured = _evaluate(model, collator, held_out, training, emit, step)
-    tail = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item() if losses else float("nan")
-    return model.eval(), Trained(step, time.monotonic() - started, tail, measured)
 
 
 def _require_finite(finite: Tensor, step: int) -> None:
@@ -191,7 +270,7 @@ def _require_finite(finite: Tensor, step: int) -> None:
         )
 
 
-def score_pairs(model: RewardModel, collator: Collator, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+def score_with_gradient(model: RewardModel, collator: Collator, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     """Rewards of the clips A and of the clips B, with gradient, from one forward: ([N], [N])."""
     device = model.rm_head.weight.device
     rows, grids = collator.reference_rows([p.references for p in pairs], device)
@@ -199,7 +278,7 @@ def score_pairs(model: RewardModel, collator: Collator, pairs: Sequence[Pair]) -
     batch = collator.batch(
         [p.video_a for p in pairs] + [p.video_b for p in pairs],
         grids * 2,
-        [p.fps for p in pairs] * 2,
+        [p.rates[0] for p in pairs] + [p.rates[1] for p in pairs],
         device,
         embeddings=torch.cat([images, images]),
     )
@@ -214,23 +293,17 @@ def _evaluate(
     emit: OnEvent,
     step: int,
 ) -> Accuracy:
-    measured = accuracy(IdentityReward(model, collator), held_out, training.theta)
+    # As the reward scores from its files: in float32, unless its frozen weights are not.
+    with autocast(model.rm_head.weight.device.type, torch.bfloat16, enabled=training.frozen != torch.float32):
+        measured = accuracy(IdentityReward(model, collator), held_out, training.theta, training.micro_batch * 2 or 32)
     model.train()
     emit({"step": step, "accuracy": asdict(measured)})
     return measured
 
 
-def _batches(pairs: PairSource, training: RewardTraining) -> Iterator[Sequence[Pair]]:
-    if not isinstance(pairs, Sequence):
-        yield from pairs
-        return
-    if not pairs:
-        raise UserError("there are no preference pairs to train on; give at least one")
-    shuffler = random.Random(training.seed)
-    for _ in itertools.count():
-        order = shuffler.sample(range(len(pairs)), len(pairs))
-        for start in range(0, len(order), training.batch_size):
-            yield [pairs[i] for i in order[start : start + training.batch_size]]
+def recompute_activations(model: RewardModel) -> None:
+    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.visual.recompute = True
 
 
 def _schedule(fraction: float, training: RewardTraining) -> float:
@@ -238,62 +311,3 @@ def _schedule(fraction: float, training: RewardTraining) -> float:
     rise = min(1.0, (fraction + 1 / training.steps) / training.warmup) if training.warmup else 1.0
     fall = min(1.0, (1 - fraction) / training.decay) if training.decay else 1.0
     return min(rise, fall)
-
-
-def _add_lora(model: RewardModel, training: RewardTraining) -> None:
-    """Freeze the language model but for its token embedding, and give its linear layers LoRA."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(
-        r=training.rank, lora_alpha=training.alpha, lora_dropout=training.dropout, target_modules=list(PROJECTIONS)
-    )
-    inject_adapter_in_model(config, model.language_model)
-    trained = ("visual.", "rm_head.", "language_model.embed_tokens.")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or name.startswith(trained))
-
-
-def _model_config(base: Path, output: Path, training: RewardTraining) -> dict[str, Any]:
-    """The content of `model_config.json`: the keys of the released one that describe the reward."""
-    beside = base.resolve().parent in (output.resolve(), output.resolve().parent)
-    return {
-        "data_config": {
-            "max_frame_pixels": 480 * 832,
-            "num_frames": 5.0,
-            "fps": None,
-            "eval_dim": ["SA"],
-            "prompt_template_type": "subject_alignment_special",
-            "sample_type": "uniform",
-            "use_tied_data": True,
-        },
-        "training_args": {
-            "learning_rate": training.learning_rate,
-            "per_device_train_batch_size": training.batch_size,
-            "weight_decay": training.weight_decay,
-            "max_grad_norm": training.max_grad_norm,
-            "warmup_ratio": training.warmup,
-            "max_steps": training.steps,
-            "seed": training.seed,
-            "bf16": training.mixed_precision,
-        },
-        "model_config": {
-            "model_name_or_path": base.name if beside else str(base.resolve()),
-            "output_dim": 1,
-            "use_special_tokens": True,
-            "freeze_vision_tower": False,
-            "freeze_llm": False,
-            "tune_merger": True,
-            "torch_dtype": str(training.storage).removeprefix("torch."),
-            "reward_token": "special",
-            "loss_type": "btt",
-        },
-        "peft_lora_config": {
-            "lora_enable": True,
-            "vision_lora": False,
-            "lora_r": training.rank,
-            "lora_alpha": training.alpha,
-            "lora_dropout": training.dropout,
-            "lora_task_type": "CAUSAL_LM",
-            "use_rslora": False,
-        },
-    }

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .pixels import MERGE, Grid
 
@@ -114,11 +115,17 @@ def _attend(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, seg
     return attention.proj(torch.cat(outputs) if len(outputs) > 1 else outputs[0])
 
 
+def _block(block: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, segments: Segments) -> Tensor:
+    x = x + _attend(block.attn, block.norm1(x), cos, sin, heads, segments)
+    return x + block.mlp(block.norm2(x))
+
+
 def vision_embeddings(tower: Any, rows: Tensor, grids: Sequence[Grid]) -> Tensor:
     """Embeddings [tokens, hidden] of pictures given as patch rows [patches, 1176], in the order of the grids.
 
     `tower` is transformers' `Qwen2_5_VisionTransformerPretrainedModel`. Blocks listed in `fullatt_block_indexes` attend
-    within one temporal step of one picture, the others inside windows of `window_size` pixels.
+    within one temporal step of one picture, the others inside windows of `window_size` pixels. With the attribute
+    `recompute` of the tower, its blocks keep no activations for the backward pass.
     """
     config = tower.config
     layout = batch_layout(tuple(grids), config.window_size // config.patch_size // MERGE, rows.device)
@@ -139,9 +146,9 @@ def vision_embeddings(tower: Any, rows: Tensor, grids: Sequence[Grid]) -> Tensor
         if full == in_windows:
             x = _reorder(x, layout.to_natural if full else layout.to_windows)
             in_windows = not full
-        cos, sin = natural if full else windowed
-        x = x + _attend(block.attn, block.norm1(x), cos, sin, heads, layout.frames if full else layout.windows)
-        x = x + block.mlp(block.norm2(x))
+        arguments = (block, x, *(natural if full else windowed), heads, layout.frames if full else layout.windows)
+        recompute = getattr(tower, "recompute", False) and torch.is_grad_enabled()
+        x = checkpoint(_block, *arguments, use_reentrant=False) if recompute else _block(*arguments)
     merged = tower.merger(x)
     return merged[layout.to_natural] if in_windows else merged
 

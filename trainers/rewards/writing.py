@@ -20,24 +20,28 @@ METADATA = {"format": "pt"}
 
 
 def write_checkpoint(
-    model: RewardModel, folder: Path, step: int, config: Mapping[str, Any], storage: torch.dtype
+    model: RewardModel, folder: Path, step: int, config: Mapping[str, Any], storage: torch.dtype, pickled: bool = False
 ) -> None:
-    """Write a model with PEFT's LoRA layers as `folder/checkpoint-<step>`, its weights as `storage`.
+    """Write what is trained of a model with PEFT's LoRA layers as `folder/checkpoint-<step>`, as `storage`.
 
     `config` is the content of `model_config.json`, which is written last: without it a folder is not a reward.
+    `pickled` writes the weights beside the LoRA as `.pth` too, the only form that the published code reads.
     """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     adapter, full, targets = {}, {}, set()
     for name, value in _stored(model, storage).items():
         if "lora_" in name:
             key = released_name(name).replace(".default", "")
             adapter[PREFIX + key] = value
             targets.add(key.split(".lora_")[0])
-        elif name.startswith(("visual.", "rm_head.", "language_model.embed_tokens.")):
+        elif name in trained:
             full[PREFIX + released_name(name)] = value
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder / f"checkpoint-{step}") as target:
         save_file(adapter, target / ADAPTER, metadata=METADATA)
         save_file(full, target / "non_lora_state_dict.safetensors", metadata=METADATA)
+        if pickled:
+            torch.save(full, target / "non_lora_state_dict.pth")
         write_atomic(target / "adapter_config.json", _json(_adapter_config(config, sorted(targets))))
     write_atomic(folder / "model_config.json", _json(config))
 

@@ -1,4 +1,4 @@
-"""Make TinyWorld's identity reward again: `python -m trainers.tinyworld.making.train_reward FOLDER`.
+"""Make TinyWorld's identity reward again: `python -m trainers reward train tinyworld --out FOLDER`.
 
 1. All weights of a small, randomly initialised Qwen2.5-VL are trained to compare portraits with clips. This takes the
    place of the real model's pre-training. It is written to FOLDER/base_model.
@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import tempfile
@@ -35,7 +34,7 @@ EASY = 0.35
 """Share of the base's time and steps over which its pairs change from easy ones to those of the reward."""
 
 
-def main(
+def make_reward(
     out_dir: Path | str,
     device: str = "cuda",
     minutes: float = 8.0,
@@ -150,20 +149,3 @@ def _printer(name: str) -> Callable[[dict[str, Any]], None]:
                 print(f"{name} step {event['step']} loss {mean:.4f} {event['seconds']:.0f}s", flush=True)
 
     return report
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--held-out", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--policy", type=Path)
-    parser.add_argument("--sampled", type=int, default=400)
-    parser.add_argument("--base", type=Path)
-    parser.add_argument("--loras", type=Path, nargs="*", default=[])
-    parser.add_argument("--few", type=int, default=0)
-    main(**vars(parser.parse_args()))

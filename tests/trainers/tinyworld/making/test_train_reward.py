@@ -9,11 +9,11 @@ import torch
 
 from trainers.rewards.identity import IdentityReward
 from trainers.tinyworld.making.preference_pairs import held_out_pairs
-from trainers.tinyworld.making.train_reward import main
+from trainers.tinyworld.making.train_reward import make_reward
 
 
 def test_base_and_reward_are_written_and_read_back(tmp_path: Path) -> None:
-    result = main(tmp_path, device="cpu", minutes=2, steps=3, batch=2, held_out=6, seed=7, sampled=0)
+    result = make_reward(tmp_path, device="cpu", minutes=2, steps=3, batch=2, held_out=6, seed=7, sampled=0)
     assert (
         json.loads((tmp_path / "identity_reward" / "made.json").read_text(encoding="utf-8"))["held_out"]["pairs"] == 6
     )

@@ -1,0 +1,73 @@
+"""Votes in a real editor by keyboard: kept at once, not lost by a reload."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trainers.preference.folder import PairFolder
+from trainers.tinyworld.making.preference_pairs import held_out_pairs
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def folder(comfyui) -> PairFolder:
+    """Sixteen pairs of TinyWorld, without votes."""
+    folder = PairFolder(comfyui.base / "output" / "identity_grpo_pairs" / "votes")
+    for pair in held_out_pairs(16, seed=5):
+        clips = (pair.video_a.numpy(), pair.video_b.numpy())
+        folder.add(clips, [face.numpy() for face in pair.references], "two people wave", pair.kind, pair.fps)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voting(comfyui, folder) -> dict:
+    """What the dialog showed while it was used."""
+    node, browser = shutil.which("node"), next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not node or not browser:
+        pytest.skip(f"the editor was not tried: no {'Node.js' if not node else 'Chromium'} on this machine")
+    if subprocess.run([node, "-e", "require.resolve('playwright-core')"], capture_output=True, check=False).returncode:
+        pytest.skip("the editor was not tried: no playwright-core (npm install --no-save playwright-core)")
+    comfyui.post("/settings", {"Comfy.TutorialCompleted": True})
+    script = Path(__file__).with_name("vote.cjs")
+    line = [node, script, browser, f"http://127.0.0.1:{comfyui.port}/", "votes", comfyui.base / "vote.png"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_the_dialog_shows_clips_people_and_progress(voting):
+    assert voting["first"]["status"] == "0 of 16 pairs" and voting["first"]["images"] >= 2
+    assert voting["problems"] == []
+
+
+def test_every_key_is_a_vote_on_the_disk(voting, folder):
+    assert voting["twelve"]["status"].startswith("11 of 16 pairs, same verdict again")
+    verdicts = Counter(vote.verdict for vote in folder.read().votes.values())
+    assert verdicts["tie"] == 3 and sum(verdicts.values()) == 12
+
+
+def test_undo_takes_the_last_vote_back(voting):
+    assert voting["undone"]["status"].startswith("10 of 16 pairs")
+
+
+def test_the_arrow_keys_step_through_both_clips(voting):
+    assert voting["stepped"]
+
+
+def test_a_reload_in_the_middle_loses_nothing(voting, folder):
+    assert voting["reloaded"]["status"].startswith("11 of 16 pairs")
+
+
+def test_the_editors_own_shortcuts_do_nothing_meanwhile(voting):
+    assert voting["twelve"]["nodes"] == voting["first"]["nodes"]
+
+
+def test_a_hundred_votes_take_less_than_five_minutes(voting):
+    assert voting["seconds"] / 12 * 100 < 300

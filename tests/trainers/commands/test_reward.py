@@ -1,0 +1,98 @@
+"""`reward`: from pairs on disk to a reward, and what is compared and asked with it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainers.cli import main
+from trainers.pictures.clips import write_animation
+from trainers.preference.folder import PairFolder
+
+
+def clip(level: int, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(-20, 21, (4, 28, 28, 3))
+    return (level + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> PairFolder:
+    """Twelve pairs of six people: the brighter clip is the better one. Two more have no vote."""
+    folder = PairFolder(tmp_path_factory.mktemp("votes") / "pairs")
+    for i in range(14):
+        bright, dark = clip(200, i), clip(60, 100 + i)
+        clips = (bright, dark) if i % 2 else (dark, bright)
+        verdict = None if i > 11 else "A" if i % 2 else "B"
+        folder.add(clips, [clip(128, 500 + i // 2)[0]], fps=8.0, verdict=verdict, who="anna", kind="bright")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder, base_model) -> Path:
+    """A reward trained on the pairs by the command."""
+    out = folder.path.parent / "reward"
+    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(out), "--steps", "12"]
+    options = ["--batch-size", "6", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8", "--held-out", "0.3"]
+    assert main([*line, *options, "--evaluations", "2", "--device", "cpu"]) == 0
+    return out
+
+
+def test_training_writes_the_reward_its_accuracy_and_its_calibration(trained):
+    found = json.loads((trained / "training.json").read_text(encoding="utf-8"))
+    assert found["held_out"]["without_ties"] == 1.0 and found["held_out"]["by_kind"] == {"bright": 1.0}
+    assert (trained / "calibration.png").is_file() and (trained / "checkpoint-12").is_dir()
+    assert (trained / "checkpoint-12" / "non_lora_state_dict.pth").is_file()
+
+
+def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(trained, folder, base_model, tmp_path, capsys):
+    other = tmp_path / "other"
+    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(other), "--steps", "1"]
+    assert main([*line, "--held-out", "0", "--rank", "4", "--device", "cpu", "--seed", "3"]) == 0
+    words = ["reward", "compare", str(other), str(trained), str(folder.path), "--held-out", "0"]
+    picture = tmp_path / "board.png"
+    assert main([*words, "--base-model", str(base_model), "--picture", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "prefer different clips of" in text
+    assert picture.is_file() == ("of 12 pairs" in text and "different clips of 0 of" not in text)
+
+
+def test_pairs_are_added_and_counted(folder, tmp_path, capsys):
+    for name, level in (("a", 10), ("b", 90)):
+        write_animation(clip(level, 7), tmp_path / f"{name}.webp", 8)
+    write_animation(clip(50, 8)[:1], tmp_path / "face.webp", 8)
+    with open(tmp_path / "votes.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path_A", "path_B", "ref_paths", "SA"], ["a.webp", "b.webp", "face.webp", "same"]])
+    new = tmp_path / "new"
+    assert main(["reward", "pairs", str(new), "--table", str(tmp_path / "votes.csv"), "--merge", str(folder.path)]) == 0
+    text = capsys.readouterr().out
+    assert "15 pairs, 13 votes" in text and "anna" in text and "1 pairs read from" in text
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        (["train", "none", "--out", "o", "--base-model", "tinyworld"], "holds no pairs.jsonl"),
+        (["train", "none", "--out", "o"], "no base model is named"),
+        (["pairs", "none"], "holds no pairs.jsonl"),
+        (["pairs", "new", "--clips", "a.webp", "b.webp"], "--reference a picture of every person"),
+        (["distort", "new"], "no clip is given"),
+        (["bench", "--size", "3b"], "give --size tiny"),
+    ],
+)
+def test_what_cannot_be_done_is_said(words, problem, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reward", *words]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_pairs_are_sampled_with_two_seeds(tmp_path, capsys):
+    """Of a prompt set's items, each on the disk before the next."""
+    line = ["reward", "pairs", str(tmp_path / "pairs"), "--sample", "1", "--set", "evaluation.steps=1"]
+    assert main(line) == 0
+    (record,) = PairFolder(tmp_path / "pairs").read().pairs.values()
+    assert record.kind == "two seeds" and record.prompt and record.clip_a != record.clip_b
+    assert "1 of 1 pairs sampled" in capsys.readouterr().out

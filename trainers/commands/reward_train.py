@@ -1,0 +1,305 @@
+"""`reward train`: a reward from pairs with votes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import TINYWORLD_WEIGHTS
+from ..errors import UserError
+from ..files import write_atomic
+from .numbers import number_between
+from .options import MOST_PROCESSES
+from .tables import markdown_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..preference.pairs import Accuracy
+    from ..preference.recipe import RewardTraining
+
+TINYWORLD = "tinyworld"
+PACKAGE = Path(__file__).resolve().parents[1]
+SETTINGS = ("batch_size", "micro_batch", "learning_rate", "rank", "alpha", "vision", "seed", "patience", "save_every")
+"""Options that are settings of `RewardTraining`."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "pairs",
+        nargs="+",
+        help=f"folders of pairs with votes; `{TINYWORLD}`: pairs of its renderer, from which its own reward is made",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new folder of the reward")
+    parser.add_argument(
+        "--base-model", help=f"Qwen2.5-VL folder (default: the one of --start); `{TINYWORLD}`: its small base"
+    )
+    parser.add_argument("--start", type=Path, help="a reward to begin with, e.g. the released one (default: the base)")
+    parser.add_argument(
+        "--automatic",
+        type=Path,
+        help="folder of pairs that no person voted on: a teacher trained on PAIRS filters them, then both are mixed",
+    )
+    parser.add_argument("--held-out", type=share, default=0.15, help="share of PAIRS, by people (default: 0.15)")
+    parser.add_argument("--test", type=Path, help="folder of pairs to measure on, in place of --held-out")
+    parser.add_argument(
+        "--recipe", choices=("paper", "tiny"), help=f"default: paper, the released reward's; for `{TINYWORLD}` tiny"
+    )
+    parser.add_argument("--epochs", type=number_between(0.01, 1000, float), help="default: 3")
+    parser.add_argument("--steps", type=number_between(1, 10**7), help="in place of --epochs")
+    parser.add_argument("--minutes", type=number_between(0.01, 10**5, float), help="end after so many")
+    parser.add_argument("--batch-size", type=number_between(1, 4096), help="pairs of an update")
+    parser.add_argument("--micro-batch", type=number_between(1, 4096), help="pairs that are computed at a time")
+    parser.add_argument("--learning-rate", type=number_between(1e-9, 1, float))
+    parser.add_argument("--rank", type=number_between(1, 1024), help="of the LoRA; paper: 64")
+    parser.add_argument("--alpha", type=number_between(1, 4096), help="of the LoRA; paper: 128")
+    parser.add_argument(
+        "--vision", choices=("full", "lora"), help="the vision tower in full (default, as published) or by LoRA"
+    )
+    parser.add_argument("--low-memory", action="store_true", help="24 GB: vision tower by LoRA, activations recomputed")
+    parser.add_argument("--evaluations", type=number_between(0, 1000), default=10, help="of the held-out pairs (10)")
+    parser.add_argument("--patience", type=number_between(0, 1000), help="end after so many without a lower loss")
+    parser.add_argument("--save-every", type=number_between(0, 10**6), help="steps between two saved states")
+    parser.add_argument("--resume", action="store_true", help="continue the training that was interrupted in --out")
+    parser.add_argument("--seed", type=number_between(0, 2**31), help="default: 42")
+    parser.add_argument(
+        "--processes", type=number_between(1, MOST_PROCESSES), default=1, help="one per GPU (default: 1)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    own = parser.add_argument_group(f"for `{TINYWORLD}`")
+    own.add_argument(
+        "--pairs-sampled", type=number_between(0, 10**5), default=400, help="items its policy samples (400)"
+    )
+    own.add_argument("--loras", type=Path, nargs="*", default=[], help="sample with each of these LoRAs too")
+    own.add_argument("--policy", type=Path, help="folder of the policy that samples (default: TinyWorld's VACE)")
+    own.add_argument("--few", type=number_between(0, 10**5), default=0, help="so few pairs that it is easily hacked")
+    own.add_argument(
+        "--measured-on", type=number_between(1, 10**5), default=1000, help="held-out pairs (default: 1000)"
+    )
+
+
+def share(text: str) -> float:
+    """For `type=`: a number from 0 to 0.9."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 0.9:
+        raise ArgumentTypeError(f"`{text}` is not a share from 0 to 0.9")
+    return value
+
+
+def main(options: Namespace) -> int:
+    """Train, measure on the held-out pairs, and write the reward with its calibration curve."""
+    if options.processes > 1:
+        return _launch(options.processes)
+    if options.pairs == [TINYWORLD]:
+        return _make_tinyworlds(options)
+    base = base_of(options.base_model, options.start)
+    from ..preference.folder import PairFolder
+    from ..preference.stages import train_in_two_stages
+    from ..preference.stored import Part, StoredPairs, hold_out
+    from ..preference.train import train_reward
+    from .progress import quiet_libraries
+
+    device, main_process = _device(options.device)
+    merged = _Joined([StoredPairs(PairFolder(Path(folder))) for folder in options.pairs])
+    if not len(merged):
+        raise UserError(f"{', '.join(options.pairs)} has no pair with a verdict; vote first")
+    if options.test:
+        train, held_out = list(range(len(merged))), StoredPairs(PairFolder(options.test))
+    elif options.held_out:
+        train, held = hold_out(merged.records, options.held_out)
+        held_out = Part(merged, held)
+    else:
+        train, held_out = list(range(len(merged))), Part(merged, [])
+    voted = Part(merged, train)
+    settings = settings_of(options, base, device)
+    say = print if main_process else (lambda *_, **__: None)
+    say(f"{len(voted)} pairs to train on, {len(held_out)} held out; base model {base}", flush=True)
+    quiet_libraries()
+    log: list[dict[str, Any]] = []
+    report = _Printer(log)
+    extra = {"start": options.start, "resume": options.resume}
+    if options.automatic:
+        automatic = StoredPairs(PairFolder(options.automatic))
+        done = train_in_two_stages(base, voted, automatic, options.out, settings, device, held_out, report, **extra)
+        say(f"the teacher agrees with {done.kept} of {done.automatic} automatic pairs")
+        made = done.reward
+    else:
+        made = train_reward(base, voted, options.out, settings(len(voted)), device, held_out, report, **extra)
+    if main_process:
+        found = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss, "log": log}
+        if made.accuracy:
+            dtype = settings(1).frozen
+            found["held_out"] = _measure_files(options.out, base, held_out, device, dtype)
+        write_atomic(options.out / "training.json", json.dumps(found, indent=1) + "\n")
+        print(f"reward: {options.out} (checkpoint-{made.steps}, {made.seconds:.0f} s)")
+    return 0
+
+
+class _Joined:
+    """Several folders of pairs as one list; a pair that two of them hold counts once, from the first."""
+
+    def __init__(self, folders: list) -> None:
+        self.places: list[tuple[Any, int]] = []
+        seen: set[str] = set()
+        for folder in folders:
+            for place, record in enumerate(folder.records):
+                if record.pair not in seen:
+                    seen.add(record.pair)
+                    self.places.append((folder, place))
+
+    @property
+    def records(self) -> list:
+        return [folder.records[place] for folder, place in self.places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int):
+        folder, place = self.places[index]
+        return folder[place]
+
+
+def base_of(base_model: str | None, start: Path | None) -> Path:
+    """The base model's folder. Raises UserError when none is named or it is not there."""
+    from ..rewards.checkpoint import find_base, find_checkpoint
+
+    if base_model == TINYWORLD:
+        return TINYWORLD_WEIGHTS / "reward" / "base_model"
+    if base_model is None and start is None:
+        raise UserError("no base model is named; give --base-model QWEN_FOLDER, or a reward to begin with (--start)")
+    if start is not None:
+        return find_base(find_checkpoint(start), base_model)
+    if not os.path.isfile(Path(base_model) / "config.json"):
+        raise UserError(f"the base model {base_model} holds no config.json; give a Qwen2.5-VL folder")
+    return Path(base_model)
+
+
+def settings_of(options: Namespace, base: Path, device: torch.device) -> Callable[[int], RewardTraining]:
+    """The settings for a number of pairs: the recipe, changed by the options that were given."""
+    import torch
+
+    from ..preference.adapters import adapter_of
+    from ..preference.recipe import RECIPES, RewardTraining
+
+    small = base == TINYWORLD_WEIGHTS / "reward" / "base_model"
+    recipe = dict(RECIPES[options.recipe or ("tiny" if small else "paper")])
+    epochs = options.epochs or recipe.pop("epochs")
+    recipe.pop("epochs", None)
+    half = device.type == "cuda"
+    recipe |= {"mixed_precision": half, "frozen": torch.bfloat16 if half and not small else torch.float32}
+    if options.low_memory:
+        recipe |= {"vision": "lora", "recompute": True, "micro_batch": 1}
+    recipe |= {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    if options.start:
+        adapter = adapter_of(options.start)
+        recipe |= {"rank": adapter.r, "alpha": adapter.lora_alpha} if adapter else {}
+    if options.minutes:
+        recipe["seconds"] = options.minutes * 60
+
+    def settings(pairs: int) -> RewardTraining:
+        steps = options.steps or max(1, math.ceil(epochs * pairs / recipe["batch_size"]))
+        every = max(1, steps // options.evaluations) if options.evaluations else 0
+        return RewardTraining(steps=steps, **{"evaluate_every": every, "save_every": every} | recipe)
+
+    return settings
+
+
+def _measure_files(out: Path, base: Path, held_out, device, dtype) -> dict[str, Any]:
+    """The accuracy of the written files, printed, with the calibration curve as a picture."""
+    from ..pictures.calibration import plot_calibration
+    from ..preference.pairs import agreement, calibration, calibration_error, score_pairs
+    from ..rewards.identity import IdentityReward
+
+    scored = score_pairs(IdentityReward.load(out, base, dtype, device), held_out)
+    found, bins = agreement(scored), calibration(scored)
+    print(accuracy_table(found))
+    error = calibration_error(bins)
+    picture = plot_calibration([(b.predicted, b.observed, b.count) for b in bins], out / "calibration.png", error)
+    print(f"calibration error {error:.3f}; curve: {picture}")
+    return asdict(found) | {"calibration": [asdict(b) for b in bins], "calibration_error": error}
+
+
+def accuracy_table(found: Accuracy) -> str:
+    """Accuracy with and without ties, and by kind, as a table."""
+    rows = [
+        {"pairs": "all, ties predicted too", "number": found.pairs, "accuracy": f"{found.with_ties:.1%}"},
+        {"pairs": "decided ones", "number": found.decided, "accuracy": f"{found.without_ties:.1%}"},
+    ]
+    rows += [{"pairs": f"  {kind}", "number": "", "accuracy": f"{value:.1%}"} for kind, value in found.by_kind.items()]
+    return markdown_table(rows)
+
+
+class _Printer:
+    """Prints a line for every evaluation, and keeps all events but steps, of which it keeps the mean loss."""
+
+    def __init__(self, log: list[dict[str, Any]]) -> None:
+        self._log, self._losses = log, []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if "accuracy" not in event:
+            self._losses.append(event["loss"])
+            self._last = event
+            return
+        found, mean = event["accuracy"], sum(self._losses) / max(1, len(self._losses))
+        self._losses.clear()
+        self._log.append({"step": event["step"], "loss": mean, "held_out": found})
+        print(
+            f"step {event['step']}: loss {mean:.4f}, held-out loss {found['loss']:.4f}, "
+            f"accuracy {found['without_ties']:.1%} ({found['with_ties']:.1%} with ties)",
+            flush=True,
+        )
+
+
+def _device(name: str | None) -> tuple[torch.device, bool]:
+    """The device of this process, and whether it is the one that reports."""
+    import torch
+    from accelerate import PartialState
+
+    on_cpu = name == "cpu" or not torch.cuda.is_available()
+    # accelerate joins processes on CPUs only when it is asked for the CPU.
+    joined = torch.distributed.is_torchelastic_launched()
+    state = PartialState(cpu=True) if on_cpu and joined else PartialState()
+    return torch.device("cpu") if on_cpu else state.device, state.is_main_process
+
+
+def _launch(processes: int) -> int:
+    """The same command in so many processes, which torchrun ends together."""
+    words = sys.argv[1:]
+    at = next(i for i, word in enumerate(words) if word.startswith("--processes"))
+    del words[at : at + (1 if "=" in words[at] else 2)]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+    return subprocess.call([*line, "-m", PACKAGE.name, *words], env=environment)
+
+
+def _make_tinyworlds(options: Namespace) -> int:
+    from ..tinyworld.making.train_reward import make_reward
+
+    make_reward(
+        options.out,
+        _device(options.device)[0],
+        options.minutes or 8.0,
+        options.steps or 6000,
+        options.batch_size or 128,
+        options.measured_on,
+        1 if options.seed is None else options.seed,
+        options.policy,
+        options.pairs_sampled,
+        None if options.base_model is None else base_of(options.base_model, None),
+        options.loras,
+        options.few,
+    )
+    return 0
