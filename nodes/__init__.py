@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
 from ..trainers.errors import UserError
 from . import folders, routes
+from .examples import offer_examples
 
 FAMILIES = ("policies", "samplers", "loras", "native", "rewards", "faces", "prompt_sets", "runs")
 
 # ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.
 UserError.__module__ = "identity_grpo"
+
+logger = logging.getLogger(__name__)
 
 
 class IdentityGrpoExtension(ComfyExtension):
@@ -22,4 +26,6 @@ class IdentityGrpoExtension(ComfyExtension):
         # Called once, like on_load, which releases before 0.13 do not call.
         folders.register()
         routes.register()
+        offer_examples()
+        logger.info("Identity-GRPO: %s", folders.found())
         return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]

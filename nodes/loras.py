@@ -127,7 +127,7 @@ class LoadLoRA(LoRANode):
             display_name="Load LoRA",
             category=CATEGORY,
             description="Applies a LoRA to a model of Load Model without loading it again, and follows a training run.",
-            search_aliases=["lora", "lora loader", "hot swap", "checkpoint", "identity", "peft"],
+            search_aliases=["lora", "lora loader", "hot swap", "checkpoint", "identity", "grpo", "peft"],
             inputs=[
                 WanPolicyType.Input(
                     "policy", tooltip="The video model, from Load Model; this LoRA replaces one that it already has."
@@ -157,7 +157,7 @@ class SaveLoRA(LoRANode):
             display_name="Save LoRA",
             category=CATEGORY,
             description="Writes a LoRA into ComfyUI's output folder, in the format of ComfyUI, PEFT or diffusers.",
-            search_aliases=["export lora", "convert lora", "peft", "diffusers", "safetensors"],
+            search_aliases=["export lora", "convert lora", "grpo", "peft", "diffusers", "safetensors"],
             inputs=[
                 lora_input(),
                 io.Combo.Input(

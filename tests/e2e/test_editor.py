@@ -18,6 +18,7 @@ from trainers.runs.launcher import stop
 from trainers.runs.registry import find
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
+TRAINING = Path(__file__).with_name("training.json")  # a workflow of before the presets filled in their values
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -57,16 +58,16 @@ def runs(comfyui) -> Path:
 
 @pytest.fixture(scope="module")
 def subgraph(comfyui, browse, runs) -> Iterator[dict]:
-    """What the nodes of workflow 1 show when they lie within nested subgraphs."""
+    """What the nodes of a training show when they lie within nested subgraphs."""
     with ending(comfyui):
-        yield browse("subgraph.cjs", "", WORKFLOWS[0])
+        yield browse("subgraph.cjs", "", TRAINING)
 
 
 @pytest.fixture(scope="module")
 def panels(comfyui, browse, runs) -> Iterator[dict]:
-    """What the panels of workflow 1 show from the queue to the end of the run."""
+    """What the panels of a training show from the queue to the end of the run."""
     with ending(comfyui):
-        yield browse("panel.cjs", "", runs, WORKFLOWS[0])
+        yield browse("panel.cjs", "", runs, TRAINING)
 
 
 @contextmanager
