@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
 from ..trainers.errors import UserError
 from . import folders, routes, vote_routes
+from .examples import offer_examples
 
 FAMILIES = (
     "policies",
@@ -27,6 +29,8 @@ FAMILIES = (
 # ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.
 UserError.__module__ = "identity_grpo"
 
+logger = logging.getLogger(__name__)
+
 
 class IdentityGrpoExtension(ComfyExtension):
     """The pack as ComfyUI loads it."""
@@ -36,4 +40,6 @@ class IdentityGrpoExtension(ComfyExtension):
         folders.register()
         routes.register()
         vote_routes.register()
+        offer_examples()
+        logger.info("Identity-GRPO: %s", folders.found())
         return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]

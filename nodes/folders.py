@@ -62,6 +62,16 @@ def published_root() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]) / "identity_grpo"
 
 
+def found() -> str:
+    """What is there to work with, for the log: models of this kind by their names, rewards, runs."""
+    counts = {
+        "VACE or Phantom model": sum(_is_policy(choice) for choice in policy_choices()),
+        "reward": len(_checkpoints()),
+        "training run": len(list_runs(runs_root())),
+    }
+    return ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items()) + "; TinyWorld is built in"
+
+
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 
@@ -72,8 +82,13 @@ def policy_choices() -> list[str]:
 
 def default_policy(choices: list[str]) -> str:
     """The first VACE or Phantom model by its name that is not built in; TinyWorld's VACE when there is none."""
-    own = (choice for choice in choices if choice not in POLICIES and "module" not in choice.lower())
-    return next((choice for choice in own if re.search("vace|phantom", choice, re.IGNORECASE)), choices[0])
+    return next((choice for choice in choices if _is_policy(choice)), choices[0])
+
+
+def _is_policy(choice: str) -> bool:
+    """Whether a model that is not built in is VACE or Phantom by its name."""
+    named = re.search("vace|phantom", choice, re.IGNORECASE) is not None
+    return named and choice not in POLICIES and "module" not in choice.lower()
 
 
 def policy_source(choice: str) -> str:

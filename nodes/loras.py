@@ -128,7 +128,7 @@ class LoadLoRA(LoRANode):
             category=CATEGORY,
             description="Applies a LoRA to a model of Load Model without loading it again, and follows a training run. "
             "Chain several to use them together.",
-            search_aliases=["lora", "lora loader", "hot swap", "checkpoint", "identity", "peft"],
+            search_aliases=["lora", "lora loader", "hot swap", "checkpoint", "identity", "grpo", "peft"],
             inputs=[
                 WanPolicyType.Input(
                     "policy", tooltip="The video model, from Load Model, or from a Load LoRA whose LoRA acts as well."
@@ -161,7 +161,7 @@ class SaveLoRA(LoRANode):
             display_name="Save LoRA",
             category=CATEGORY,
             description="Writes a LoRA into ComfyUI's output folder, in the format of ComfyUI, PEFT or diffusers.",
-            search_aliases=["export lora", "convert lora", "peft", "diffusers", "safetensors"],
+            search_aliases=["export lora", "convert lora", "grpo", "peft", "diffusers", "safetensors"],
             inputs=[
                 lora_input(),
                 io.Combo.Input(

@@ -34,7 +34,7 @@ class ApplyLoRA(LoRANode):
             category=LORA_CATEGORY,
             description="Applies a LoRA to ComfyUI's own Wan MODEL, and follows a training run. A LoRA of which a part "
             "does not fit is refused.",
-            search_aliases=["lora", "lora loader", "wan lora", "hot swap", "identity"],
+            search_aliases=["lora", "lora loader", "wan lora", "hot swap", "identity", "grpo"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="ComfyUI's Wan 2.1 model: VACE, or the one of Phantom. LoRAs already on it stay."
@@ -73,7 +73,15 @@ class VACEReferences(io.ComfyNode):
             category=CATEGORY,
             description="Conditioning for ComfyUI's VACE model with several reference people, each in a latent frame "
             "as in VACE's training. Sample with KSampler, trim `trim_latent` frames with TrimVideoLatent, then decode.",
-            search_aliases=["WanVaceToVideo", "vace", "multiple references", "reference image", "subject to video"],
+            search_aliases=[
+                "WanVaceToVideo",
+                "vace",
+                "multiple references",
+                "person",
+                "face",
+                "identity",
+                "subject to video",
+            ],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt: what the video shows."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt: what the video should not show."),

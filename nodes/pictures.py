@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
 import numpy as np
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import InputImpl, Types, io
 from torch import Tensor
 
 from ..trainers.errors import UserError
@@ -63,6 +64,11 @@ def to_image(pixels: Tensor | np.ndarray) -> Tensor:
     """uint8 [N, H, W, 3] or [H, W, 3] -> IMAGE float32 [N, H, W, 3] on the CPU."""
     pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     return (pixels if pixels.ndim == 4 else pixels[None]).cpu().float() / 255
+
+
+def to_video(images: Tensor, fps: float):
+    """VIDEO of the frames, an IMAGE, without sound."""
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(fps)))
 
 
 def references_input(tooltip: str, most: int = 8) -> io.Input:

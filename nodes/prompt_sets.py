@@ -38,7 +38,7 @@ class LoadPromptSet(io.ComfyNode):
             category=CATEGORY,
             description="Loads rows of reference images and prompts for training or evaluation, shows the first of "
             "them, and outputs one row for a sampler.",
-            search_aliases=["csv", "dataset", "prompts", "references", "training data", "prompt set"],
+            search_aliases=["csv", "dataset", "prompts", "references", "training data", "prompt set", "grpo", "person"],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -109,7 +109,7 @@ class AppendPromptItem(io.ComfyNode):
             category=CATEGORY,
             description="Makes a row of a prompt set from reference images and a prompt. Chain several to make a set "
             "without a CSV.",
-            search_aliases=["add prompt", "dataset row", "prompt list"],
+            search_aliases=["add prompt", "dataset row", "prompt list", "grpo", "person"],
             inputs=[
                 references_input("One picture per person, in the order in which the prompt mentions them."),
                 io.String.Input(

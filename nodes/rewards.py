@@ -52,7 +52,7 @@ class LoadReward(io.ComfyNode):
             category=CATEGORY,
             description="A learned reward: how well the people of a video match their reference images. It loads when "
             "Score Identity or Compare Identity first needs it; Train loads it in its own process only.",
-            search_aliases=["identity reward", "qwen", "reward model", "score model"],
+            search_aliases=["identity reward", "qwen", "reward model", "score model", "grpo", "person", "face"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -128,7 +128,7 @@ class Score(io.ComfyNode):
             category=CATEGORY,
             description="Scores how well a video preserves the identities of its reference images. The score has no "
             "zero: only differences between scores mean something.",
-            search_aliases=["identity score", "face similarity", "evaluate video", "reward"],
+            search_aliases=["identity score", "face similarity", "person", "evaluate video", "reward"],
             inputs=[
                 RewardType.Input("reward", tooltip=REWARD),
                 io.Image.Input("images", tooltip="The frames of the video, in order."),
@@ -173,7 +173,16 @@ class Compare(io.ComfyNode):
             category=CATEGORY,
             description="Which of two videos preserves the identities of its reference images better, with the "
             "probabilities of the reward's own model (Bradley-Terry with ties).",
-            search_aliases=["a/b", "before after", "preference", "win rate", "compare videos"],
+            search_aliases=[
+                "a/b",
+                "before after",
+                "preference",
+                "win rate",
+                "compare videos",
+                "identity",
+                "person",
+                "face",
+            ],
             inputs=[
                 RewardType.Input("reward", tooltip=REWARD),
                 io.Image.Input("video_a", tooltip="The frames of the first video."),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import comfy.model_management as management
 import torch
+from comfy_api.latest import io
 
-from ..trainers.config import BUILT_IN, preset_for
+from ..trainers.config import BUILT_IN, RECIPES, make_config, preset_for
 from ..trainers.errors import UserError
 from ..trainers.prompts import PromptSet
 from ..trainers.runs.inputs import TINYWORLD_ITEMS
@@ -13,12 +16,67 @@ from ..trainers.runs.registry import is_alive
 from ..trainers.runs.starting import freeze_prompts
 from . import folders
 from .inputs import require_choice
-from .sampling import size_problem
+from .sampling import LARGEST, LONGEST, STEP, size_problem
 from .types import LazyPolicy, LazyReward
 
 AUTO, CPU, ALL_GPUS = "auto", "CPU", "all GPUs"
 NO_LORA = "none"
 MOST_HELD_OUT = 32  # rows
+PRESETS = "identity_grpo_presets"  # where the editor finds the values of each preset, in the options of `preset`
+FIRST = "fast"  # the preset whose values a new node shows
+
+
+@cache
+def preset_values() -> dict[str, dict[str, float]]:
+    """The values that each preset gives to the widgets of Train; the same for VACE and Phantom."""
+
+    def values(recipe: str) -> dict[str, float]:
+        config = make_config(recipe, {})
+        return {
+            "iterations": config.iterations,
+            "learning_rate": config.optim.learning_rate,
+            "groups_per_update": config.rollout.groups_per_update,
+            "width": config.video.width,
+            "height": config.video.height,
+            "frames": config.video.frames,
+            "evaluate_every": config.evaluation.every,
+        }
+
+    return {recipe: values(recipe) for recipe in RECIPES}
+
+
+def preset_inputs() -> list[io.Input]:
+    """The widgets that a preset fills in; in a graph that leaves one out, the preset decides."""
+    size = "Size of the training videos in pixels, a multiple of 16; the preset's fits its model."
+    return [
+        _number(io.Int, "iterations", 1, 100000, tooltip="Training iterations: rollouts, rewards, then updates."),
+        _number(
+            io.Float,
+            "learning_rate",
+            1e-7,
+            1.0,
+            step=1e-6,
+            round=1e-7,
+            tooltip="Learning rate of the LoRA; lower it when the reward rises and then falls.",
+        ),
+        _number(
+            io.Int,
+            "groups_per_update",
+            1,
+            1024,
+            advanced=True,
+            tooltip="Prompts that one update averages over; below 16 the method hardly improves.",
+        ),
+        _number(io.Int, "width", STEP, LARGEST, step=STEP, advanced=True, tooltip=size),
+        _number(io.Int, "height", STEP, LARGEST, step=STEP, advanced=True, tooltip=size),
+        _number(io.Int, "frames", 1, LONGEST, step=4, advanced=True, tooltip="Frames of the training videos, 4n+1."),
+        _number(io.Int, "evaluate_every", 1, 100000, tooltip="Iterations between two evaluations on held-out prompts."),
+    ]
+
+
+def _number(kind: type, name: str, least: float, most: float, **options) -> io.Input:
+    """An input that the preset fills in."""
+    return kind.Input(name, default=preset_values()[FIRST][name], min=least, max=most, optional=True, **options)
 
 
 def device_choices() -> list[str]:
@@ -95,11 +153,11 @@ def model_settings(policy: LazyPolicy, reward: LazyReward, gpus: list[int]) -> d
     }
 
 
-def video_settings(width: int, height: int, frames: int) -> dict[str, int]:
-    """The configuration's video section; 0 leaves a number to the preset. Raises UserError for an impossible size."""
-    if bool(width) != bool(height):
-        raise UserError("give both width and height, or leave both at 0 for the preset's size")
-    if problem := size_problem(width or None, height or None, frames or None):
+def video_settings(width: int | None, height: int | None, frames: int | None) -> dict[str, int | None]:
+    """The section `video`; None leaves a number to the preset. Raises UserError for an impossible size."""
+    if (width is None) != (height is None):
+        raise UserError("give both width and height, or neither for the preset's size")
+    if problem := size_problem(width, height, frames):
         raise UserError(problem)
     return {"width": width, "height": height, "frames": frames}
 
@@ -138,7 +196,7 @@ def prompt_settings(train: PromptSet, evaluation: PromptSet | None) -> dict:
 
 
 def not_left_to_preset(changes: dict) -> dict:
-    """Without the settings that are empty or 0, which leaves them to the preset; a seed of 0 is a seed."""
+    """Without the settings that are empty, which leaves them to the preset; a seed of 0 is a seed."""
     kept = {}
     for name, value in changes.items():
         value = not_left_to_preset(value) if isinstance(value, dict) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import comfy.model_management as management
 from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainers.config import RECIPES, make_config
 from ..trainers.prompts import PromptSet
@@ -16,22 +17,26 @@ from ..trainers.runs.summary import summary
 from . import folders
 from .inputs import clean, require_choice
 from .pictures import to_image
+from .queue_again import NEVER, QUEUE_AGAIN, hold_back, next_time
 from .run_settings import (
     AUTO,
     MOST_HELD_OUT,
     NO_LORA,
+    PRESETS,
     check_prompt_sets,
     chosen_gpus,
     device_choices,
     model_settings,
     not_left_to_preset,
+    preset_inputs,
     preset_of,
+    preset_values,
     prompt_settings,
     start_lora_file,
     video_settings,
 )
 from .run_status import NO_WAIT, WAITS, base_model_warning, shown, wait_for_run
-from .sampling import LARGEST, LONGEST, STEP, size_problem
+from .sampling import size_problem
 from .types import LazyPolicy, LazyReward, PromptSetType, RewardType, TrainingRunType, WanPolicyType
 
 CATEGORY = "Identity-GRPO/training"
@@ -52,7 +57,17 @@ class Train(io.ComfyNode):
             description="Trains a LoRA that keeps people's identity, by Identity-GRPO, in a process of its own: "
             "neither Cancel nor closing the browser or ComfyUI ends it. Queued again with the same settings it shows "
             "the same run.",
-            search_aliases=["grpo", "train lora", "reinforcement learning", "fine-tune", "identity", "rl"],
+            search_aliases=[
+                "grpo",
+                "train lora",
+                "lora train",
+                "reinforcement learning",
+                "fine-tune",
+                "identity",
+                "person",
+                "face",
+                "rl",
+            ],
             inputs=[
                 WanPolicyType.Input(
                     "policy",
@@ -74,73 +89,20 @@ class Train(io.ComfyNode):
                     "preset",
                     options=[AUTO, *RECIPES],
                     default=AUTO,
+                    extra_dict={PRESETS: preset_values()},
                     tooltip="The recipe. paper: as published; fast: a short window of trained steps, many times "
                     "quicker; tiny: for TinyWorld. auto: tiny for TinyWorld's models, fast for all others.",
                 ),
                 io.String.Input(
                     "name", default="", tooltip="Name of the run, in its id and its LoRA's; the preset's name if empty."
                 ),
-                io.Int.Input(
-                    "iterations",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="Training iterations: rollouts, rewards, then updates. Set it to replace the preset's "
-                    "number.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=1e-7,
-                    tooltip="Learning rate of the LoRA. Set it to replace the preset's.",
-                ),
-                io.Int.Input(
-                    "groups_per_update",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="Prompts that one update averages over; below 16 the method hardly improves. Set it to "
-                    "replace the preset's number.",
-                ),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=LARGEST,
-                    step=STEP,
-                    tooltip="Width of the training videos in pixels. Set it, with height, to replace the preset's.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=LARGEST,
-                    step=STEP,
-                    tooltip="Height of the training videos in pixels. Set it, with width, to replace the preset's.",
-                ),
-                io.Int.Input(
-                    "frames",
-                    default=0,
-                    min=0,
-                    max=LONGEST,
-                    tooltip="Frames of the training videos, 4n+1. Set it to replace the preset's number.",
-                ),
-                io.Int.Input(
-                    "evaluate_every",
-                    default=0,
-                    min=0,
-                    max=100000,
-                    tooltip="Iterations between two evaluations on held-out prompts. Set it to replace the preset's "
-                    "number.",
-                ),
+                *preset_inputs(),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**31 - 1,
+                    optional=True,
                     control_after_generate=False,
                     tooltip="Seed of everything random in the run. Another seed is another run.",
                 ),
@@ -148,6 +110,7 @@ class Train(io.ComfyNode):
                     "devices",
                     options=device_choices(),
                     default=AUTO,
+                    optional=True,
                     tooltip="Where to train. auto: every GPU but ComfyUI's; the only GPU, which ComfyUI then frees; "
                     "without a GPU the CPU. One run at a time uses a device.",
                 ),
@@ -155,6 +118,7 @@ class Train(io.ComfyNode):
                     "start_lora",
                     options=[NO_LORA, *folders.lora_choices(of_newest_run=False)],
                     default=NO_LORA,
+                    optional=True,
                     advanced=True,
                     tooltip="A LoRA of the same rank to start from; that of a run only when the run has ended.",
                 ),
@@ -175,7 +139,7 @@ class Train(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, frames=None) -> bool | str:
         # Core repeats the answer for every input that is named here, so only one is: its widget allows wrong numbers.
-        return size_problem(None, None, frames or None) or True
+        return size_problem(None, None, frames) or True
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
@@ -188,20 +152,20 @@ class Train(io.ComfyNode):
         policy: LazyPolicy,
         reward: LazyReward,
         prompt_set: PromptSet,
-        preset: str,
-        name: str,
-        iterations: int,
-        learning_rate: float,
-        groups_per_update: int,
-        width: int,
-        height: int,
-        frames: int,
-        evaluate_every: int,
-        seed: int,
-        devices: str,
-        start_lora: str,
-        when_busy: str = REFUSE,
+        preset: str = AUTO,
+        name: str = "",
         evaluation_set: PromptSet | None = None,
+        iterations: int | None = None,
+        learning_rate: float | None = None,
+        groups_per_update: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        frames: int | None = None,
+        evaluate_every: int | None = None,
+        seed: int = 0,
+        devices: str = AUTO,
+        start_lora: str = NO_LORA,
+        when_busy: str = REFUSE,
     ) -> io.NodeOutput:
         require_choice("preset", preset, [AUTO, *RECIPES])
         require_choice("when_busy", when_busy, WHEN_BUSY)
@@ -245,7 +209,7 @@ class Run(io.ComfyNode):
             category=CATEGORY,
             description="Shows a training run, current or old, and outputs its newest or best LoRA. Queue again to "
             "update it.",
-            search_aliases=["run", "training progress", "grpo", "curve", "checkpoint", "training run"],
+            search_aliases=["run", "training progress", "grpo", "lora train", "curve", "checkpoint", "training run"],
             inputs=[
                 io.Combo.Input(
                     "run",
@@ -259,7 +223,17 @@ class Run(io.ComfyNode):
                     "wait",
                     options=WAITS,
                     default=NO_WAIT,
-                    tooltip="Whether the graph waits here. Cancel ends the waiting, not the training.",
+                    advanced=True,
+                    tooltip="Whether the queue waits here, for scripts; in the editor use queue_again. Cancel ends the "
+                    "waiting, not the training.",
+                ),
+                io.Combo.Input(
+                    "queue_again",
+                    options=QUEUE_AGAIN,
+                    default=NEVER,
+                    optional=True,
+                    tooltip="When the editor queues the workflow again by itself. Until then latest and best are held "
+                    "back: the nodes behind them do not run, and the queue is free.",
                 ),
             ],
             outputs=[
@@ -288,8 +262,11 @@ class Run(io.ComfyNode):
         return repr([_state(run) for run in list_runs(folders.runs_root())])
 
     @classmethod
-    def execute(cls, run: str, wait: str, training_run: RunFolder | None = None) -> io.NodeOutput:
+    def execute(
+        cls, run: str, wait: str, training_run: RunFolder | None = None, queue_again: str = NEVER
+    ) -> io.NodeOutput:
         require_choice("wait", wait, WAITS)
+        require_choice("queue_again", queue_again, QUEUE_AGAIN)
         chosen = training_run or folders.find_run(run)
         if wait != NO_WAIT:
             wait_for_run(chosen, wait)
@@ -297,8 +274,12 @@ class Run(io.ComfyNode):
         text = summary(chosen) + (f"\nWarning: {warning}" if warning else "")
         follow = (f"{chosen.id}: {which}" for which in (folders.LATEST, folders.BEST))
         pictures = to_image(curve(chosen)), to_image(newest_clips(chosen))
-        preview = ui.PreviewImage(pictures[0], cls=cls).as_dict()
-        return io.NodeOutput(*follow, *pictures, text, ui=preview | shown(chosen, text, warning))
+        moment = next_time(chosen, queue_again)
+        if hold_back(chosen, queue_again):
+            text += f"\nThe nodes behind this one run {moment}; the queue is free until then."
+            follow = (ExecutionBlocker(None) for _ in range(2))
+        shown_now = ui.PreviewImage(pictures[0], cls=cls).as_dict() | shown(chosen, text, warning)
+        return io.NodeOutput(*follow, *pictures, text, ui=shown_now | ({"queue_again": (moment,)} if moment else {}))
 
 
 def _state(run: RunFolder) -> tuple:

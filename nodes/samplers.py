@@ -5,12 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..trainers.config import WAN_NEGATIVE_PROMPT, PolicyKind
+from ..trainers.config import BUILT_IN, WAN_NEGATIVE_PROMPT, PolicyKind
 from ..trainers.diffusion.solvers import SOLVERS, SolverName
 from ..trainers.policies.base import Guidance, VideoSize
 from ..trainers.prompts import PromptItem
 from .inputs import clean, clean_prompt, prompt_problem, require_choice, require_range
-from .pictures import references_input, to_references
+from .pictures import references_input, to_references, to_video
 from .sampling import (
     LARGEST,
     LONGEST,
@@ -27,7 +27,8 @@ from .types import LazyPolicy, WanPolicyType
 CATEGORY = "Identity-GRPO/samplers"
 EULER = "euler"
 STEPS, SCALE, SHIFT, SEED = (1, 200), (1.0, 30.0), (0.1, 50.0), (0, 2**64 - 1)
-ALIASES = ["wan", "subject to video", "reference to video", "multiple people", "identity"]
+ALIASES = ["wan", "subject to video", "reference to video", "multiple people", "person", "face", "identity"]
+WAN_FPS, TINYWORLD_FPS = 16.0, 10.0
 
 
 def sampler_inputs(most_references: int, guidance: list[io.Input], shift: io.Input) -> list[io.Input]:
@@ -108,6 +109,7 @@ def shift_input(default: float, tooltip: str) -> io.Input:
         min=SHIFT[0],
         max=SHIFT[1],
         step=0.1,
+        advanced=True,
         tooltip=f"Flow shift of the noise schedule: higher values spend more steps on the layout. {tooltip}",
     )
 
@@ -118,6 +120,8 @@ def outputs() -> list[io.Output]:
         io.Latent.Output(
             "latent", tooltip="The latents of the video without the references, as ComfyUI's VAE Decode expects them."
         ),
+        io.Video.Output("video", tooltip="The video at the model's frame rate, for Save Video."),
+        io.Float.Output("fps", tooltip="The model's frame rate: 16 for Wan, 10 for TinyWorld."),
     ]
 
 
@@ -156,7 +160,9 @@ def sample(
     if control_mask is not None:
         control["control_mask"] = to_control_mask(control_mask, size)
     sampling = Sampling(size, steps, shift, Guidance(*scales.values()), seed, solver)
-    return io.NodeOutput(*generate(policy, sampling, item, **control))
+    images, latent = generate(policy, sampling, item, **control)
+    fps = TINYWORLD_FPS if policy.config.source in BUILT_IN else WAN_FPS
+    return io.NodeOutput(images, latent, to_video(images, fps), fps)
 
 
 class Sampler(io.ComfyNode):

@@ -131,7 +131,7 @@ def test_a_console_of_windows_can_show_every_source(repository):
 def test_comfy_test_is_given_a_workflow_that_users_get_but_for_its_notes(repository):
     given, shared = (
         json.loads((repository / "workflows" / name).read_text(encoding="utf-8"))
-        for name in ("tests/two_people_without_notes.json", "2_vace_two_people.json")
+        for name in ("tests/two_people_without_notes.json", "02_two_people_with_vace.app.json")
     )
     assert given == shared | {"nodes": [node for node in shared["nodes"] if node["type"] != "MarkdownNote"]}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
 MUTED, BYPASSED = 2, 4
@@ -12,23 +14,76 @@ REWARD, TRAIN, RUN, LORA = "20", "24", "25", "10"
 def to_api(workflow: dict, object_info: dict) -> dict:
     """The graph that the editor would queue for a workflow file.
 
-    Handles notes, reroutes and muted nodes; a bypassed node is an error.
+    Handles subgraphs, notes, reroutes and muted nodes; a bypassed node is an error.
     """
+    workflow = flatten(workflow)
     nodes = {node["id"]: node for node in workflow["nodes"]}
+    by_name = {str(name): node for name, node in nodes.items()}
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
     graph = {}
     for node in nodes.values():
         if node["type"] in NOTES or node["type"] == "Reroute" or node.get("mode") == MUTED:
             continue
         assert node.get("mode") != BYPASSED, f"node {node['id']} is bypassed"
-        inputs = dict(zip(*widget_values(node, object_info[node["type"]]), strict=True))
+        inputs = dict(zip(*widget_values(node, object_info[node["type"]]), strict=True)) | node.get("given", {})
         for slot in node.get("inputs", []):
             if slot.get("link") is not None:
                 source = origin(nodes, links, slot["link"])
-                if nodes[int(source[0])].get("mode") != MUTED:
+                if by_name[source[0]].get("mode") != MUTED:
                     inputs[slot["name"]] = source
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return graph
+
+
+def flatten(workflow: dict) -> dict:
+    """The workflow with every subgraph in place of the node that shows it; ids of inner nodes are "outer:inner".
+
+    A widget that the outer node shows for inner ones gives them its value.
+    """
+    definitions = {d["id"]: d for d in workflow.get("definitions", {}).get("subgraphs", [])}
+    if not any(node["type"] in definitions for node in workflow["nodes"]):
+        return workflow
+    nodes = [node for node in workflow["nodes"] if node["type"] not in definitions]
+    links = [list(link) for link in workflow["links"]]
+    for outer in (node for node in workflow["nodes"] if node["type"] in definitions):
+        inside(outer, definitions[outer["type"]], nodes, links)
+    return flatten(workflow | {"nodes": nodes, "links": links})
+
+
+def inside(outer: dict, definition: dict, nodes: list[dict], links: list[list]) -> None:
+    """Put the nodes and links of a subgraph into `nodes` and `links`."""
+
+    def name(number) -> str:
+        return f"{outer['id']}:{number}"
+
+    copies = {node["id"]: copy.deepcopy(node) | {"id": name(node["id"])} for node in definition["nodes"]}
+    for node in copies.values():
+        for slot in node.get("inputs", []):
+            slot["link"] = name(slot["link"]) if slot.get("link") is not None else None
+    values = iter(outer.get("widgets_values") or [])
+    shown = [slot for slot in definition["inputs"] if slot_of(outer["inputs"], slot["name"]).get("widget")]
+    values = {slot["name"]: value for slot, value in zip(shown, values, strict=False)}
+    for link in definition["links"]:
+        given = [name(link[key]) if key == "id" else link[key] for key in ("id", "origin_id", "origin_slot")]
+        target = copies.get(link["target_id"])
+        if target is None:  # an output of the subgraph
+            for outside in links:
+                if outside[1:3] == [outer["id"], link["target_slot"]]:
+                    outside[1:3] = [copies[link["origin_id"]]["id"], link["origin_slot"]]
+        elif link["origin_id"] not in copies:  # an input of the subgraph
+            entry = definition["inputs"][link["origin_slot"]]["name"]
+            outside = slot_of(outer["inputs"], entry).get("link")
+            slot = target["inputs"][link["target_slot"]]
+            slot["link"] = outside
+            if outside is None and entry in values:
+                target.setdefault("given", {})[slot["widget"]["name"]] = values[entry]
+        else:
+            links.append([given[0], copies[given[1]]["id"], given[2], target["id"], link["target_slot"], link["type"]])
+    nodes += copies.values()
+
+
+def slot_of(slots: list[dict], name: str) -> dict:
+    return next((slot for slot in slots if slot["name"] == name), {})
 
 
 def origin(nodes: dict, links: dict, link: int) -> list:
@@ -138,10 +193,6 @@ def training(item, wait: str = "no", **changes) -> dict:
                 "iterations": 2,
                 "learning_rate": 0.05,
                 "groups_per_update": 2,
-                "width": 0,
-                "height": 0,
-                "frames": 0,
-                "evaluate_every": 0,
                 "seed": 3,
                 "devices": "auto",
                 "start_lora": "none",

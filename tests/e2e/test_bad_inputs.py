@@ -171,7 +171,9 @@ def judged(comfyui, object_info, item, files, sheets):
         ("Train", "frames", 80, ["frames 80 is not 4n+1 from 1 to 1025; use 81"]),
         ("Train", "devices", "GPU 99", ["not in list"]),
         ("Train", "start_lora", "nothing.safetensors", ["not in list"]),
-        ("Train", "iterations", -1, ["smaller than min"]),
+        ("Train", "iterations", 0, ["smaller than min"]),
+        ("Train", "learning_rate", 0.0, ["smaller than min"]),
+        ("Run", "queue_again", "always", ["not in list"]),
         ("Run", "run", "../../nothing", ["there is no run `../../nothing`"]),
         ("Run", "wait", "for ever", ["not in list"]),
         ("SaveLoRA", "lora", "broken.safetensors", ["broken.safetensors"]),
@@ -183,7 +185,9 @@ def test_a_wrong_value_of_any_node_is_one_error_on_its_input(comfyui, judged, ki
 
 
 def test_half_a_size_is_an_error_of_train(comfyui, judged):
-    result = comfyui.run(judged("Train", {"width": 80}))
+    graph = judged("Train", {"width": 80})
+    del graph[JUDGED]["inputs"]["height"]
+    result = comfyui.run(graph)
     assert result.failed_node == JUDGED and result.error.startswith("give both width and height")
 
 

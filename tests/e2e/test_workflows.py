@@ -64,6 +64,7 @@ def test_the_first_one_trains_and_compares_without_any_file(comfyui, object_info
     graph = to_api(json.loads(WORKFLOWS[0].read_text(encoding="utf-8")), object_info)
     kinds = {content["class_type"]: name for name, content in graph.items()}
     graph[kinds["IdentityGRPOTrain"]]["inputs"] |= {"iterations": 1, "groups_per_update": 2}
+    graph[kinds["IdentityGRPORun"]]["inputs"] |= {"wait": "for the end", "queue_again": "no"}
     result = comfyui.run(graph, SECONDS)
     assert result.status == "success", result.error
     assert "%" in result.outputs[kinds["IdentityGRPOCompare"]]["text"][0]

@@ -129,7 +129,8 @@ def schema(pack):
 def node_output(pack):
     """`node_output(node_id, **inputs)`: the result of one node, queued as core does: checks, fingerprint, execution.
 
-    Inputs that are left out take the default of their widget. Raises `pack.Refused` when core would not queue it.
+    Required inputs that are left out take the default of their widget. Raises `pack.Refused` when core would not queue
+    it.
     """
 
     def run(node_id: str, /, **inputs):
@@ -157,7 +158,8 @@ def check(node, inputs: dict) -> dict:
     declared = {i.id: i for i in node.GET_SCHEMA().inputs}
     if unknown := set(inputs) - set(declared):
         raise TypeError(f"{node.__name__} has no inputs {sorted(unknown)}")
-    inputs = {**{name: i for name in declared if (i := default(declared[name])) is not None}, **inputs}
+    required = {name: given for name, given in declared.items() if not given.optional}
+    inputs = {**{name: i for name in required if (i := default(required[name])) is not None}, **inputs}
     known = {
         name: value for name, value in inputs.items() if is_widget(declared[name]) and not isinstance(value, Linked)
     }

@@ -165,7 +165,7 @@ def test_a_deleted_run_changes_the_fingerprint_of_train(pack, make):
         ({"devices": "GPU 77"}, "devices", "not in list"),
         ({"preset": "slow"}, "preset", "not in list"),
         ({"start_lora": "gone.safetensors"}, "start_lora", "not in list"),
-        ({"iterations": -1}, "iterations", "smaller than min of 0"),
+        ({"iterations": -1}, "iterations", "smaller than min of 1"),
     ],
 )
 def test_a_wrong_value_is_one_error_on_its_input(run_node, pack, parts, wrong, name, text):
@@ -191,6 +191,44 @@ def test_a_wrong_value_from_a_link_is_refused_before_a_run_is_made(run_node, pac
     with pytest.raises(pack.UserError, match=text):
         run_node(TRAIN, **parts, **linked)
     assert not root.exists()
+
+
+def test_values_equal_to_the_presets_are_the_presets_settings(run_node, parts, started):
+    """As the editor fills them in, and left out as in a graph from elsewhere: the same run."""
+    presets = ours("nodes.run_settings").preset_values()
+    settings = {"preset": "tiny", "seed": 11}
+    (run,) = run_node(TRAIN, **parts, **settings)
+    (filled,) = run_node(TRAIN, **parts, **settings | presets["tiny"])
+    assert filled.id == run.id and started == [run]
+    shutil.rmtree(run.path)
+
+
+def test_a_value_of_zero_is_refused(run_node, pack, parts):
+    with pytest.raises(pack.Refused, match="smaller than min") as refused:
+        run_node(TRAIN, **parts, learning_rate=0.0)
+    assert [name for name, _ in refused.value.problems] == ["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "exports", "active", "moment", "held"),
+    [
+        ("no", [], True, None, False),
+        ("at the first LoRA", [], True, "at the first LoRA", True),
+        ("at the first LoRA", [0], True, "at the first LoRA", True),
+        ("at the first LoRA", [0, 1], True, None, False),
+        ("at the end", [0, 1], True, "at the end", True),
+        ("at both", [0], True, "at the first LoRA", True),
+        ("at both", [0, 1], True, "at the end", False),
+        ("at both", [0, 1], False, None, False),
+        ("at the first LoRA", [0], False, None, False),
+    ],
+)
+def test_what_is_held_back_until_the_editor_queues_again(node_output, make, choice, exports, active, moment, held):
+    run = make("running" if active else "finished", exports)
+    result = node_output(RUN, training_run=run, queue_again=choice)
+    assert result.ui.get("queue_again") == ((moment,) if moment else None)
+    assert [isinstance(value, str) for value in result.args[:2]] == [not held] * 2
+    assert ("the queue is free" in result.args[4]) == held
 
 
 def test_the_lora_of_a_run_that_trains_is_nothing_to_start_from(run_node, pack, parts, make):

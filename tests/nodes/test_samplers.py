@@ -83,7 +83,7 @@ def test_unipc_is_nearer_to_the_exact_video_than_euler_in_as_many_steps(generate
 
 
 def test_the_video_is_that_of_the_trainers(generate, node, load, item):
-    images, _ = generate(node)
+    images = generate(node)[0]
     base, policy = ours("trainers.policies.base"), load(node).policy
     size = base.VideoSize(TINY["height"], TINY["width"], TINY["frames"])
     scales = SCALES[node]
@@ -97,11 +97,17 @@ def test_the_video_is_that_of_the_trainers(generate, node, load, item):
 
 
 def test_the_latent_holds_the_clip_alone_in_the_vaes_own_units(generate, node, load):
-    images, latent = generate(node)
+    images, latent = generate(node)[:2]
     assert latent["samples"].shape == (1, 16, 3, 6, 10)
     with torch.no_grad():
         decoded = load(node).policy.vae.model.decode(latent["samples"]).sample[0].permute(1, 2, 3, 0)
     assert (decoded.clamp(-1, 1) / 2 + 0.5 - images).abs().max() < 0.01
+
+
+def test_the_video_carries_the_frame_rate_of_the_model(generate, node):
+    images, _, video, fps = generate(node)
+    parts = video.get_components()
+    assert fps == 10 and parts.frame_rate == fps and torch.equal(parts.images, images)
 
 
 def test_the_seed_decides(generate, node):
@@ -281,9 +287,9 @@ def test_latents_that_are_not_finite_are_an_error_with_a_remedy(generate, node, 
 
 def test_a_masked_control_video_keeps_what_is_black(generate, load):
     """A control clip enters as the policy's own: resized, grey and white where it ends."""
-    images, _ = generate(VACE)
+    images = generate(VACE)[0]
     clip = torch.nn.functional.interpolate(images[:5].movedim(-1, 1), scale_factor=2).movedim(1, -1)
-    kept, _ = generate(VACE, control_video=clip, control_mask=torch.zeros(5, 96, 160))
+    kept = generate(VACE, control_video=clip, control_mask=torch.zeros(5, 96, 160))[0]
     assert not torch.equal(kept, images)
     sampling, size = ours("nodes.sampling"), ours("trainers.policies.base").VideoSize(48, 80, 9)
     video, mask = sampling.to_control_clip(clip, size), sampling.to_control_mask(torch.zeros(5, 96, 160), size)

@@ -59,6 +59,30 @@ def test_it_is_found_by_name_category_and_aliases(found):
     assert re.fullmatch(r"Identity-GRPO/[A-Za-z][A-Za-z ]+", found.category)
 
 
+@pytest.mark.parametrize(
+    ("typed", "nodes"),
+    [
+        ("person", ["VACESampler", "PhantomSampler", "VACEReferences", "Score", "Train"]),
+        ("face", ["VACESampler", "PhantomSampler", "Score", "FaceReport"]),
+        ("identity", ["VACESampler", "LoadLoRA", "Score", "Compare", "Train"]),
+        ("lora train", ["Train", "Run"]),
+        ("grpo", ["Train", "Run", "LoadReward", "LoadLoRA", "PromptSet"]),
+    ],
+)
+def test_the_search_finds_it_by_what_people_type(pack, typed, nodes):
+    def texts(node: str) -> str:
+        schema = pack.nodes[f"IdentityGRPO{node}"].GET_SCHEMA()
+        return " | ".join([schema.display_name, *schema.search_aliases]).lower()
+
+    assert [node for node in nodes if typed not in texts(node)] == []
+
+
+def test_no_number_starts_at_zero_except_a_seed(found):
+    """A default that means "as the preset" is shown as the preset's value."""
+    numbers = [i for i in found.inputs if i.get_io_type() in ("INT", "FLOAT") and i.id != "seed"]
+    assert [i.id for i in numbers if not i.as_dict()["default"]] == []
+
+
 def test_its_name_has_no_brackets(found):
     assert re.fullmatch(r"[A-Za-z ]+", found.display_name)
 

@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfy_graphs import to_api
+from comfy_graphs import flatten, to_api
 
-FILE = next((Path(__file__).parents[2] / "workflows").glob("1_*.json"))
+FILE = next((Path(__file__).parents[2] / "workflows").glob("01_*.json"))
 
 
 @pytest.fixture(scope="module")
 def graph(pack) -> dict:
     """As the editor would queue it, without core's nodes, which only save; with a short training."""
-    workflow = json.loads(FILE.read_text(encoding="utf-8"))
+    workflow = flatten(json.loads(FILE.read_text(encoding="utf-8")))
     ours = [node for node in workflow["nodes"] if node["type"] in pack.nodes]
     found = to_api(workflow | {"nodes": ours}, {name: node.GET_NODE_INFO_V1() for name, node in pack.nodes.items()})
     train = next(content for content in found.values() if content["class_type"] == "IdentityGRPOTrain")
     train["inputs"] |= {"iterations": 1, "groups_per_update": 2}
+    run = next(content for content in found.values() if content["class_type"] == "IdentityGRPORun")
+    run["inputs"] |= {"wait": "for the end", "queue_again": "no"}
     return found
 
 
