@@ -31,20 +31,24 @@ def metrics_table(run: RunFolder) -> tuple[str, int, int]:
 def history(run: RunFolder) -> dict[str, Any]:
     """What a list shows of the metrics; computed again only when they have changed.
 
-    `measured`: the last iteration that has a row, -1 before the first. `spark`: at most 60 mean rewards of training
-    iterations. `reward` and `judge`: `start` and `now` on the held-out items, None before the first evaluation, the
-    judge also where there is none. `best`: the iteration of the best LoRA, None where there is none.
+    `measured`: the last iteration that has a row, -1 before the first; `size`: bytes of the metrics. `spark`: at most
+    60 mean rewards of training iterations. `reward` and `judge`: `start` and `now` on the held-out items, None before
+    the first evaluation, the judge also where there is none. `best`: the iteration of the best LoRA, None where there
+    is none.
     """
     return _until_changed(run, run.path / "metrics.jsonl", _history)
 
 
 def _history(run: RunFolder) -> dict[str, Any]:
+    path = run.path / "metrics.jsonl"
+    size = path.stat().st_size if path.exists() else 0
     rows = run.thinned_metrics(SPARK_POINTS)
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
     rewards = (row.get("reward_mean") for row in rows if row.get("kind") == "train")
     best = run.best() if evaluations else None
     return {
         "measured": rows[-1]["iteration"] if rows else -1,
+        "size": size,
         "spark": [round(value, 4) for value in rewards if value is not None],
         "reward": _change(evaluations, "reward_mean"),
         "judge": _change(evaluations, "identity"),
