@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,8 @@ def history(run: RunFolder) -> dict[str, Any]:
     the first evaluation, the judge also where there is none. `best`: the iteration of the best LoRA, None where there
     is none.
     """
-    return _until_changed(run, run.path / "metrics.jsonl", _history)
+    # The LoRA of an evaluation is written after its metrics.
+    return _until_changed(run, (run.path / "metrics.jsonl", run.exports_folder), _history)
 
 
 def _history(run: RunFolder) -> dict[str, Any]:
@@ -61,16 +62,20 @@ def _change(evaluations: list[dict[str, Any]], name: str) -> dict[str, float] | 
     return {"start": values[0], "now": values[-1]} if values else None
 
 
-def _until_changed(run: RunFolder, path: Path, compute: Callable[[RunFolder], T]) -> T:
-    """`compute(run)`, cached until the file is another one."""
-    try:
-        stat = path.stat()
-        sign: object = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    except OSError:
-        sign = None
-    key = (path, compute.__name__)
+def _until_changed(run: RunFolder, paths: Sequence[Path], compute: Callable[[RunFolder], T]) -> T:
+    """`compute(run)`, cached until one of the files or folders is another one."""
+    sign = tuple(_sign(path) for path in paths)
+    key = (run.path, compute.__name__)
     if key not in _cached or _cached[key][0] != sign:
         while len(_cached) >= CACHED:
             _cached.pop(next(iter(_cached)), None)
         _cached[key] = sign, compute(run)
     return _cached[key][1]
+
+
+def _sign(path: Path) -> tuple[int, ...] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
