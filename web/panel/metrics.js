@@ -10,7 +10,7 @@ const known = new Map(); // run -> { rows, last, size }
 export async function metricsOf(run) {
   let found = known.get(run.id);
   const { size } = run;
-  if (found?.size === size) return found.rows;
+  if (found && found.size === size) return found.rows;
   if (!found || run.measured < found.last || found.rows.length > MOST) {
     const { rows } = await read(run.id, `metrics?points=${POINTS}`);
     found = { rows, last: rows.at(-1)?.iteration ?? -1, size };
