@@ -520,6 +520,16 @@ def test_a_card_has_the_gains_and_the_newest_clips(ask, trained):
     assert shown["clips"] == {"iteration": 2, "numbers": [0]} and (shown["best"], shown["done"]) == (2, 2 / 7)
 
 
+def test_the_best_lora_is_known_as_soon_as_it_is_written(ask, trained):
+    path = f"{ROOT}/{trained.id}"
+    trained.export_path(0).write_bytes(b"LoRA")
+    trained.export_path(2).unlink()
+    ((_, before),) = ask(("GET", path))
+    trained.export_path(2).write_bytes(b"LoRA")
+    ((_, after),) = ask(("GET", path))
+    assert (before["best"], after["best"]) == (0, 2)
+
+
 def test_a_long_history_is_thinned_to_points_with_both_ends(ask, make):
     run = make("stopped")
     with open(run.path / "metrics.jsonl", "w") as file:

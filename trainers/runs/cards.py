@@ -53,7 +53,8 @@ def card(run: RunFolder) -> dict[str, Any]:
     except UNREADABLE as error:
         text = f"{run.id}: damaged, it cannot be read ({error})"
         known = {"id": run.id, "title": "", "text": text, "error": str(error), "message": "", "saved": ""}
-        known |= {"active": False, "state": "damaged", "iteration": 0, "gpus": [], "spark": [], "measured": -1}
+        known |= {"active": False, "state": "damaged", "iteration": 0, "gpus": [], "spark": []}
+        known |= {"measured": -1, "size": 0}
         missing = (*STATUS, "resumes_from", "done", "clips", "reward", "judge", "best")
         return dict.fromkeys(missing) | known
 

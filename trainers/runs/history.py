@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,20 +31,25 @@ def metrics_table(run: RunFolder) -> tuple[str, int, int]:
 def history(run: RunFolder) -> dict[str, Any]:
     """What a list shows of the metrics; computed again only when they have changed.
 
-    `measured`: the last iteration that has a row, -1 before the first. `spark`: at most 60 mean rewards of training
-    iterations. `reward` and `judge`: `start` and `now` on the held-out items, None before the first evaluation, the
-    judge also where there is none. `best`: the iteration of the best LoRA, None where there is none.
+    `measured`: the last iteration that has a row, -1 before the first; `size`: bytes of the metrics. `spark`: at most
+    60 mean rewards of training iterations. `reward` and `judge`: `start` and `now` on the held-out items, None before
+    the first evaluation, the judge also where there is none. `best`: the iteration of the best LoRA, None where there
+    is none.
     """
-    return _until_changed(run, run.path / "metrics.jsonl", _history)
+    # The LoRA of an evaluation is written after its metrics.
+    return _until_changed(run, (run.path / "metrics.jsonl", run.exports_folder), _history)
 
 
 def _history(run: RunFolder) -> dict[str, Any]:
+    path = run.path / "metrics.jsonl"
+    size = path.stat().st_size if path.exists() else 0
     rows = run.thinned_metrics(SPARK_POINTS)
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
     rewards = (row.get("reward_mean") for row in rows if row.get("kind") == "train")
     best = run.best() if evaluations else None
     return {
         "measured": rows[-1]["iteration"] if rows else -1,
+        "size": size,
         "spark": [round(value, 4) for value in rewards if value is not None],
         "reward": _change(evaluations, "reward_mean"),
         "judge": _change(evaluations, "identity"),
@@ -57,16 +62,20 @@ def _change(evaluations: list[dict[str, Any]], name: str) -> dict[str, float] | 
     return {"start": values[0], "now": values[-1]} if values else None
 
 
-def _until_changed(run: RunFolder, path: Path, compute: Callable[[RunFolder], T]) -> T:
-    """`compute(run)`, cached until the file is another one."""
-    try:
-        stat = path.stat()
-        sign: object = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    except OSError:
-        sign = None
-    key = (path, compute.__name__)
+def _until_changed(run: RunFolder, paths: Sequence[Path], compute: Callable[[RunFolder], T]) -> T:
+    """`compute(run)`, cached until one of the files or folders is another one."""
+    sign = tuple(_sign(path) for path in paths)
+    key = (run.path, compute.__name__)
     if key not in _cached or _cached[key][0] != sign:
         while len(_cached) >= CACHED:
             _cached.pop(next(iter(_cached)), None)
         _cached[key] = sign, compute(run)
     return _cached[key][1]
+
+
+def _sign(path: Path) -> tuple[int, ...] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

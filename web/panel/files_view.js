@@ -7,7 +7,7 @@ import { read } from "./server.js";
 import { REQUEUE } from "./requeue.js";
 
 export function filesView() {
-  let run, shown = "";
+  let run, shown = "", asked = "";
   const button = (name, label, title, act) => el("button.igrpo-button", { type: "button", title, onclick: act }, icon(name), el("span", { textContent: label }));
   const latest = button("link", "Use newest in the graph", "Load LoRA follows the run: every queue takes its newest LoRA", () => useInGraph(run, `${run.id}: latest`));
   const best = button("star", "Use best in the graph", "Load LoRA follows the run: every queue takes its best LoRA", () => useInGraph(run, `${run.id}: best`));
@@ -41,6 +41,9 @@ export function filesView() {
     run = changed;
     followBox.checked = Boolean(app.extensionManager.setting.get(REQUEUE));
     latest.disabled = best.disabled = !run.saved;
+    const stamp = `${run.id} ${run.saved} ${run.best} ${run.size}`;
+    if (stamp === asked) return;
+    asked = stamp;
     const files = await read(run.id, "exports").catch(() => undefined);
     const key = JSON.stringify(files);
     if (!files || key === shown) return;

@@ -47,10 +47,11 @@ export function logView() {
   }
 
   function update(changed) {
+    const known = run?.id === changed.id && run.state === changed.state;
     run = changed;
     setText(errors, ["failed", "damaged"].includes(run.state) ? run.error : "");
     setShown(errors, Boolean(errors.textContent));
-    return refresh();
+    if (!known) refresh(); // else the timer does
   }
   return { box, update, end: () => (clearTimeout(timer), token++) };
 }

@@ -4,14 +4,16 @@ import { read } from "./server.js";
 const POINTS = 500;
 const MOST = 4000; // rows kept of a run: read thinned again when there are more
 
-const known = new Map(); // run -> { rows, last }
+const known = new Map(); // run -> { rows, last, size }
 
 // All rows that are known, after those that were added since. Read anew when the run went back to a checkpoint.
 export async function metricsOf(run) {
   let found = known.get(run.id);
+  const { size } = run;
+  if (found && found.size === size) return found.rows;
   if (!found || run.measured < found.last || found.rows.length > MOST) {
     const { rows } = await read(run.id, `metrics?points=${POINTS}`);
-    found = { rows, last: rows.at(-1)?.iteration ?? -1 };
+    found = { rows, last: rows.at(-1)?.iteration ?? -1, size };
     known.set(run.id, found);
     return found.rows;
   }
@@ -23,6 +25,8 @@ export async function metricsOf(run) {
     const last = rows.at(-1)?.iteration ?? found.last;
     const again = more && last > found.last;
     found.last = last;
-    if (!again) return found.rows;
+    if (again) continue;
+    found.size = size;
+    return found.rows;
   }
 }
