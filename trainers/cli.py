@@ -30,7 +30,7 @@ COMMANDS = {
     "reward": "train a reward on votes, collect and distort pairs, compare rewards",
     "score": "score clips by the identity reward; a score has no zero, compare it with another",
     "faces": "report whether the people of clips are those of the reference images, by their faces",
-    "runs": "list runs; show, stop, rename, copy, export, delete or restore one",
+    "runs": "list runs; show, stop, save, sample, rename, copy, export, delete or restore one; order the queue",
     "inspect": "say what files of weights are: kind, size, types, form, and what they were trained with",
     "convert": "write pickled weights (.pth) as .safetensors, without running code in them",
     "prompts": "make a prompt set of portraits and scenes, with people and scenes held out",

@@ -54,8 +54,12 @@ class Progress:
 
     def update(self, iteration: int, phase: str, within: float = 0.0, metrics: dict[str, float] | None = None) -> None:
         """`iteration` iterations are done, and the fraction `within` of the phase of the next one."""
-        self.compiling -= {self.phase} - {phase} | ({phase} if within else set())
-        self.phase, shown = phase, f"{phase}, compiling" if phase in self.compiling else phase
+        if phase != self.phase:
+            self.compiling.discard(self.phase)
+        if within:
+            self.compiling.discard(phase)
+        self.phase = phase
+        shown = f"{phase}, compiling" if phase in self.compiling else phase
         share = self.shares[-1] if self.shares else ROLLOUT_SHARE
         part = {"rollouts": share * within, "update": share + (1 - share) * within}.get(phase, 0.0)
         done = min(self.iterations, iteration + part)

@@ -474,8 +474,10 @@ def test_a_run_with_checkpoints_does_not_start_again_at_zero(reference_run):
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again(reference_run, small_config, tmp_path):
     run = RunFolder.create(tmp_path, small_config())
     run.set_status(state="failed")
+    run.append_metrics(rows(reference_run, "evaluation")[0])  # killed before its checkpoint was complete
     train(run.config(), run, resume=True)
-    assert run.status().state == "finished"
+    assert run.status().state == "finished" and "started again at iteration 0" in run.status().message
+    assert [row["iteration"] for row in rows(run, "evaluation")] == [0, 2]
     assert distance(weights(run), weights(reference_run)) < FLOAT_ERROR
 
 

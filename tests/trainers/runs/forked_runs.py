@@ -41,7 +41,14 @@ def work(order):
     run.set_status(state="starting", group=os.getpid(), last_error="", message="", slowest_seconds=None)
     return main(["work", str(run.path), *["--resume"] * order["resume"]])
 
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+def collect(*_):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+signal.signal(signal.SIGCHLD, collect)
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)

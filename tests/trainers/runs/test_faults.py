@@ -147,12 +147,10 @@ def kill(run: RunFolder) -> None:
 # --- killed and suspended --------------------------------------------------------------------------------------------
 
 
+@long
 @pytest.mark.parametrize(
     "iteration, phase",
-    [
-        (0, "evaluation"),
-        *(pytest.param(*moment, marks=long) for moment in ((0, "saving"), (1, "update"), (2, "evaluation"))),
-    ],
+    [(0, "evaluation"), (0, "saving"), (1, "update"), (2, "evaluation")],
 )
 def test_a_killed_run_continues_with_the_same_numbers(forks, make, expected, iteration, phase):
     run = make()
@@ -180,6 +178,7 @@ def test_a_suspended_run_is_hung_at_once_and_saves_when_it_is_stopped(forks, mak
 def test_a_number_that_another_process_has_now_does_not_keep_a_run_alive(forks, make):
     run = make()
     pid = forks.start(run)
+    becomes(run, "starting", "running")
     kill(run)
     until = time.monotonic() + TRUE_WITHIN
     while psutil.pid_exists(pid):
