@@ -62,7 +62,11 @@ def test_a_report_connects_to_nothing_and_writes_nothing(audited, tmp_path):
 
 def test_what_the_user_saves_are_numbers_without_a_face_or_an_embedding(audited, tmp_path):
     seen = audited(tmp_path, "--save", str(tmp_path / "report.json"))
-    assert seen["connected"] == [] and seen["written"] and [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["report.json"]
+    assert (
+        seen["connected"] == []
+        and seen["written"]
+        and [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["report.json"]
+    )
     (content,) = json.loads((tmp_path / "report.json").read_text())
 
     def longest(value) -> int:
