@@ -8,6 +8,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainers.config import RECIPES, make_config
 from ..trainers.prompts import PromptSet
+from ..trainers.rewards.several import find_rewards
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.inputs import resolve_prompts
 from ..trainers.runs.pictures import curve, newest_clips
@@ -188,6 +189,7 @@ class Train(io.ComfyNode):
         check_prompt_sets(prompt_set, evaluation_set, make_config(recipe, changes).rollout.groups_per_update)
         config = make_config(recipe, changes | prompt_settings(prompt_set, evaluation_set))
         resolve_prompts(config)
+        find_rewards(config)
         if management.get_torch_device().type == "cuda" and management.get_torch_device().index in gpus:
             management.unload_all_models()
             management.soft_empty_cache()

@@ -449,7 +449,7 @@ class TrainConfig(Section):
         for name in ("faces", "copy_paste"):
             if self.rewards.weights[name] and "tinyworld" in (self.prompts, self.evaluation_prompts):
                 raise ValueError(
-                    f"rewards.{name} looks for faces, and TinyWorld's people are drawn, which the face networks do not "
+                    f"rewards.{name} looks for faces, and TinyWorld has drawn people, which the face networks do not "
                     "find; set its weight to 0, or train on prompts with photographs"
                 )
         return self

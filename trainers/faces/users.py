@@ -42,10 +42,13 @@ class Recogniser:
     @property
     def licence_note(self) -> str:
         """What to know of the licence; empty for the built-in networks."""
-        names = [used.path.name for used in (self.detector, self.embedder) if used is not None]
-        if not names:
-            return ""
-        return f"{' and '.join(names)}: not part of this pack. InsightFace's models are for non-commercial use only"
+        return licence_note(*(used.path for used in (self.detector, self.embedder) if used is not None))
+
+
+def licence_note(*files: str | Path) -> str:
+    """What to know of the licence of these ONNX files; empty for none."""
+    names = " and ".join(dict.fromkeys(Path(file).name for file in files))
+    return f"{names}: not part of this pack. InsightFace's models are for non-commercial use only" if names else ""
 
 
 BUILT_IN = Recogniser()

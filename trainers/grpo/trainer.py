@@ -21,6 +21,7 @@ from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
 from ..diffusion.schedule import flow_schedule
 from ..errors import UserError
+from ..faces.users import licence_note
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into, to_lora
 from ..memory.placement import TRANSFORMER, Placement, metric_name
@@ -121,6 +122,9 @@ class Trainer:
         models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
         self.policy, self.placement = models.policy, models.placement
         self.rewards = Rewards(config, models.reward, self._sampled_items(), ranks.device, self.check)
+        files = (config.faces.detector, config.faces.embedder, config.rewards.faces.embedder)
+        if ranks.is_main and (note := licence_note(*filter(None, files))):
+            run.log(note)
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
         self.update = PolicyUpdate(self.policy, config, schedule, ranks)
         self.rollouts = RolloutWorker(

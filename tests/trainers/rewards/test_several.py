@@ -77,7 +77,7 @@ def test_a_reference_image_without_a_face_is_named_before_anything_is_sampled(sm
 @pytest.mark.parametrize("reward", ["faces", "copy_paste"])
 def test_drawn_people_cannot_be_looked_for_by_the_face_networks(reward):
     changes = {"rewards": {reward: {"weight": 1.0}}, "faces": {"embedder": "other.onnx"}}
-    with pytest.raises(UserError, match=rf"rewards.{reward} looks for faces, and TinyWorld's people are drawn"):
+    with pytest.raises(UserError, match=rf"rewards.{reward} looks for faces, and TinyWorld has drawn people"):
         make_config("tiny", changes)
 
 
