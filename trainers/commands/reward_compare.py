@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import RewardConfig
 from ..errors import UserError
 from .numbers import number_between
-from .reward_train import accuracy_table, share
+from .reward_train import accuracy_table, held_out_share
 from .tables import markdown_table
 
 
@@ -17,7 +17,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("new", help="another one")
     parser.add_argument("pairs", type=Path, help="folder of pairs with votes")
     parser.add_argument(
-        "--held-out", type=share, default=0.15, help="the share that `reward train` held out; 0: all (default: 0.15)"
+        "--held-out",
+        type=held_out_share,
+        default=0.15,
+        help="the share that `reward train` held out; 0: all (default: 0.15)",
     )
     parser.add_argument("--base-model", nargs="+", help="Qwen2.5-VL folder of both, or of each, if they do not name it")
     parser.add_argument("--shown", type=number_between(1, 100), default=12, help="pairs in the picture (default: 12)")

@@ -48,7 +48,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         help="folder of pairs that no person voted on: a teacher trained on PAIRS filters them, then both are mixed",
     )
-    parser.add_argument("--held-out", type=share, default=0.15, help="share of PAIRS, by people (default: 0.15)")
+    parser.add_argument(
+        "--held-out", type=held_out_share, default=0.15, help="share of PAIRS, by people (default: 0.15)"
+    )
     parser.add_argument("--test", type=Path, help="folder of pairs to measure on, in place of --held-out")
     parser.add_argument(
         "--recipe", choices=("paper", "tiny"), help=f"default: paper, the released reward's; for `{TINYWORLD}` tiny"
@@ -86,7 +88,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def share(text: str) -> float:
+def held_out_share(text: str) -> float:
     """For `type=`: a number from 0 to 0.9."""
     try:
         value = float(text)

@@ -59,11 +59,11 @@ class CosineMix:
         self.automatic, self.voted = automatic, voted
         self.size, self.steps, self.seed = batch_size, steps, seed
 
-    def share(self, step: int) -> float:
+    def automatic_share(self, step: int) -> float:
         """Of automatic pairs at this step."""
         return (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps)))) / 2
 
     def __call__(self, step: int) -> list[Pair]:
-        chance, share = random.Random(f"{self.seed} {step}"), self.share(step)
+        chance, share = random.Random(f"{self.seed} {step}"), self.automatic_share(step)
         sources = [self.automatic if chance.random() < share else self.voted for _ in range(self.size)]
         return [source[chance.randrange(len(source))] for source in sources]

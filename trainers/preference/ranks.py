@@ -30,7 +30,7 @@ class Ranks:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
-    def agreed(self, value: float, device: torch.device) -> float:
+    def of_first(self, value: float, device: torch.device) -> float:
         """The value of the first process: clocks differ, and all must stop at the same step."""
         if self.count == 1:
             return value

@@ -151,7 +151,7 @@ def _train(
     started, measured_at = time.monotonic() - progress.seconds, 0
     model.train()
     while True:
-        fraction = ranks.agreed(
+        fraction = ranks.of_first(
             max(progress.step / training.steps, (time.monotonic() - started) / training.seconds), device
         )
         batch = source(progress.step) if fraction < 1 else ()

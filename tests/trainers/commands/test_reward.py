@@ -91,7 +91,7 @@ def test_what_cannot_be_done_is_said(words, problem, tmp_path, monkeypatch, caps
 
 def test_pairs_are_sampled_with_two_seeds(tmp_path, capsys):
     """Of a prompt set's items, each on the disk before the next."""
-    line = ["reward", "pairs", str(tmp_path / "pairs"), "--sample", "1", "--set", "evaluation.steps=1"]
+    line = ["reward", "pairs", str(tmp_path / "pairs"), "--sample", "1", "--set", "evaluation.steps=2"]
     assert main(line) == 0
     (record,) = PairFolder(tmp_path / "pairs").read().pairs.values()
     assert record.kind == "two seeds" and record.prompt and record.clip_a != record.clip_b

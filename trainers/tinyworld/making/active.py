@@ -74,7 +74,7 @@ def _curve(
     folder: Path,
     device: str,
 ) -> list[float]:
-    """The accuracy after each round of votes; both ways begin with the same `first` ones."""
+    """The accuracies after 40, 80, … votes; both ways begin with the same `first` ones."""
     chosen, accuracies = list(first), []
     while True:
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ EACH = 3
 """Videos of an item that are compared with each other, for votes."""
 EACH_HELD_OUT = 4
 CHUNK = 32
-"""Items that are sampled at a time until there are pairs enough."""
+"""Items that are sampled at a time, at most, until there are pairs enough."""
 
 
 def votes_with_mistakes(pairs: Sequence[Pair], mistakes: float, shuffled: bool, seed: int) -> list[str]:
@@ -55,7 +55,7 @@ def decided_pairs(count: int, seed: int, device: torch.device | str) -> list[Pai
     """`count` such pairs of other items without ties."""
     found: list[Pair] = []
     while len(found) < count:
-        more = sampled_pairs(TINYWORLD_WEIGHTS / "vace", CHUNK, seed, device, EACH_HELD_OUT)
+        more = sampled_pairs(TINYWORLD_WEIGHTS / "vace", min(CHUNK, -(-count // 3)), seed, device, EACH_HELD_OUT)
         found += [pair for pair in more if pair.label != TIE]
         seed += 1
     return found[:count]
