@@ -103,7 +103,7 @@ class LoadModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Compile the transformer's blocks: steps get faster, and the first video takes up to a "
-                    "minute longer, again after changes of size. auto: on a GPU with Triton. never: for few, small videos.",
+                    "minute longer, again after changes of size. auto: on a GPU with Triton; never: for small videos.",
                 ),
             ],
             outputs=[WanPolicyType.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],
