@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from comfy_server import ending_runs, serving, two_people
 from trainers.prompts import PromptItem
 
 REPOSITORY = Path(__file__).parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSING_SECONDS = 200
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +33,10 @@ def comfyui_python() -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def comfyui(comfyui_python, tmp_path_factory) -> Iterator[Client]:
-    """The running server, on the CPU."""
-    with ending_runs(tmp_path_factory.mktemp("comfyui")) as base, serving(*comfyui_python, base, "--cpu") as client:
+    """The running server, on the CPU; with the frontend in the folder COMFYUI_FRONT_END instead of its own, if set."""
+    front_end = os.environ.get("COMFYUI_FRONT_END")
+    options = ["--cpu", *(["--front-end-root", front_end] if front_end else [])]
+    with ending_runs(tmp_path_factory.mktemp("comfyui")) as base, serving(*comfyui_python, base, *options) as client:
         yield client
 
 
@@ -55,3 +63,25 @@ def object_info(comfyui) -> dict:
 @pytest.fixture(scope="session")
 def item(comfyui) -> PromptItem:
     return two_people(comfyui)
+
+
+@pytest.fixture(scope="session")
+def browse(comfyui):
+    """`browse(script, address, *arguments)`: the output of a script of this folder for the editor at that address."""
+    node, browser = shutil.which("node"), next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not node or not browser:
+        pytest.skip(f"the editor was not tried: no {'Node.js' if not node else 'Chromium'} on this machine")
+    if subprocess.run([node, "-e", "require.resolve('playwright-core')"], capture_output=True, check=False).returncode:
+        pytest.skip(
+            "the editor was not tried: no playwright-core (npm install --no-save playwright-core in the checkout)"
+        )
+    comfyui.post("/settings", {"Comfy.TutorialCompleted": True})
+
+    def run(script: str, address: str, *arguments) -> dict:
+        script, address = Path(__file__).with_name(script), f"http://127.0.0.1:{comfyui.port}/{address}"
+        line = [node, script, browser, address, *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=BROWSING_SECONDS, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,29 +18,6 @@ from trainers.runs.registry import find
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
 TRAINING = Path(__file__).with_name("training.json")  # a workflow of before the presets filled in their values
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browse(comfyui):
-    """`browse(script, address, *arguments)`: the output of a script of this folder for the editor at that address."""
-    node, browser = shutil.which("node"), next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not node or not browser:
-        pytest.skip(f"the editor was not tried: no {'Node.js' if not node else 'Chromium'} on this machine")
-    if subprocess.run([node, "-e", "require.resolve('playwright-core')"], capture_output=True, check=False).returncode:
-        pytest.skip(
-            "the editor was not tried: no playwright-core (npm install --no-save playwright-core in the checkout)"
-        )
-    comfyui.post("/settings", {"Comfy.TutorialCompleted": True})
-
-    def run(script: str, address: str, *arguments) -> dict:
-        script, address = Path(__file__).with_name(script), f"http://127.0.0.1:{comfyui.port}/{address}"
-        line = [node, script, browser, address, *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout)
-
-    return run
 
 
 @pytest.fixture(scope="module")
