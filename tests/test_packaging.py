@@ -86,7 +86,10 @@ def test_torch_is_not_pinned(project):
     assert "torch" in project["project"]["dependencies"]
 
 
-def test_the_registry_finds_what_it_asks_for(project):
+RAW = "https://raw.githubusercontent.com/identity-grpo/comfyui-identity-grpo"
+
+
+def test_the_registry_finds_what_it_asks_for(project, repository):
     comfy = project["tool"]["comfy"]
     assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"] == ">=0.11.0"
     assert (
@@ -95,9 +98,20 @@ def test_the_registry_finds_what_it_asks_for(project):
     )
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"])
     assert any(d.startswith("comfyui-frontend-package>=") for d in project["project"]["dependencies"])
+    for name in ("Icon", "Banner"):
+        address = comfy[name].removeprefix(f"{RAW}/main/")
+        assert address != comfy[name] and (repository / address).is_file()
     urls = project["project"]["urls"]
     assert {"Repository", "Issues", "Documentation"} <= set(urls)
     assert all(url.startswith("https://") for url in urls.values())
+
+
+def test_icon_and_banner_have_the_shapes_of_the_registrys_cards(repository):
+    from PIL import Image
+
+    with Image.open(repository / "web" / "icon.png") as icon, Image.open(repository / "web" / "banner.png") as banner:
+        assert icon.width == icon.height <= 400
+        assert abs(banner.width / banner.height - 21 / 9) < 0.01
 
 
 # What comfy-test's syntax level refuses in any Python file.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from trainers.prompts import PromptItem
 
 REPOSITORY = Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSING_SECONDS = 500
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +33,10 @@ def comfyui_python() -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def comfyui(comfyui_python, tmp_path_factory) -> Iterator[Client]:
-    """The running server, on the CPU."""
-    with ending_runs(tmp_path_factory.mktemp("comfyui")) as base, serving(*comfyui_python, base, "--cpu") as client:
+    """The running server, on the CPU; with the frontend in the folder COMFYUI_FRONT_END instead of its own, if set."""
+    front_end = os.environ.get("COMFYUI_FRONT_END")
+    options = ["--cpu", *(["--front-end-root", front_end] if front_end else [])]
+    with ending_runs(tmp_path_factory.mktemp("comfyui")) as base, serving(*comfyui_python, base, *options) as client:
         yield client
 
 
@@ -76,7 +80,7 @@ def browse(comfyui):
     def run(script: str, address: str, *arguments) -> dict:
         script, address = Path(__file__).with_name(script), f"http://127.0.0.1:{comfyui.port}/{address}"
         line = [node, script, browser, address, *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=BROWSING_SECONDS, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)
 

@@ -278,6 +278,64 @@ def test_cores_sampler_sees_them_so(condition, core_vace, given, case, reference
     assert relative(seen[0][0, 0], given[f"{case}.vace_context"]) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def core_vae(real_comfyui, pack):
+    """Core's Wan VAE, small, with random weights."""
+    import comfy.ldm.wan.vae
+    import comfy.sd
+
+    torch.manual_seed(0)
+    shape = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]}
+    vae = comfy.ldm.wan.vae.WanVAE(dim=16, z_dim=16, attn_scales=[], dropout=0.0, **shape)
+    for weight in vae.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    return comfy.sd.VAE(sd=vae.state_dict())
+
+
+def test_cores_ksampler_samples_with_our_conditioning_and_its_vae_decodes_the_rest(
+    core_vace, core_vae, run_node, given
+):
+    """The chain of the template: VACE References, KSampler, Trim Video Latent, VAE Decode."""
+    from comfy_extras.nodes_wan import TrimVideoLatent
+
+    import nodes
+
+    text = [[torch.zeros(1, 24, 32), {}]]
+    people = {f"ref{i}": torch.rand(1, 48, 64, 3) for i in range(2)}
+    positive, negative, latent, trim = run_node(
+        "IdentityGRPOVACEReferences",
+        positive=text,
+        negative=text,
+        vae=StubVae(given),
+        references=people,
+        width=64,
+        height=48,
+        length=9,
+    )
+    (sampled,) = nodes.KSampler().sample(core_vace, 1, 1, 1.0, "euler", "simple", positive, negative, latent)
+    assert sampled["samples"].shape == (1, 16, 5, 6, 8) and torch.isfinite(sampled["samples"]).all()
+    (frames,) = nodes.VAEDecode().decode(core_vae, TrimVideoLatent.execute(sampled, trim).args[0])
+    assert frames.shape == (9, 48, 64, 3)
+
+
+def test_cores_vae_decodes_the_latent_of_our_sampler(core_vae, run_node):
+    import nodes
+
+    latent = run_node(
+        "IdentityGRPOVACESampler",
+        policy=run_node("IdentityGRPOLoadModel")[0],
+        references={"ref0": torch.rand(1, 48, 48, 3)},
+        prompt="a person waves",
+        width=80,
+        height=48,
+        frames=9,
+        steps=1,
+    )[1]
+    with torch.inference_mode():
+        (frames,) = nodes.VAEDecode().decode(core_vae, latent)
+    assert frames.shape == (9, 48, 80, 3)
+
+
 @pytest.mark.parametrize("controlled", [False, True])
 def test_one_reference_is_laid_out_as_by_cores_own_node(real_comfyui, condition, given, controlled):
     from comfy_extras.nodes_wan import WanVaceToVideo
