@@ -14,7 +14,7 @@ import pytest
 # Lowest first. A room may import the rooms of lower lines, and nothing of its own line but itself.
 ORDER = (
     "foundation",
-    "pictures",
+    "pictures downloads",
     "prompts",
     "modelfiles",
     "lora",

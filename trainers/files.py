@@ -34,6 +34,15 @@ def write_atomic(path: str | Path, data: bytes | str, sync: bool = True) -> None
         aside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def read_regular(path: str | Path) -> bytes:
     """The file's content. Raises OSError also for a pipe or a device, which might never end."""
     require_regular(path)

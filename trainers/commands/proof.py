@@ -326,11 +326,11 @@ def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
         ),
     ]
     if PLAIN in trained and UNDER in trained:
-        share = trained[UNDER].identity.value / trained[PLAIN].identity.value
+        plain, under = trained[PLAIN].identity.value, trained[UNDER].identity.value
         claims.append(
             (
-                f"`{UNDER}` gains at least {LEAST_SHARE:.0%} of what `{PLAIN}` gains (it is {share:.0%})",
-                share >= LEAST_SHARE,
+                f"`{UNDER}` gains at least {LEAST_SHARE:.0%} of what `{PLAIN}` gains ({under:+.1%} of {plain:+.1%})",
+                plain > 0 and under >= LEAST_SHARE * plain,
             )
         )
     if paper and "fast" in trained:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config import PolicyConfig, PolicyKind
 from ..errors import UserError
+from ..files import sha256_of
 from ..lora.formats import LoRA, read_lora, read_lora_header
 from ..lora.several import merge_loras
 
@@ -42,7 +43,7 @@ def describe_frozen(config: PolicyConfig) -> list[dict[str, str | float]]:
     found = []
     for file, strength in config.frozen_loras:
         path = read_lora_header(file).path
-        found.append({"file": Path(file).name, "strength": strength, "sha256": _sha256(path)})
+        found.append({"file": Path(file).name, "strength": strength, "sha256": sha256_of(path)})
     return found
 
 
@@ -54,8 +55,3 @@ def policy_name(kind: PolicyKind, config: PolicyConfig) -> str:
     digest = hashlib.sha256(json.dumps([(one["sha256"], one["strength"]) for one in frozen]).encode()).hexdigest()
     names = ", ".join(f"{one['file']}:{one['strength']:g}" for one in frozen)
     return f"{kind} with {names} ({digest[:16]})"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,6 +67,11 @@ def test_under_the_distilled_lora_two_thirds_of_the_gain_are_claimed(gain, ok):
     assert holds(TRAINED, under, CONTROL) == [True, True, True, ok]
 
 
+def test_a_loss_that_is_larger_is_no_share_of_a_loss():
+    plain = replace(TRAINED, identity=Interval(-0.01, -0.02, 0.0))
+    assert not holds(plain, replace(plain, recipe="distilled", identity=Interval(-0.1, -0.2, 0.0)), CONTROL)[-1]
+
+
 @pytest.mark.parametrize("policy, source", [("vace", "tinyworld"), ("phantom", "tinyworld-phantom")])
 def test_the_proof_is_about_the_policy_asked_for(policy, source):
     assert proof_config(Job("tiny", False, 0), {}, policy).policy.source == source
@@ -183,7 +188,7 @@ def test_what_was_learned_without_the_distilled_lora_is_measured_under_it_too(me
     rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")][1:]
     under = "tiny, sampled as distilled"
     assert rows == ["tiny", "tiny (control)", "distilled", "distilled (control)", under, f"{under} (control)"]
-    assert "- holds: `distilled` gains at least 67% of what `tiny` gains (it is 100%)" in text
+    assert "- holds: `distilled` gains at least 67% of what `tiny` gains (+30.0% of +30.0%)" in text
 
 
 ENDLESS = """
