@@ -62,6 +62,7 @@ METRICS = [
     "rows, shape",
     [
         (METRICS, (2, 2)),
+        ([*METRICS, {"kind": "train", "iteration": 3, "reward_mean": 1.2, "reward_motion": 0.9}], (2, 3)),
         ([{k: v for k, v in r.items() if k not in ("identity", "kl")} for r in METRICS], (1, 2)),
         (METRICS[:1], (1, 3)),
         ([], (1, 2)),
