@@ -302,7 +302,10 @@ def _evaluate(
 
 
 def recompute_activations(model: RewardModel) -> None:
-    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers renames it in version 5.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(getattr(model.language_model, name) for name in names if hasattr(model.language_model, name))
+    enable({"use_reentrant": False})
     model.visual.recompute = True
 
 
