@@ -53,7 +53,6 @@ def test_a_wrong_path_is_refused_before_torch_is_imported(repository, tmp_path):
     (tmp_path / "broken.csv").write_text("ref_paths,prompt\nmissing.png,two people\n", encoding="utf-8")
     refused = {
         "none: there is no such file or folder": ["train", "--policy", "none"],
-        "lora.safetensors: not found are": ["train", "--policy", "lora.safetensors"],
         "none cannot be opened": ["train", "--reward", "none"],
         "none holds no config.json": ["train", "--set", "reward.base_model=none"],
         "missing.png is missing": ["train", "--prompts", "broken.csv", "--held-out", "1"],

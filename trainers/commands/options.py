@@ -11,7 +11,7 @@ from typing import Any
 from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, preset_for
 from ..config.plain_yaml import DEEPEST, parse_value
 from ..errors import UserError, meant, shown
-from ..policies.parts import find_parts
+from ..policies.parts import part_places
 from .numbers import number_between
 
 # Options of commands that are settings by another name.
@@ -149,30 +149,28 @@ def _preset_of(preset: str | None, changes: dict[str, Any]) -> str:
     policy = changes.get("policy")
     policy = policy if isinstance(policy, dict) else {}
     source = str(policy.get("source", "tinyworld"))
-    parts = {name: str(policy[name]) for name in ("text_encoder", "vae", "vace_module") if policy.get(name)}
-    kind = _kind_of(source, **parts)
+    module = policy.get("vace_module")
+    kind = _kind_of(source, str(module) if module else None)
     return preset_for(preset or ("tiny" if source in BUILT_IN else "paper"), kind or "vace")
 
 
-def _kind_of(
-    source: str, text_encoder: str | None = None, vae: str | None = None, vace_module: str | None = None
-) -> PolicyKind | None:
+def _kind_of(source: str, vace_module: str | None) -> PolicyKind | None:
     """None where it cannot be recognised: loading the policy reports why."""
     if source in BUILT_IN:
         return BUILT_IN[source]
-    try:
-        # First what is missing: looking into the files takes seconds of imports.
-        find_parts(source, text_encoder, vae, vace_module)
-        from ..policies.load import recognise
+    # Looking into a file takes seconds of imports.
+    if not os.path.exists(part_places(source)["transformer"]):
+        return None
+    from ..policies.load import recognise
 
+    try:
         return recognise(source, vace_module)
     except UserError:
         return None
 
 
 def _check_preset(config: TrainConfig) -> None:
-    policy, source = config.policy, config.policy.source
-    kind = _kind_of(source, policy.text_encoder, policy.vae, policy.vace_module)
+    kind, source = _kind_of(config.policy.source, config.policy.vace_module), config.policy.source
     if kind and config.preset != (fitting := preset_for(config.preset, kind)):
         raise UserError(
             f"preset `{config.preset}` does not fit {source}, which is a {kind} model; use --preset {fitting}, "
