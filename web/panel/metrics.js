@@ -1,7 +1,7 @@
 // The metrics of runs as far as this page has read them: thinned at first, then every row that is added.
 import { read } from "./server.js";
 
-const POINTS = 500;
+const POINTS = 360;
 const MOST = 4000; // rows kept of a run: read thinned again when there are more
 
 const known = new Map(); // run -> { rows, last, size }
