@@ -1,7 +1,7 @@
 // The metrics of runs as far as this page has read them: thinned at first, then every row that is added.
 import { read } from "./server.js";
 
-const POINTS = 500;
+const POINTS = 360;
 const MOST = 4000; // rows kept of a run: read thinned again when there are more
 
 const known = new Map(); // run -> { rows, last, size }
@@ -19,7 +19,7 @@ export async function metricsOf(run) {
   }
   // The last iteration is asked for again: its evaluation is written after its training row.
   while (true) {
-    const { rows, more } = await read(run.id, `metrics?since=${Math.max(0, found.last - 1)}`);
+    const { rows, more } = await read(run.id, `metrics?since=${Math.max(-1, found.last - 1)}`);
     const before = found.rows.filter((row) => row.iteration < (rows[0]?.iteration ?? Infinity));
     found.rows = rows.length ? [...before, ...rows] : found.rows;
     const last = rows.at(-1)?.iteration ?? found.last;

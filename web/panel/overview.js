@@ -13,7 +13,7 @@ const FRAME = 44; // pixels of a chart around its plot
 const SETTLED = 120; // ms after which a new size counts
 
 export function overview() {
-  let plots = [], token = 0, shownKey = "", over = [];
+  let plots = [], shownKey = "", over = [], asked = 0, shown = 0;
   const look = { smoothing: 0.6, log: false, zoom: undefined };
   const grid = el("div.igrpo-charts");
   const nothing = el("div.igrpo-note", { textContent: "Nothing is measured yet: the first curve appears with the first iteration." });
@@ -37,8 +37,9 @@ export function overview() {
   });
   sizes.observe(grid);
 
+  // What was read later is not replaced by what was asked for earlier; but a slow answer is shown until then.
   async function update(run) {
-    const turn = ++token;
+    const turn = ++asked;
     csv.href = address(run.id, "metrics.csv");
     const ids = [run.id, ...[...selection.overlaid].filter((id) => id !== run.id && store.runs.has(id))];
     const found = await Promise.all(
@@ -47,7 +48,8 @@ export function overview() {
         return { id, title: titleOf(one), rows: await metricsOf(one).catch(() => []) };
       }),
     );
-    if (turn !== token) return;
+    if (turn < shown) return;
+    shown = turn;
     over = found;
     render();
   }
