@@ -113,7 +113,7 @@ def relative(paths: Iterable[Path]) -> list[str]:
 
 MODULES = relative(path for name in ("nodes", "trainers") for path in sorted((REPOSITORY / name).rglob("*.py")))
 PAGES = relative([REPOSITORY / "README.md", *sorted(p for e in ("md", "js") for p in REPOSITORY.glob(f"web/**/*.{e}"))])
-WORKFLOWS = relative(sorted((REPOSITORY / "workflows").rglob("*.json")))
+WORKFLOWS = relative(sorted(p for name in ("workflows", "subgraphs") for p in (REPOSITORY / name).rglob("*.json")))
 
 
 @pytest.mark.parametrize("place", MODULES)
@@ -137,8 +137,11 @@ def test_pages(place):
 @pytest.mark.parametrize("place", WORKFLOWS)
 def test_notes_and_titles_of_workflows(place):
     content = json.loads((REPOSITORY / place).read_text(encoding="utf-8"))
-    shown = [thing.get("title") or "" for thing in (*content["nodes"], *content["groups"])]
-    shown += [node["widgets_values"][0] for node in content["nodes"] if node["type"] == "MarkdownNote"]
+    inner = content.get("definitions", {}).get("subgraphs", [])
+    nodes = [node for graph in (content, *inner) for node in graph["nodes"]]
+    shown = [thing.get("title") or "" for thing in (*nodes, *content["groups"])]
+    shown += [node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote"]
+    shown += [text for graph in inner for text in (graph["name"], graph.get("description", ""))]
     report([found for text in shown for found in findings(text, place)])
 
 

@@ -12,7 +12,8 @@ async function look(page, file) {
     return {
       prompt: (await app.graphToPrompt()).output,
       unknown: nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type),
-      dialogs: [...document.querySelectorAll("[role=dialog]")].map((d) => d.innerText.slice(0, 300)),
+      // The editor explains apps when the first one is opened.
+      dialogs: [...document.querySelectorAll("[role=dialog]")].map((d) => d.innerText.slice(0, 300)).filter((text) => !text.startsWith("Welcome to Apps")),
     };
   });
 }
@@ -23,7 +24,9 @@ async function look(page, file) {
   const found = {};
   try {
     await page.goto(address);
-    await page.waitForFunction(() => window.app?.extensionManager && window.app.graph?._nodes?.length > 1, null, { timeout: 60000 });
+    // Not the workflow that the editor opens by itself before.
+    const ours = () => window.app?.extensionManager && window.app.graph?._nodes?.some((n) => n.type.startsWith("IdentityGRPO"));
+    await page.waitForFunction(ours, null, { timeout: 60000 });
     await page.waitForTimeout(1500);
     for (const [index, file] of files.entries()) {
       if (index) {

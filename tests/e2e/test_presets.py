@@ -41,4 +41,4 @@ def test_templates_are_listed_in_the_order_of_their_numbers(seen):
 
 
 def marked(values: dict, **changed) -> dict:
-    return {f"● {name}" if name in changed else name: changed.get(name, value) for name, value in values.items()}
+    return {f"\u25cf {name}" if name in changed else name: changed.get(name, value) for name, value in values.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from comfy_client import Refused
-from comfy_graphs import NOTES, to_api
+from comfy_graphs import NOTES, flatten, to_api
 
 WORKFLOWS = sorted(
     (Path(__file__).parents[2] / "workflows").glob("*.json"), key=lambda path: int(path.stem.split("_")[0])
@@ -21,6 +21,7 @@ FILES = re.compile(
     r"|'NoneType' object has no attribute 'endswith'"  # core's error when no picture is chosen
 )
 SECONDS = 240
+WITHOUT_FILES = ("01_train_and_compare_in_miniature", "04_score_my_clips.app")
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
@@ -50,10 +51,10 @@ def test_it_carries_notes(workflow):
     assert any(node["type"] in NOTES and len(node["widgets_values"][0]) > 40 for node in nodes)
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS[1:], ids=lambda path: path.stem)
+@pytest.mark.parametrize("workflow", [w for w in WORKFLOWS if w.stem not in WITHOUT_FILES], ids=lambda path: path.stem)
 def test_it_lacks_files_at_most(comfyui, object_info, workflow):
-    """All nodes, inputs, widgets and links are there; only files have to be chosen (and none for the first)."""
-    content = json.loads(workflow.read_text(encoding="utf-8"))
+    """All nodes, inputs, widgets and links are there; only files have to be chosen."""
+    content = flatten(json.loads(workflow.read_text(encoding="utf-8")))
     assert {n["type"] for n in content["nodes"]} - set(object_info) <= {*NOTES, "Reroute"}
     graph = to_api(content, object_info)
     with pytest.raises(Refused) as refused:
@@ -73,3 +74,12 @@ def test_the_first_one_trains_and_compares_without_any_file(comfyui, object_info
     assert result.status == "success", result.error
     assert "%" in result.outputs[kinds["IdentityGRPOCompare"]]["text"][0]
     assert comfyui.pictures(result.outputs[kinds["IdentityGRPOCompare"]]["images"]).std() > 10
+
+
+def test_two_clips_are_compared_without_any_file(comfyui, object_info):
+    workflow = next(w for w in WORKFLOWS if w.stem == WITHOUT_FILES[1])
+    graph = to_api(json.loads(workflow.read_text(encoding="utf-8")), object_info)
+    result = comfyui.run(graph, SECONDS)
+    assert result.status == "success", result.error
+    (compare,) = (name for name, content in graph.items() if content["class_type"] == "IdentityGRPOCompare")
+    assert "%" in result.outputs[compare]["text"][0]
