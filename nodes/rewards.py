@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..trainers.config import RewardConfig
 from ..trainers.errors import UserError
+from ..trainers.modelfiles.inspection import inspect_file
 from ..trainers.pictures.boards import compare_board, score_board, verdict
 from ..trainers.rewards.folder import find_checkpoint, find_reward
 from ..trainers.rewards.geometry import VIDEO_MIN_PIXELS, frame_indices, resized
@@ -106,9 +107,10 @@ class LoadReward(io.ComfyNode):
             source=folders.reward_source(checkpoint), base_model=folders.base_source(base_model), dtype=name
         )
         find_reward(config)
-        return io.NodeOutput(
-            LazyReward(config, OnUse(lambda: _load(config, on_cpu))), ui=ui.PreviewText(f"{checkpoint}, {name}")
-        )
+        text = f"{checkpoint}, {name}"
+        if checkpoint != folders.BUILT_IN:
+            text += f"\nFile: {inspect_file(config.source)}"
+        return io.NodeOutput(LazyReward(config, OnUse(lambda: _load(config, on_cpu))), ui=ui.PreviewText(text))
 
 
 def _load(config: RewardConfig, on_cpu: bool) -> tuple[IdentityReward, Managed]:

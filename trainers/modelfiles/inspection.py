@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .identify import WIDTHS, Shapes, identify, name_adapter
 from .names import without_wrappers
 from .other_models import name_relative
@@ -50,9 +51,21 @@ def _inside(path: Path) -> tuple[Path, str]:
         return path / "transformer", "diffusers folder with "
     checkpoints = sorted(path.glob("checkpoint-*"), key=lambda c: (len(c.name), c.name))
     if os.path.isfile(path / "model_config.json") and checkpoints:
-        files = (p for name in REWARD_FILES if os.path.isfile(p := checkpoints[-1] / name))
-        return next(files, checkpoints[-1]), f"folder of a reward, its {checkpoints[-1].name} is "
+        return _first(checkpoints[-1], REWARD_FILES) or checkpoints[
+            -1
+        ], f"folder of a reward, its {checkpoints[-1].name} is "
+    if os.path.isfile(path / "adapter_config.json") and (found := _first(path, REWARD_FILES[2:])):
+        return found, "checkpoint of a reward, it is "
+    if os.path.isfile(path / "config.yaml") and os.path.isdir(path / "exports"):
+        exports = sorted((path / "exports").glob("*.safetensors"))
+        if not exports:
+            raise UserError(f"{path} is the folder of a run that has written no LoRA yet")
+        return exports[-1], f"folder of a run, its newest LoRA {exports[-1].name} is "
     return path, ""
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if os.path.isfile(folder / name)), None)
 
 
 def _kind(shapes: Shapes) -> list[str]:

@@ -23,6 +23,9 @@ Picture = Union[Image.Image, np.ndarray, "Tensor", Path, str]  # torch is not im
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's other plugins stay closed. Its JPEG plugin opens MPO (several JPEGs in one file) as well."""
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8")
+TEXT_BYTES = 64  # that show whether a file is a text
+REMEDIES = {"clip": "an animation (GIF, WebP, PNG), a folder of frames or a video file (MP4)"}
+"""What to give in place of a file that cannot be read, if that is no picture."""
 MAX_PIXELS = 89_000_000  # of a file: just below the number at which Pillow warns of a decompression bomb
 MAX_WEBP_PIXELS = 25_000_000  # libwebp takes 16 bytes a pixel, the others 4
 KEPT_PIXELS = 4096 * 4096  # larger pictures are shrunk while they are read: no consumer uses more
@@ -93,14 +96,26 @@ def format_problem(path: str | Path, what: str = "reference image") -> str | Non
     """What the first bytes of a file show to be wrong with it, without decoding it."""
     try:
         with open(path, "rb") as file:
-            known = file.read(4).startswith(SIGNATURES)
+            first = file.read(TEXT_BYTES)
     except OSError as error:
         return _unreadable(path, what, error.strerror or error)
-    return None if known else _unreadable(path, what, f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file")
+    if first.startswith(SIGNATURES):
+        return None
+    text = " but text" if first and _is_text(first) else ""
+    return _unreadable(path, what, f"it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file{text}")
+
+
+def _is_text(first: bytes) -> bool:
+    """Whether the first bytes of a file are UTF-8 without control characters; the last letter may be cut."""
+    text = first.decode("utf-8", "ignore")
+    return len(text.encode()) >= len(first) - 3 and not any(
+        ord(letter) < 32 and not letter.isspace() for letter in text
+    )
 
 
 def _unreadable(path: str | Path, what: str, reason: object) -> str:
-    return f"{what} {shown(path)} cannot be read ({reason}); give an existing PNG, JPEG or WebP file"
+    remedy = REMEDIES.get(what, "an existing PNG, JPEG or WebP file")
+    return f"{what} {shown(path)} cannot be read ({reason}); give {remedy}"
 
 
 def to_rgb(picture: Image.Image, max_pixels: int = KEPT_PIXELS) -> Image.Image:

@@ -51,6 +51,10 @@ def find_parts(
     if not os.path.isfile(texts) and not any(os.path.isfile(p / "tokenizer_config.json") for p in tokenizers):
         missing.append(f"tokenizer: {texts.parent / 'tokenizer'}")
     if missing:
+        if os.path.exists(wanted["transformer"]):
+            from .transformer_file import describe_transformer
+
+            describe_transformer(wanted["transformer"], vace_module)  # raises for what is no transformer, naming it
         raise UserError(
             f"no policy at {source}: not found are\n  "
             + "\n  ".join(missing)

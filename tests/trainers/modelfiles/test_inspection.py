@@ -178,3 +178,16 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="m.safetensors"):
         inspect_file(tmp_path / "m.safetensors")
+
+
+def test_a_reward_s_checkpoint_and_a_run_are_named_by_their_folders(repository, tmp_path):
+    reward = repository / "trainers" / "tinyworld" / "weights" / "reward" / "identity_reward"
+    assert inspect_file(reward / "checkpoint-265").startswith("checkpoint of a reward, it is identity reward, ")
+    (tmp_path / "exports").mkdir()
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match="is the folder of a run that has written no LoRA yet"):
+        inspect_file(tmp_path)
+    for iteration in (2, 10):
+        path = tmp_path / "exports" / f"run-{iteration:06d}.safetensors"
+        save_file({f"diffusion_model.blocks.0.self_attn.q.lora_{n}.weight": torch.ones(2, 2) for n in ("A", "B")}, path)
+    assert inspect_file(tmp_path).startswith("folder of a run, its newest LoRA run-000010.safetensors is LoRA for Wan")

@@ -167,3 +167,10 @@ def test_a_part_with_a_broken_configuration_is_named(folder, part):
     (folder / part / "config.json").write_text("{")
     with pytest.raises(UserError, match=rf"cannot read .*{part}.config\.json"):
         load_policy(folder)
+
+
+@pytest.mark.parametrize("part, what", [("vae", "a VAE of Wan 2.1"), ("text_encoder", "a UMT5 text encoder")])
+def test_another_part_given_as_the_policy_is_named(part, what):
+    source = next((TINYWORLD_WEIGHTS / "vace" / part).glob("*.safetensors"))
+    with pytest.raises(UserError, match=f"is {what}, not a Wan transformer"):
+        load_policy(source)
