@@ -71,7 +71,7 @@ def test_the_map_to_the_canonical_places_is_exact_for_a_similarity():
     angle = torch.tensor(torch.pi / 6)
     turn = 40 * torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
     move = torch.tensor([7.0, -3.0])
-    place = _similarity(torch.tensor(CANONICAL) @ turn.T + move)
+    place = _similarity(torch.tensor(CANONICAL) @ turn.T + move, CANONICAL)
     torch.testing.assert_close(place, torch.cat([turn, move[:, None]], 1), atol=1e-4, rtol=0)
 
 
