@@ -57,4 +57,4 @@ def _row(pair: Disagreement, names: tuple[str, str]) -> Image.Image:
     right = [name for name, margin in zip(names, pair.margins, strict=True) if (margin > 0) == (pair.label > 0)]
     text = f"verdict: {verdict}" + (f"; {right[0]} agrees" if pair.label and len(right) == 1 else "")
     (column,) = layout.columns([pair.references], [both.height])
-    return layout.captioned(column, both, f"{text}   {pair.kind}")
+    return layout.captioned(column, both, text + (f" ({pair.kind})" if pair.kind else ""))
