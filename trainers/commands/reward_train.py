@@ -174,7 +174,7 @@ class _Joined:
 
 def base_of(base_model: str | None, start: Path | None) -> Path:
     """The base model's folder. Raises UserError when none is named or it is not there."""
-    from ..rewards.checkpoint import find_base, find_checkpoint
+    from ..rewards.folder import find_base, find_checkpoint
 
     if base_model == TINYWORLD:
         return TINYWORLD_WEIGHTS / "reward" / "base_model"

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from ..rewards.checkpoint import find_checkpoint, read_weights
+from ..rewards.checkpoint import read_weights
 from ..rewards.config_files import AdapterFile
+from ..rewards.folder import find_checkpoint
 from ..rewards.model import RewardModel
 from ..rewards.names import PROJECTIONS
 from .recipe import RewardTraining
