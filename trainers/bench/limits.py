@@ -15,7 +15,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..lora.formats import read_lora
 from ..memory.placement import metric_name
-from ..memory.plan import GIB, MemoryPlan, Workload, choose
+from ..memory.plan import GIB, OVERHEAD, MemoryPlan, Workload, choose
 from ..memory.sizes import read_sizes
 from ..runs.batch import RunBatch
 from ..runs.folder import RunFolder
@@ -120,7 +120,8 @@ def rows(found: Outcome) -> Iterator[dict[str, Any]]:
 
 
 def _phases(plan: MemoryPlan) -> Iterator[tuple[str, int]]:
-    needs = {phase.name: phase.total for phase in plan.phases}
+    # PyTorch counts neither the libraries' work spaces nor what lies unused between tensors.
+    needs = {phase.name: phase.total - OVERHEAD for phase in plan.phases}
     if plan.name == "resident":
         for name, parts in TOGETHER.items():
             needs[name] = max(needs.pop(part) for part in parts)

@@ -8,7 +8,8 @@ branches of all videos at once, references included), L blocks and V control blo
 - a trained step with gradient checkpointing: T (L + V + 51): the input of every block, and the graph of one;
 - a trained step without: T (L + V) 37.5: the graphs of all blocks. `auto` takes what is free for such graphs, and is
   counted with one;
-- the VAE: 28 KB per pixel of a frame and clip at once (footprint.py), in float32, less for narrower VAEs;
+- the VAE: 25 KB per pixel of a frame and clip at once to decode, 18 or 6 KB to encode (footprint.py), in float32, less
+  for narrower VAEs;
 - scoring: 3 numbers per channel of the feed-forward, and 8 per channel of the states, for each token of the language
   model (99 KB for Qwen2.5-VL-3B); 3 and 20 for each patch of the vision tower (72 KB).
 
@@ -27,7 +28,7 @@ from typing import Literal
 from ..config import TrainConfig
 from ..errors import UserError
 from ..policies.base import Guidance, VideoSize
-from ..policies.footprint import VAE_BYTES_PER_PIXEL, VAE_WIDTH
+from ..policies.footprint import ENCODED_BYTES_PER_PIXEL, VAE_BYTES_PER_PIXEL, VAE_WIDTH
 from ..policies.phantom import branch_weights
 from ..policies.vae import VAE_PIXELS
 from ..rewards.geometry import MAX_PIXELS, SIDE, VIDEO_MIN_PIXELS, resized
@@ -121,7 +122,8 @@ class Workload:
         if swap_text:
             text += 2 * sizes.largest_text_block - sizes.text_blocks
         phases = [Phase("encode texts", {"text encoder": text}, TEXT_BYTES)]
-        phases.append(Phase("encode references", {"VAE": sizes.vae}, max(map(self._vae_bytes, videos))))
+        encoding = max(self._vae_bytes(size, ENCODED_BYTES_PER_PIXEL[sizes.kind]) for size in videos)
+        phases.append(Phase("encode references", {"VAE": sizes.vae}, encoding))
         for evaluation, prefix in ((False, ""), (True, "evaluation: ")):
             size = videos[evaluation]
             clips = max(1, min(self._at_once(evaluation), pixels // (size.frames * size.height * size.width)))
@@ -213,8 +215,8 @@ class Workload:
         videos = min(self.config.reward.micro_batch, self._videos(evaluation))
         return videos * max(tokens * self.sizes.reward_token, patches * self.sizes.reward_patch)
 
-    def _vae_bytes(self, size: VideoSize) -> int:
-        return VAE_BYTES_PER_PIXEL * size.height * size.width * self.sizes.vae_width // VAE_WIDTH
+    def _vae_bytes(self, size: VideoSize, per_pixel: int = VAE_BYTES_PER_PIXEL) -> int:
+        return per_pixel * size.height * size.width * self.sizes.vae_width // VAE_WIDTH
 
     def _vae_pixels(self, size: VideoSize, room: float) -> int:
         """Pixels that the VAE takes at once, within `room` bytes; at least one clip."""

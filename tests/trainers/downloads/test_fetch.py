@@ -147,7 +147,7 @@ def test_an_archive_is_unpacked_without_its_outer_folder(server, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("content", [b"no archive", tgz(UP__out=b"x")])
+@pytest.mark.parametrize("content", [b"no archive", tgz(UP__out=b"x")], ids=["no archive", "outside"])
 def test_an_archive_that_leads_out_or_is_none_is_refused(server, tmp_path, content):
     server.files["/a.tgz"] = content
     with pytest.raises(UserError, match="cannot be unpacked"):
