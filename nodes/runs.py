@@ -73,7 +73,7 @@ class Train(io.ComfyNode):
                 WanPolicyType.Input(
                     "policy",
                     tooltip="The model to train, from Load Model. A LoRA that acts on it, such as a distilled 4-step "
-                    "one, is a frozen part of it: training goes on under it. To train one further use start_lora.",
+                    "one, is a frozen part of it and is not changed. To train one further use start_lora.",
                 ),
                 RewardType.Input("reward", tooltip="The reward that scores the videos, from Load Reward."),
                 PromptSetType.Input(
