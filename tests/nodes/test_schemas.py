@@ -62,8 +62,8 @@ def test_it_is_found_by_name_category_and_aliases(found):
 @pytest.mark.parametrize(
     ("typed", "nodes"),
     [
-        ("person", ["VACESampler", "PhantomSampler", "VACEReferences", "Score", "Train"]),
-        ("face", ["VACESampler", "PhantomSampler", "Score", "FaceReport"]),
+        ("person", ["VACESampler", "PhantomSampler", "VACEReferences", "Score", "Train", "FaceReport", "KeepBest"]),
+        ("face", ["VACESampler", "PhantomSampler", "Score", "FaceReport", "KeepBest", "SampleUntilRight"]),
         ("identity", ["VACESampler", "LoadLoRA", "Score", "Compare", "Train"]),
         ("lora train", ["Train", "Run"]),
         ("grpo", ["Train", "Run", "LoadReward", "LoadLoRA", "PromptSet"]),
