@@ -21,7 +21,7 @@ from ..trainers.faces.users import BUILT_IN, load_recogniser
 from ..trainers.faces.weights import release_networks
 from .face_networks import face_networks_input
 from .inputs import require_choice, require_range
-from .pictures import references_input, to_image, to_pixels, to_references
+from .pictures import references_input, to_image, to_pixels, to_references, to_video
 from .rewards import score_clips
 from .types import FaceFiles, LazyReward, RewardType
 
@@ -49,7 +49,14 @@ class FaceReportNode(io.ComfyNode):
             category=CATEGORY,
             description="Shows whether the people of a video are those of the reference images: who is seen in which "
             "frame, swaps, missing people, duplicates and strangers. It compares faces and is trained on no reward.",
-            search_aliases=["face similarity", "identity check", "who is who", "face recognition", "evaluate video"],
+            search_aliases=[
+                "face similarity",
+                "identity check",
+                "person",
+                "who is who",
+                "face recognition",
+                "evaluate video",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the video, in order."),
                 references_input(PEOPLE),
@@ -94,7 +101,16 @@ class KeepBest(io.ComfyNode):
             category=CATEGORY,
             description="Keeps the video that shows its people best, of several of the same people: by the face "
             "report, by the reward, or by both.",
-            search_aliases=["best of n", "select video", "rank videos", "pick best", "choose"],
+            search_aliases=[
+                "best of n",
+                "select video",
+                "rank videos",
+                "pick best",
+                "choose",
+                "identity",
+                "person",
+                "face",
+            ],
             inputs=[
                 io.Autogrow.Input(
                     "clips",
@@ -127,6 +143,7 @@ class KeepBest(io.ComfyNode):
                 io.Int.Output("index", tooltip="Which video it is, from 1, in the order in which they are connected."),
                 io.String.Output("ranking", tooltip="All videos, best first, with their numbers."),
                 io.Image.Output("picture", tooltip="Frames of all videos, best first."),
+                io.Video.Output("video", tooltip="The best video at `fps` frames per second, for Save Video."),
             ],
             is_output_node=True,
         )
@@ -168,7 +185,8 @@ class KeepBest(io.ComfyNode):
         numbers |= {"faces": [number(headline) for headline in faces]} if faces else {}
         numbers |= {"reward": scores} if scores else {}
         shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": (ranking,), "identity_grpo": (numbers,)}
-        return io.NodeOutput(sources[order[0]], order[0] + 1, ranking, board, ui=shown)
+        best = sources[order[0]]
+        return io.NodeOutput(best, order[0] + 1, ranking, board, to_video(best, fps), ui=shown)
 
 
 def _clip(images: Tensor, name: str) -> Tensor:

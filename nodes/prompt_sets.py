@@ -173,7 +173,7 @@ class MakePromptSet(io.ComfyNode):
                     options=[BUILT_IN_SCENES, *folders.text_choices()],
                     default=BUILT_IN_SCENES,
                     tooltip="200 scenes of two and three people that come with the pack, or a text file of the input "
-                    "folder with a scene a line and {people} in it.",
+                    "folder with one scene in each line; the help page shows its form.",
                 ),
                 io.Int.Input(
                     "people",
@@ -200,7 +200,8 @@ class MakePromptSet(io.ComfyNode):
                 io.Boolean.Input(
                     "check_faces",
                     default=True,
-                    tooltip="Refuse portraits that do not show one face, large and sharp. Turn it off for drawings.",
+                    tooltip="Refuse portraits that do not show one face, large and sharp. Turn it off for illustrated "
+                    "people.",
                 ),
             ],
             outputs=[

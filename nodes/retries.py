@@ -32,7 +32,7 @@ class SampleUntilRight(Sampler):
             category="Identity-GRPO/samplers",
             description="Samples with one seed after the other until the face report sees the right people in the "
             "video. Without success it gives the best of all. The reference images must be photographs.",
-            search_aliases=["retry", "max tries", "best of n", "seed search", "resample", "identity"],
+            search_aliases=["retry", "max tries", "best of n", "seed search", "resample", "identity", "person", "face"],
             inputs=[
                 *sampler_inputs(8, scales, shift_input(3.0, "3 for VACE, 5 for Phantom.")),
                 io.Int.Input(
@@ -87,7 +87,7 @@ class SampleUntilRight(Sampler):
             people = find(to_references(references), device, face_networks)
         tries, lines = [], []
         for used in range(seed, min(seed + max_tries, SEED[1] + 1)):
-            images, latent = sample(policy.kind, scales, policy, references, seed=used, **inputs).args
+            images, latent, *_ = sample(policy.kind, scales, policy, references, seed=used, **inputs).args
             with on_networks() as device:
                 (found,) = report_videos([to_pixels(images)], people, fps, device)
             tries.append((images, latent, used, found))

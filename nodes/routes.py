@@ -8,10 +8,8 @@ from aiohttp import web
 from server import PromptServer
 
 from ..trainers.errors import UserError, shown
-from ..trainers.runs import launcher, starting, trash
+from ..trainers.runs import claims, launcher, requests, starting, trash
 from ..trainers.runs.cards import card
-from ..trainers.runs.folder import RunFolder
-from ..trainers.runs.registry import refresh
 from . import folders
 from .requests import Body, field, handler, run_id, run_of
 from .run_views import VIEWS, all_runs
@@ -64,23 +62,22 @@ def _resume(request: web.Request, body: Body) -> dict:
 def _save(request: web.Request, _: Body) -> dict:
     """Request a checkpoint and its LoRA; `message` shows when they will be written."""
     run = run_of(request)
-    status = refresh(run)
-    if status.state not in ("starting", "running"):
-        raise UserError(f"run {run.id} is {status.state} and cannot save: {_without_saving(run, status.state)}")
-    run.request("save")
-    after = status.iteration if status.state == "starting" else status.iteration + 1
-    last = after if status.iterations is None else min(after, status.iterations)
-    return card(run) | {"message": f"run {run.id} will save after iteration {last}"}
+    message = requests.save_now(run)
+    return card(run) | {"message": message}
 
 
 def _sample(request: web.Request, _: Body) -> dict:
-    """Request clips of the present LoRA; `message` shows when they will be written."""
+    """Request clips of the present LoRA; `message` shows when they will be sampled."""
     run = run_of(request)
-    status = refresh(run)
-    if status.state not in ("starting", "running"):
-        raise UserError(f"run {run.id} is {status.state}: only a run that trains samples clips")
-    run.request("sample")
-    return card(run) | {"message": f"run {run.id} will write clips after the iteration in progress"}
+    message = requests.sample_now(run)
+    return card(run) | {"message": message}
+
+
+def _move(request: web.Request, body: Body) -> dict:
+    """Move a waiting run `to` another place in the queue: first, up, down or last; `message` shows its place."""
+    run = run_of(request)
+    place = claims.move(run.path, field(body, "to", str))
+    return card(run) | {"message": f"run {run.id} is number {place} of the runs that wait for its device"}
 
 
 def _rename(request: web.Request, body: Body) -> dict:
@@ -136,21 +133,12 @@ def _duplicate(request: web.Request, body: Body) -> dict:
     return card(starting.copy_run(run, changes, name or None))
 
 
-def _without_saving(run: RunFolder, state: str) -> str:
-    """What a run keeps that does not train now."""
-    if state == "stopping":
-        return "it saves what is finished before it ends"
-    if state == "finished":
-        return "its last LoRA is saved already"
-    saved = run.checkpoints()
-    return f"it is saved at iteration {int(saved[-1].name)}" if saved else "nothing was saved, Resume begins again"
-
-
 ACTIONS = {
     "stop": _stop,
     "resume": _resume,
     "save": _save,
     "sample": _sample,
+    "move": _move,
     "rename": _rename,
     "delete": _delete,
     "duplicate": _duplicate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import comfy.model_management as management
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainers.config import RECIPES, make_config
@@ -16,6 +16,7 @@ from ..trainers.runs.registry import list_runs, refresh
 from ..trainers.runs.starting import start_once
 from ..trainers.runs.summary import summary
 from . import folders
+from .deletions import Deletions
 from .inputs import clean, require_choice
 from .pictures import to_image
 from .queue_again import NEVER, QUEUE_AGAIN, hold_back, next_time
@@ -42,6 +43,7 @@ from .types import LazyPolicy, LazyReward, PromptSetType, RewardType, TrainingRu
 
 CATEGORY = "Identity-GRPO/training"
 NOT_LINKED = object()
+_deletions = Deletions()
 REFUSE, WAIT = "end with an error", "wait in the queue"
 WHEN_BUSY = [REFUSE, WAIT]
 
@@ -73,7 +75,7 @@ class Train(io.ComfyNode):
                 WanPolicyType.Input(
                     "policy",
                     tooltip="The model to train, from Load Model. A LoRA that acts on it, such as a distilled 4-step "
-                    "one, is a frozen part of it: training goes on under it. To train one further use start_lora.",
+                    "one, is a frozen part of it and is not changed. To train one further use start_lora.",
                 ),
                 RewardType.Input("reward", tooltip="The reward that scores the videos, from Load Reward."),
                 PromptSetType.Input(
@@ -145,7 +147,7 @@ class Train(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
         """Changes when a run is deleted: queued again, these settings then start a new one."""
-        return repr([run.id for run in list_runs(folders.runs_root())])
+        return str(_deletions.count(folders.runs_root()))
 
     @classmethod
     def execute(
@@ -194,6 +196,7 @@ class Train(io.ComfyNode):
             management.unload_all_models()
             management.soft_empty_cache()
         run, new = start_once(folders.runs_root(), config, clean(name) or config.preset, gpus, wait=when_busy == WAIT)
+        _deletions.see(run)
         outcome = (
             "started" if new else "these settings have a run already (for another one change the seed or the name)"
         )
@@ -280,8 +283,8 @@ class Run(io.ComfyNode):
         if hold_back(chosen, queue_again):
             text += f"\nThe nodes behind this one run {moment}; the queue is free until then."
             follow = (ExecutionBlocker(None) for _ in range(2))
-        shown_now = ui.PreviewImage(pictures[0], cls=cls).as_dict() | shown(chosen, text, warning)
-        return io.NodeOutput(*follow, *pictures, text, ui=shown_now | ({"queue_again": (moment,)} if moment else {}))
+        queued = {"queue_again": (moment,)} if moment else {}
+        return io.NodeOutput(*follow, *pictures, text, ui=shown(chosen, text, warning) | queued)
 
 
 def _state(run: RunFolder) -> tuple:

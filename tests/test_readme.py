@@ -38,7 +38,16 @@ TINY = {
     "sample": ["--preset", "tiny", "--height", "16", "--width", "16", "--frames", "5", "--steps", "2"],
     "bench": ["--phases", "text", "--repeats", "1"],
 }
-LONG = ("demo", "proof", "comfyui", "verify", "faces", "reward")  # tested in tests/trainers; here they are parsed only
+LONG = (
+    "demo",
+    "proof",
+    "comfyui",
+    "verify",
+    "faces",
+    "reward",
+    "fetch",
+    "scaling",
+)  # tested in tests/trainers; here they are parsed only
 
 
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)

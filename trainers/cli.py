@@ -33,7 +33,7 @@ COMMANDS = {
     "runs": "list runs; show, stop, save, sample, rename, copy, export, delete or restore one; order the queue",
     "inspect": "say what files of weights are: kind, size, types, form, and what they were trained with",
     "convert": "write pickled weights (.pth) as .safetensors, without running code in them",
-    "fetch": "say which published files a task needs and where they belong; download them if told to",
+    "fetch": "list the published files that a task needs and where they belong; download them with --download",
     "prompts": "make a prompt set of portraits and scenes, with people and scenes held out",
     "settings": "print every setting with its type, default, preset values and meaning",
     "proof": "repeat the learning claim: several seeds and controls with shuffled rewards, as one table",

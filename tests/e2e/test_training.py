@@ -61,12 +61,12 @@ def test_it_reaches_its_last_iteration_and_all_queues_are_of_one_run(trained, ru
     assert listed["id"] == run.id and listed["state"] == "finished"
 
 
-def test_its_curve_text_and_numbers_are_in_the_history(trained, comfyui):
+def test_its_text_and_numbers_are_in_the_history(trained):
     shown = trained["last"].outputs[RUN]
     assert "finished, iteration 2 of 2" in shown["text"][0]
     assert [shown[name] for name in ("state", "iteration", "iterations")] == [["finished"], [2], [2]]
     assert isinstance(shown["reward_margin"][0], float) and 0 <= shown["win_rate"][0] <= 1
-    assert comfyui.pictures(shown["images"]).std() > 5
+    assert "images" not in shown  # the strip of the node shows the curve
 
 
 def test_the_lora_changes_the_picture_at_the_next_queue(trained):

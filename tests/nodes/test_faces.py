@@ -69,13 +69,15 @@ def test_the_picture_is_an_image(output):
 
 def test_the_best_video_is_kept(run_node, right, wrong, references):
     clips = {"clip0": wrong, "clip1": right}
-    best, index, ranking, _ = run_node("IdentityGRPOKeepBest", clips=clips, references=references)
+    best, index, ranking, _, video = run_node("IdentityGRPOKeepBest", clips=clips, references=references, fps=12.5)
     assert torch.equal(best, right) and index == 2 and ranking.startswith("1. video 2: faces 1.00")
+    parts = video.get_components()
+    assert torch.equal(parts.images, right) and parts.frame_rate == 12.5
 
 
 def test_a_clip_of_two_videos_is_split(run_node, right, wrong, references):
     clips = {"clip0": torch.cat([right, wrong])}
-    best, index, _, _ = run_node("IdentityGRPOKeepBest", clips=clips, references=references, videos_per_clip=2)
+    best, index, *_ = run_node("IdentityGRPOKeepBest", clips=clips, references=references, videos_per_clip=2)
     assert torch.equal(best, right) and index == 1
 
 
@@ -94,7 +96,7 @@ def test_the_reward_alone_looks_at_no_faces(run_node, references):
     people = torch.stack([torch.from_numpy(r) for r in items[0].references]).float() / 255
     (reward,) = run_node("IdentityGRPOLoadReward")
     given = {"clips": {"clip0": two, "clip1": one}, "references": {"ref0": people}, "reward": reward}
-    _, index, ranking, _ = run_node("IdentityGRPOKeepBest", **given, rank_by="reward")
+    _, index, ranking, *_ = run_node("IdentityGRPOKeepBest", **given, rank_by="reward")
     assert index == 2 and "faces" not in ranking
 
 

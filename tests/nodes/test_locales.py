@@ -81,9 +81,10 @@ def test_every_category_has_a_name(pack):
 def test_every_setting_of_the_editor_has_a_name():
     """A setting's `id: "Name.part"`, or a constant in its place."""
     ids = set()
+    panel = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "web" / "panel").glob("*.js"))
     for path in (REPOSITORY / "web").glob("*.js"):
         source = path.read_text(encoding="utf-8")
-        constants = dict(re.findall(r'^const (\w+) = "([^"]+)";', source, re.MULTILINE))
+        constants = dict(re.findall(r'^(?:export )?const (\w+) = "([^"]+)";', source + panel, re.MULTILINE))
         for block in re.findall(r"settings: \[(.*?)\n  \}?\],", source, re.DOTALL):
             found = re.findall(r'\bid: (?:"([^"]+)"|(\w+)),', block)
             ids |= {text or constants[name] for text, name in found}

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from trainers.runs.folder import RunFolder
 
 ROOT = "/identity_grpo/runs"
 REPOSITORY = Path(__file__).parents[2]
-ACTIONS = ("stop", "resume", "save", "sample", "rename", "delete", "duplicate")
+ACTIONS = ("stop", "resume", "save", "sample", "move", "rename", "delete", "duplicate")
 TRASH = "/identity_grpo/trash"
 WATCH = "/identity_grpo/watch"
 PARTS = (
@@ -616,6 +617,41 @@ def test_exports_have_size_score_and_the_name_that_loaders_list(ask, trained, tm
     assert (file["iteration"], file["bytes"], file["reward"], file["judge"]) == (2, 4, 2.0, 0.7) and file["best"]
 
 
+@pytest.fixture
+def waiting(make, tmp_path, monkeypatch):
+    """Three runs that wait for the same device in this order, in a queue of this test."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    claims = import_module("identity_grpo.trainers.runs.claims")
+    runs = [make("queued") for _ in range(3)]
+    entered = [claims.enter(run.path, ["cpu"]) for run in runs]
+    yield runs
+    for claim in entered:
+        claims.leave(claim)
+
+
+@pytest.mark.parametrize(("to", "place"), [("first", 1), ("up", 1), ("down", 3), ("last", 3)])
+def test_a_waiting_run_is_moved_in_the_queue(ask, waiting, to, place):
+    claims = import_module("identity_grpo.trainers.runs.claims")
+    ((status, answer),) = ask(post(f"{ROOT}/{waiting[1].id}/move", to=to))
+    assert (status, answer["id"]) == (200, waiting[1].id) and f" is number {place} of " in answer["message"]
+    assert [claim.run.name for claim in claims.claims()].index(waiting[1].id) == place - 1
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [({"to": "sideways"}, "cannot be moved `sideways`"), ({}, "`to` must be text"), ({"to": 1}, "text")],
+)
+def test_an_impossible_move_is_refused(ask, waiting, body, text):
+    ((status, answer),) = ask(post(f"{ROOT}/{waiting[1].id}/move", **body))
+    assert status == 409 and text in answer["error"]
+
+
+def test_a_run_that_does_not_wait_is_not_moved(ask, make, waiting):
+    ((status, answer),) = ask(post(f"{ROOT}/{make('stopped').id}/move", to="up"))
+    assert status == 409 and "does not wait in the queue" in answer["error"]
+
+
 def test_reading_changes_nothing(ask, trained):
     before = contents(trained)
     for part in ("", *(f"/{part}" for part in PARTS if part not in ("metrics.csv", "clips/0/0"))):
@@ -627,7 +663,7 @@ def test_reading_changes_nothing(ask, trained):
 def test_clips_are_requested_of_a_run_that_trains_only(ask, going, make):
     stopped = make("stopped")
     (yes, no) = ask(("POST", f"{ROOT}/{going.id}/sample"), ("POST", f"{ROOT}/{stopped.id}/sample"))
-    assert yes[0] == 200 and going.take("sample") and "write clips" in yes[1]["message"]
+    assert yes[0] == 200 and going.take("sample") and "will sample held-out clips after" in yes[1]["message"]
     assert no[0] == 409 and not stopped.take("sample")
 
 

@@ -104,7 +104,8 @@ def test_a_run_reaches_its_end_and_its_lora_lies_among_comfyuis(finished):
 
     assert finished.status().state == "finished"
     published = Path(folder_paths.get_folder_paths("loras")[0]) / "identity_grpo" / finished.id
-    assert [p.name for p in published.iterdir()] == [p.name for p in finished.exports_folder.glob("*.safetensors")]
+    names = [sorted(p.name for p in folder.glob("*.safetensors")) for folder in (published, finished.exports_folder)]
+    assert names[0] == names[1] != []
 
 
 def test_the_same_settings_show_the_run_and_start_no_second_one(node_output, parts, finished):
@@ -149,10 +150,27 @@ def test_a_second_run_on_the_device_is_refused_and_leaves_nothing(run_node, pack
     assert [p for p in running.path.parent.iterdir() if p.name != "prompt_sets"] == [running.path]
 
 
-def test_a_deleted_run_changes_the_fingerprint_of_train(pack, make):
-    node, run = pack.nodes[TRAIN], make("finished")
+def test_the_fingerprint_of_train_is_a_new_one_after_every_deletion(pack, make):
+    """Also when the same runs are there as at an earlier queue, whose cached output may be the deleted run."""
+    node, found = pack.nodes[TRAIN], []
+    make("finished")
+    for _ in range(3):
+        found.append(node.fingerprint_inputs())
+        run = make("finished")
+        assert node.fingerprint_inputs() == found[-1]
+        shutil.rmtree(run.path)
+    assert len(set(found)) == 3
+
+
+def test_a_run_that_was_deleted_before_the_next_queue_changes_the_fingerprint(pack, run_node, parts, root):
+    node = pack.nodes[TRAIN]
     before = node.fingerprint_inputs()
-    shutil.rmtree(run.path)
+    (run,) = run_node(TRAIN, **parts, **TINY, seed=8)
+    assert node.fingerprint_inputs() == before
+    (again,) = run_node(TRAIN, **parts, **TINY, seed=8)
+    assert again.id == run.id
+    ours("trainers.runs.launcher").stop(run, wait=60)
+    ours("trainers.runs.trash").delete(run)
     assert node.fingerprint_inputs() != before
 
 

@@ -40,7 +40,7 @@ def main(options: Namespace) -> int:
         print(f"nothing is missing in {models}")
         return 0
     if not options.download:
-        print(f"{len(missing)} missing in {models}; --download gets them, and goes on where it was interrupted")
+        print(f"{len(missing)} missing in {models}; --download downloads them, and continues an interrupted download")
         return 1
     for item in missing:
         print(f"{item.name}: {fetch(item, models, _Progress())}", flush=True)

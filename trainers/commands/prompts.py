@@ -34,8 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     make.add_argument(
         "--unchecked",
         action="store_true",
-        help="take portraits whose faces cannot be recognised, such as drawings; without it each has to show one face, "
-        "large and sharp",
+        help="take portraits whose faces cannot be recognised, such as those of illustrated people; without it each "
+        "has to show one face, large and sharp",
     )
 
 

@@ -26,8 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--frozen-lora",
         action="append",
         metavar="FILE[:STRENGTH]",
-        help="a LoRA that the policy is sampled with, such as a distilled 4-step LoRA: training goes on under it and "
-        "leaves it as it is; may be repeated",
+        help="a LoRA that the policy is sampled with, such as a distilled 4-step LoRA: it acts during training and "
+        "is not changed; may be repeated",
     )
     parser.add_argument("--name", help="how the run's id begins (default: the preset)")
     parser.add_argument(

@@ -110,7 +110,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _unpack(archive: Path, place: Path) -> None:
-    """The folder in the archive as `place`. Raises UserError for one that is damaged, or leads out of it."""
+    """The folder in the archive as `place`. Raises UserError for one that is damaged, or has members outside it."""
     if place.exists():
         raise UserError(f"there is a {place} already; move it away")
     try:

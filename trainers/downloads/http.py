@@ -1,4 +1,4 @@
-"""Downloads that go on where they were interrupted, and are checked before they get their name."""
+"""Downloads that continue after an interruption, and are checked before they get their name."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def check_portraits(people: Sequence[Person], progress: Callable[[], None] = lam
             f"{len(problems)} portraits cannot be used:\n  "
             + "\n  ".join(problems[:SHOWN])
             + more
-            + "\nreplace or remove them; for drawings, whose faces nothing recognises, turn the check off"
+            + "\nreplace or remove them; for illustrated people, whose faces nothing recognises, turn the check off"
         )
 
 

@@ -19,6 +19,7 @@ export const can = {
   sample: (run) => ["starting", "running"].includes(run.state),
   resume: (run) => !run.active && ["failed", "stopped", "queued"].includes(run.state),
   delete: (run) => !run.active,
+  move: (run) => run.state === "queued" && Boolean(run.active),
 };
 
 export const hints = {
@@ -51,6 +52,9 @@ export const save = (run) => attempt("Save now", () => server.act(run.id, "save"
 export const sample = (run) => attempt("Sample now", () => server.act(run.id, "sample"), true);
 
 export const resume = (run) => attempt("Resume", () => server.act(run.id, "resume", { wait: true }));
+
+// `to`: first, up, down or last among the runs that wait for the same device.
+const move = (run, to) => attempt("Move in the queue", () => server.act(run.id, "move", { to }), true);
 
 export const rename = (run, title) => attempt("Rename", () => server.act(run.id, "rename", { title }));
 
@@ -127,6 +131,9 @@ export function menuOf(run, { edit }) {
     entry("chart-line", "Open", () => openRun(run.id)),
     entry("camera", "Sample now", () => sample(run), can.sample(run)),
     entry("play", run.state === "queued" ? "Start" : "Resume", () => resume(run), can.resume(run)),
+    entry("angle-double-up", "Move to the front", () => move(run, "first"), can.move(run)),
+    entry("angle-up", "Move up", () => move(run, "up"), can.move(run)),
+    entry("angle-down", "Move down", () => move(run, "down"), can.move(run)),
     entry("link", "Use newest LoRA in the graph", () => useInGraph(run, `${run.id}: latest`), Boolean(run.saved)),
     entry("copy", "Duplicate", () => duplicate(run), run.state !== "damaged"),
     entry("sliders-h", "Duplicate with changes…", () => openRun(run.id, "settings"), run.state !== "damaged"),

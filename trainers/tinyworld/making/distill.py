@@ -34,7 +34,7 @@ from ..prompts import tiny_prompt_set
 from .steps import Clock, cosine
 
 FACTORS = r"(?:vace_)?blocks\.\d+\.(?:attn[12]\.(?:to_q|to_k|to_v|to_out\.0)|ffn\.net\.(?:0\.proj|2))"
-WHOLE = r"(?:vace_)?blocks\.\d+\.(?:.*\.bias|.*norm.*\.weight)"
+FULLY_TRAINED = r"(?:vace_)?blocks\.\d+\.(?:.*\.bias|.*norm.*\.weight)"
 """Parameters that get a full difference."""
 MEASURED = 64  # held-out items
 
@@ -45,18 +45,18 @@ class Student:
 
     policy: object
     before: dict[str, Tensor]
-    whole: dict[str, nn.Parameter]
+    full: dict[str, nn.Parameter]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [*lora_parameters(self.policy.transformer).values(), *self.whole.values()]
+        return [*lora_parameters(self.policy.transformer).values(), *self.full.values()]
 
     def lora(self) -> LoRA:
         """What was learned, in half precision."""
         found = to_lora(self.policy.transformer)
         modules = {name: (down.half(), up.half()) for name, (down, up) in found.modules.items()}
         differences = {
-            name: (parameter.detach().cpu() - self.before[name].cpu()).half() for name, parameter in self.whole.items()
+            name: (parameter.detach().cpu() - self.before[name].cpu()).half() for name, parameter in self.full.items()
         }
         return LoRA(modules, found.alpha, {}, differences)
 
@@ -66,7 +66,9 @@ def make_student(source: str, rank: int, device: torch.device) -> Student:
     policy = load_policy(source, torch.float32, device)
     transformer = policy.transformer
     own = dict(transformer.named_parameters())
-    whole = {name: parameter.requires_grad_(True) for name, parameter in own.items() if re.fullmatch(WHOLE, name)}
+    full = {
+        name: parameter.requires_grad_(True) for name, parameter in own.items() if re.fullmatch(FULLY_TRAINED, name)
+    }
     generator = torch.Generator().manual_seed(0)
     modules = {}
     for name, module in transformer.named_modules():
@@ -76,7 +78,7 @@ def make_student(source: str, rank: int, device: torch.device) -> Student:
     load_lora_into(transformer, LoRA(modules, dict.fromkeys(modules, float(rank))))
     for parameter in lora_parameters(transformer).values():
         parameter.requires_grad_(True)
-    return Student(policy, {name: parameter.detach().clone() for name, parameter in whole.items()}, whole)
+    return Student(policy, {name: parameter.detach().clone() for name, parameter in full.items()}, full)
 
 
 def batches(policy, conditions: list[Conditions], size: int, seed: int) -> Iterator[ConditionBatch]:
