@@ -47,7 +47,7 @@ def folder(root: Path, kind: str, *parts: str) -> None:
 
 def test_the_built_in_model_is_loaded_frozen_and_known_by_its_files(run_node):
     (loaded,) = run_node(NODE, **CHOICES)
-    assert loaded.policy.kind == "vace" and loaded.lora is None
+    assert loaded.policy.kind == "vace" and loaded.loras == ()
     assert loaded.config.source == "tinyworld" and loaded.config.dtype == "float32"
     assert not any(p.requires_grad for p in loaded.policy.transformer.parameters())
 

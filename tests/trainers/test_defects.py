@@ -150,7 +150,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 def test_defect_3_only_the_standard_library_and_declared_dependencies_are_imported(repository, sources):
     project = (repository / "pyproject.toml").read_text(encoding="utf-8")
-    lists = re.findall(r"^(?:dependencies|flash-attn|mp4|faces) = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+    lists = re.findall(r"^(?:dependencies|flash-attn|mp4|faces|onnx) = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
     declared = {re.match(r"[\w-]+", name)[0] for part in lists for name in re.findall(r'"([^"]+)"', part)}
     known = {IMPORT_NAMES.get(name, name) for name in declared} | set(sys.stdlib_module_names)
     known |= {"tokenizers", "huggingface_hub"}  # transformers cannot be without them

@@ -49,7 +49,7 @@ def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | Non
     """Write one file with ComfyUI's names (see `native_tensors`), which core and WanVideoWrapper read alike.
 
     diffusers' pipelines read it too, unless it has VACE's control blocks. The file gets the LoRA's own metadata,
-    overridden by `metadata`, and the hashes of its tensors that other tools identify it by. An older file is replaced
+    overridden by `metadata`; if there is any, also the hashes of its tensors that other tools identify it by. An older file is replaced
     only when the new one is complete. Raises UserError when it cannot be written.
     """
     path = Path(path)
@@ -60,7 +60,7 @@ def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | Non
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as aside:
             tensors = native_tensors(lora)
-            save_file(tensors, aside, metadata=merged | tensor_hashes(tensors))
+            save_file(tensors, aside, metadata=merged | tensor_hashes(tensors) if merged else None)
 
 
 def write_peft(lora: LoRA, folder: str | Path) -> None:

@@ -35,7 +35,9 @@ class TextAlignment:
 
         folder = find_clip(config)
         try:
-            model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model = CLIPModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises almost anything for a broken file
             raise UserError(f"rewards.alignment.source: {folder} cannot be loaded ({error}); {REMEDY}") from error

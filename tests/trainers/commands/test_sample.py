@@ -55,7 +55,7 @@ def test_the_solver_is_the_one_that_was_chosen(here, arguments):
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        (["--policy", "p"], "--reference is missing"),
+        (["--policy", "p"], "no policy at"),
         (["--prompt", "x"], "--reference is missing"),
         (["--reference", "text.png"], "--prompt is missing"),
         (["--reference", "none.png", "--prompt", "x"], "none.png does not exist"),

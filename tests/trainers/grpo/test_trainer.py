@@ -30,6 +30,7 @@ from trainers.runs.inputs import run_inputs
 from .small_run import SMALL, Forge
 
 one_kind = pytest.mark.parametrize("kind", ["vace"], indirect=True)
+EXPORTED = (".safetensors", ".webp")  # a LoRA and its preview
 FLOAT_ERROR = 2e-5  # of weights that an iteration moves by about the learning rate, 2e-3
 
 
@@ -208,7 +209,7 @@ def test_every_export_is_published_under_the_run_s_name_and_stays_there(halfway,
     halfway.exports_folder.mkdir()
     train(small_config(publish=str(tmp_path / "loras")), halfway, resume=True)
     published = tmp_path / "loras" / halfway.id
-    assert sorted(files(published)) == [f"{halfway.id}-00000{i}.safetensors" for i in (1, 2)]
+    assert sorted(files(published)) == [f"{halfway.id}-00000{i}{kind}" for i in (1, 2) for kind in EXPORTED]
     assert files(published) == files(halfway.exports_folder)
     assert halfway.status().message == ""
 
@@ -630,7 +631,8 @@ def test_exports_are_pruned_but_for_the_newest_the_best_and_those_asked_for(fini
     best = run.best().iteration
     assert {export.iteration for export in run.exports()} == {best, 5, 6}
     published = tmp_path / "loras" / run.id
-    assert {p.name for p in published.iterdir()} == {export.path.name for export in run.exports()}
+    names = {export.path.with_suffix(kind).name for export in run.exports() for kind in EXPORTED}
+    assert {p.name for p in published.iterdir()} == {p.name for p in run.exports_folder.glob("tiny*")} == names
 
 
 @one_kind
