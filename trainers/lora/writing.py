@@ -49,8 +49,8 @@ def write_native(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | Non
     """Write one file with ComfyUI's names (see `native_tensors`), which core and WanVideoWrapper read alike.
 
     diffusers' pipelines read it too, unless it has VACE's control blocks. The file gets the LoRA's own metadata,
-    overridden by `metadata`; if there is any, also the hashes of its tensors that other tools identify it by. An older file is replaced
-    only when the new one is complete. Raises UserError when it cannot be written.
+    overridden by `metadata`; if there is any, also the hashes of its tensors that other tools identify it by. An older
+    file is replaced only when the new one is complete. Raises UserError when it cannot be written.
     """
     path = Path(path)
     merged = {**lora.metadata, **(metadata or {})}
