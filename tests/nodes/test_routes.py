@@ -575,8 +575,8 @@ def test_the_frames_of_a_clip_are_one_picture(fetch, trained):
     status, headers, body = fetch(f"{ROOT}/{trained.id}/clips/2/0/frames?width=96")
     picture = Image.open(io.BytesIO(body))
     names = ("Frames", "Columns", "Width", "Height", "Fps")
-    assert status == 200 and [headers[f"X-{name}"] for name in names] == ["5", "5", "40", "24", "10"]
-    assert picture.size == (200, 24) and headers["X-Content-Type-Options"] == "nosniff"
+    assert status == 200 and [headers[f"X-{name}"] for name in names] == ["5", "2", "40", "24", "10"]
+    assert picture.size == (80, 72) and headers["X-Content-Type-Options"] == "nosniff"
     assert fetch(f"{ROOT}/{trained.id}/clips/2/0")[2][:4] == b"RIFF"
 
 

@@ -46,25 +46,17 @@ class Exports:
                 aside.write_bytes(moving)
         write_native(lora, path, entries)
         if asked:
-            write_atomic(self._list, json.dumps(sorted({*self.asked(), iteration})) + "\n")
+            write_atomic(_list(self.run), json.dumps(sorted({*asked_iterations(self.run), iteration})) + "\n")
         self.prune()
         self.publish()
         return path
-
-    def asked(self) -> set[int]:
-        """Iterations whose export the user asked for."""
-        try:
-            kept = json.loads(read_regular(self._list))
-            return {iteration for iteration in kept if isinstance(iteration, int)}
-        except (OSError, ValueError, TypeError, RecursionError):
-            return set()
 
     def prune(self) -> None:
         """Remove exports that are neither new, best nor asked for, also where they are published."""
         exports, best = self.run.exports(), self.run.best()
         kept = (
             {export.iteration for export in exports[-self.keep :]}
-            | self.asked()
+            | asked_iterations(self.run)
             | ({best.iteration} if best else set())
         )
         for export in exports:
@@ -111,6 +103,15 @@ class Exports:
         copy = self.published / export.path.name
         return copy.is_file() and copy.stat().st_size == export.path.stat().st_size
 
-    @property
-    def _list(self) -> Path:
-        return self.run.exports_folder / "kept.json"
+
+def asked_iterations(run: RunFolder) -> set[int]:
+    """Iterations whose export the user asked for."""
+    try:
+        kept = json.loads(read_regular(_list(run)))
+        return {iteration for iteration in kept if isinstance(iteration, int)}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return set()
+
+
+def _list(run: RunFolder) -> Path:
+    return run.exports_folder / "kept.json"
