@@ -11,7 +11,7 @@ from ..trainers.pictures.reading import read_picture
 from ..trainers.pictures.sheets import MOST_FRAMES, frame_sheet
 from ..trainers.runs.cards import card
 from ..trainers.runs.chosen_settings import chosen_settings
-from ..trainers.runs.exports import asked_exports
+from ..trainers.runs.exports import asked_iterations
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.gallery import clip_file, gallery, iteration_scores, reference_picture
 from ..trainers.runs.history import metrics_table
@@ -73,7 +73,7 @@ def exports(request: web.Request, _: Body) -> list[dict]:
     not published there."""
     run = run_of(request)
     scores = {row["iteration"]: row for row in run.evaluations()}
-    kept, best, newest = asked_exports(run), run.best(), run.newest()
+    kept, best, newest = asked_iterations(run), run.best(), run.newest()
     return [
         {
             "iteration": export.iteration,

@@ -46,7 +46,7 @@ class Exports:
                 aside.write_bytes(moving)
         write_native(lora, path, entries)
         if asked:
-            write_atomic(_list(self.run), json.dumps(sorted({*asked_exports(self.run), iteration})) + "\n")
+            write_atomic(_list(self.run), json.dumps(sorted({*asked_iterations(self.run), iteration})) + "\n")
         self.prune()
         self.publish()
         return path
@@ -56,7 +56,7 @@ class Exports:
         exports, best = self.run.exports(), self.run.best()
         kept = (
             {export.iteration for export in exports[-self.keep :]}
-            | asked_exports(self.run)
+            | asked_iterations(self.run)
             | ({best.iteration} if best else set())
         )
         for export in exports:
@@ -104,7 +104,7 @@ class Exports:
         return copy.is_file() and copy.stat().st_size == export.path.stat().st_size
 
 
-def asked_exports(run: RunFolder) -> set[int]:
+def asked_iterations(run: RunFolder) -> set[int]:
     """Iterations whose export the user asked for."""
     try:
         kept = json.loads(read_regular(_list(run)))
