@@ -24,13 +24,7 @@ REFERENCES = 3  # the most that an item of the prompt sets has
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--size",
-        choices=SIZES,
-        default="tiny",
-        help="TinyWorld (default), or models of the published sizes with random weights, made on the GPU",
-    )
-    parser.add_argument("--policy", choices=("vace", "phantom"), default="vace", help="default: vace")
+    add_trial(parser, "memory-trial")
     parser.add_argument(
         "--limits",
         type=number_between(1, 1024, float),
@@ -39,11 +33,22 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="GIB",
         help="beside two runs without a limit (default: 24 16 12); without a GPU there is one run for each plan",
     )
+
+
+def add_trial(parser: ArgumentParser, folder: str) -> None:
+    """The options of short runs that are measured: their models, and the default `folder` that keeps them."""
+    parser.add_argument(
+        "--size",
+        choices=SIZES,
+        default="tiny",
+        help="TinyWorld (default), or models of the published sizes with random weights, made on the GPU",
+    )
+    parser.add_argument("--policy", choices=("vace", "phantom"), default="vace", help="default: vace")
     parser.add_argument(
         "--folder",
         type=Path,
-        default=Path("memory-trial"),
-        help="for the models, which are kept (25 GB for 1.3b), the runs, and the table (default: memory-trial)",
+        default=Path(folder),
+        help=f"for the models, which are kept (25 GB for 1.3b), the runs, and the table (default: {folder})",
     )
     parser.add_argument(
         "--reuse", action="store_true", help="keep finished runs of the same settings that an earlier call has made"

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any
 
-from ..bench.sizes import SIZES
 from ..config import RECIPES, make_config, preset_for
 from ..config.presets import merge
 from .bench import say
-from .memory import trial_models
+from .memory import add_trial, trial_models
 from .numbers import number_between
-from .options import add_set, parse_settings
+from .options import parse_settings
 from .tables import markdown_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--size",
-        choices=SIZES,
-        default="tiny",
-        help="TinyWorld (default), or models of the published sizes with random weights, made on the GPU",
-    )
-    parser.add_argument("--policy", choices=("vace", "phantom"), default="vace", help="default: vace")
+    add_trial(parser, "scaling-trial")
     parser.add_argument("--preset", choices=RECIPES, help="whose settings are used (default: tiny for tiny, else fast)")
     parser.add_argument(
         "--processes",
@@ -42,16 +34,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--iterations", type=number_between(1, 100), default=2, help="of which the last is measured (default: 2)"
     )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("scaling-trial"),
-        help="for the models, which are kept (25 GB for 1.3b), the runs, and the table (default: scaling-trial)",
-    )
-    parser.add_argument(
-        "--reuse", action="store_true", help="keep finished runs of the same settings that an earlier call has made"
-    )
-    add_set(parser)
 
 
 def main(options: Namespace) -> int:

@@ -6,6 +6,7 @@ They are run by the package `onnxruntime` and never come with this code: Insight
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,7 +60,7 @@ def load_recogniser(detector: str | Path | None, embedder: str | Path | None) ->
     return Recogniser(detector and OnnxDetector(Path(detector)), embedder and OnnxEmbedder(Path(embedder)))
 
 
-class _Network:
+class _Network(ABC):
     """An ONNX file, read at once and refused if it has another interface."""
 
     kind: str
@@ -88,8 +89,9 @@ class _Network:
             raise UserError(f"{path} takes {[i.shape for i in inputs]}, which is not {self.kind}")
         self.input, self.shape = inputs[0].name, shape
 
+    @abstractmethod
     def _fits(self, shape: Sequence[Any]) -> bool:
-        raise NotImplementedError
+        """Whether the network takes pictures [N, 3, H, W] as this kind does."""
 
     def run(self, pictures: Tensor) -> list[np.ndarray]:
         return self.session.run(None, {self.input: pictures.cpu().numpy()})

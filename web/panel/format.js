@@ -1,6 +1,5 @@
 // Numbers, times and states as text.
 
-export const ACTIVE = ["starting", "running", "stopping", "hung"];
 
 // How each state looks: icon, name and CSS class. `queued` is two: it waits for a device, or was never started.
 const LOOKS = {
