@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TINYWORLD_WEIGHTS, TrainConfig, make_config
+from ..errors import UserError
 from ..files import write_atomic
 from .numbers import number_between
 from .options import add_runs_folder, add_set, parse_settings
@@ -36,6 +37,8 @@ LEAST_SEEDS = 4
 """Of the control. TinyWorld's base was made to compare people: random votes give a reward that prefers the better
 clips or the worse ones, so that one control shows nothing; the mean of several is at chance."""
 EVALUATION_SEED = 31
+FIXED = ("votes", "mistakes", "held_out", "epochs", "learning_rate", "set")
+"""Options that a folder of results belongs to: what is there already is not measured again."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -64,7 +67,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(options: Namespace) -> int:
-    """Do all of it, print the table and write it to `<runs>/proof.md`; 0 if every claim holds, else 1."""
+    """Do all of it, print the table and write it to `<runs>/proof.md`; 0 if every claim holds, else 1.
+
+    Repeated after an interruption it continues: with the seed, the reward and the run of GRPO that it was at.
+    """
     from accelerate import PartialState
 
     from ..grpo.intervals import relative_gain
@@ -74,7 +80,7 @@ def main(options: Namespace) -> int:
     quiet_libraries()
     started, spent = time.monotonic(), time.process_time()
     device, root = PartialState().device, options.runs
-    root.mkdir(parents=True, exist_ok=True)
+    _require_same_options(root, options)
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for seed in options.seeds:
         held_out = None
@@ -118,6 +124,20 @@ def main(options: Namespace) -> int:
     write_atomic(root / "proof.md", text)
     print(text)
     return 0 if all(holds for _, holds in claims) else 1
+
+
+def _require_same_options(root: Path, options: Namespace) -> None:
+    """Make the folder. Raises UserError for one with the results of other options."""
+    given, file = {name: getattr(options, name) for name in FIXED}, root / "options.json"
+    root.mkdir(parents=True, exist_ok=True)
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if changed := ["--" + name.replace("_", "-") for name in FIXED if known.get(name) != given[name]]:
+            raise UserError(
+                f"{root} holds the results of another {' and '.join(changed)}; give the same, or another folder as "
+                "--runs"
+            )
+    write_atomic(file, json.dumps(given, indent=1) + "\n")
 
 
 def _claims_of_control(accuracies: list[float], gain: Interval) -> list[tuple[str, bool]]:

@@ -89,6 +89,12 @@ def test_what_cannot_be_done_is_said(words, problem, tmp_path, monkeypatch, caps
     assert problem in capsys.readouterr().err
 
 
+def test_a_proof_of_other_votes_is_not_taken_for_this_one(tmp_path, capsys):
+    (tmp_path / "options.json").write_text('{"votes": 100, "mistakes": 0.1}')
+    assert main(["reward", "proof", "--runs", str(tmp_path)]) == 2
+    assert "holds the results of another --votes" in capsys.readouterr().err
+
+
 def test_pairs_are_sampled_with_two_seeds(tmp_path, capsys):
     """Of a prompt set's items, each on the disk before the next."""
     line = ["reward", "pairs", str(tmp_path / "pairs"), "--sample", "1", "--set", "evaluation.steps=2"]
