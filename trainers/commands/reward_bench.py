@@ -39,7 +39,7 @@ def main(options: Namespace) -> int:
     from .progress import quiet_libraries
 
     quiet_libraries()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu" and options.size != "tiny":
         raise UserError("a reward of 3 billion numbers is measured on a GPU, and there is none; give --size tiny")
     half = device.type == "cuda"
