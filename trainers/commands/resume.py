@@ -32,5 +32,5 @@ def main(options: Namespace) -> int:
             f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a "
             f"new run with --start-lora and its export in {run.exports_folder}"
         )
-    devices = check_devices(options.runs, options.processes, options.wait)
+    devices = check_devices(options.runs, run.config(), options.processes, options.wait)
     return train_to_end(run, was_started(run), options.processes, devices if options.wait else ())

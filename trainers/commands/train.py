@@ -48,7 +48,7 @@ def main(options: Namespace) -> int:
         for line in plan_lines(config, options.processes):
             print(line)
         return 0
-    devices = check_devices(options.runs, options.processes, options.wait)
+    devices = check_devices(options.runs, config, options.processes, options.wait)
     if config.policy.fp8:
         check_fp8(config)
     if not options.wait:  # what is free now is not what will be free at its turn; it is checked then

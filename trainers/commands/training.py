@@ -19,6 +19,7 @@ from ..runs.queue import wait_turn
 from .progress import Bar, Lines, open_display, quiet_libraries
 
 if TYPE_CHECKING:
+    from ..config import TrainConfig
     from ..grpo.trainer import Result
 
 STOPPED = 130
@@ -72,6 +73,9 @@ def execute(
                 stack.enter_context(heartbeat(run))
             if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
                 stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
+                rewards = ranks.reward_device(config.reward)
+                if rewards not in (None, ranks.device) and ranks.accelerator.is_local_main_process:
+                    stack.enter_context(hold_device(device_name(rewards.type, rewards.index), run.path))
             inputs = run_inputs(config)
         except UserError as error:
             run.set_status(state="failed", last_error=str(error))
@@ -108,8 +112,8 @@ def limit_threads(ranks) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS_BESIDE_GPU))
 
 
-def check_devices(root: Path, processes: int = 1, wait: bool = False) -> list[str]:
-    """The names of the devices that so many processes would use.
+def check_devices(root: Path, config: TrainConfig, processes: int = 1, wait: bool = False) -> list[str]:
+    """The names of the devices that so many processes of the run would use.
 
     Raises UserError when one of them is not there, or, unless the run is to `wait`, is held by another run (one in
     `root` may just be starting).
@@ -118,9 +122,12 @@ def check_devices(root: Path, processes: int = 1, wait: bool = False) -> list[st
     from accelerate import PartialState
 
     device = PartialState().device
-    gpus = [] if device.type != "cuda" else list(range(processes)) if processes > 1 else [device.index or 0]
-    if len(gpus) > max(1, torch.cuda.device_count()):
-        raise UserError(f"--processes {processes}: give at most one for each of the {torch.cuda.device_count()} GPUs")
+    count, own = torch.cuda.device_count(), config.reward.device == "own"
+    wanted = processes + own
+    gpus = [] if device.type != "cuda" else list(range(wanted)) if wanted > 1 else [device.index or 0]
+    if len(gpus) > max(1, count):
+        beside = ", and reward.device `own` takes one more" if own else ""
+        raise UserError(f"--processes {processes}: give at most one for each of the {count} GPUs{beside}")
     return starting.devices_for(root, device.type, gpus, wait)
 
 

@@ -11,13 +11,18 @@ import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+from ..errors import UserError
 from ..processes import adopt, alive, host, reap, start_token, suspended
 from .folder import RunFolder
 from .registry import refresh
 from .status import State
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """This package's folder: `trainers` in a checkout or a pack, `identity_grpo` where it is installed."""
@@ -60,14 +65,15 @@ def start(
 
     It works wherever the pack lies and whatever its folder is called: the child finds this package by PYTHONPATH, and
     its working directory is the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA
-    devices, as this process counts them, that get one process each, in place of `processes`; none of them: the CPU. The
+    devices, as this process counts them, in place of `processes` (see `processes_on`); none of them: the CPU. The
     status keeps them for a resume. `threads`: CPU threads of each process; None: its share of the cores. `wait`: names
     of the devices that it waits for in the queue (queue.py), in state `queued`; without them it fails when they are
     taken.
     """
     environment = dict(os.environ)
+    config = run.config()  # settings that cannot be read end the start here, and leave the run's status as it is
     if gpus is not None:
-        processes = max(1, len(gpus))
+        processes = processes_on(gpus, config)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(gpus))
         environment["ACCELERATE_USE_CPU"] = str(not gpus).lower()
     if threads or (processes > 1 and "OMP_NUM_THREADS" not in environment):
@@ -80,7 +86,6 @@ def start(
     detached = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
-    run.config()  # settings that cannot be read end the start here, and leave the run's status as it is
     run.prepare()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(
@@ -136,6 +141,17 @@ def stop(run: RunFolder, wait: float = 60.0) -> State:
         message = "it did not stop by itself and was ended by force; resume continues from its last checkpoint"
         run.set_status(state="stopped", message=message)
     return refresh(run).state
+
+
+def processes_on(gpus: Sequence[int], config: TrainConfig) -> int:
+    """How many processes a run has: one on each GPU, but for the last with `reward.device` own; one on the CPU.
+
+    Raises UserError for too few.
+    """
+    processes = len(gpus) - (config.reward.device == "own")
+    if gpus and not processes:
+        raise UserError("reward.device is `own`, which needs two GPUs or more; choose more, or set it to `same`")
+    return max(1, processes)
 
 
 def cores() -> int:
