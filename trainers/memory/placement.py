@@ -41,7 +41,7 @@ class Placement:
             self._parts[name] = Offloaded(model, self._device)
 
     def add_own(self, name: str, device: torch.device) -> None:
-        """A model that has `device` to itself: it stays there, and its stage of a pipeline runs beside the others."""
+        """A model that has `device` to itself: it is never moved, and its stage of a pipeline runs beside others."""
         self._own[name] = device
 
     @contextmanager
