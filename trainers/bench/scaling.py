@@ -78,6 +78,8 @@ def fit(found: Sequence[Scaled]) -> CostModel:
     if len(found) == 1:
         return CostModel(seconds[0] / most[0], 0.0, found[0].videos)
     shared, fixed = np.polyfit(most, seconds, 1).tolist()
+    if shared < 0:
+        return CostModel(0.0, float(np.mean(seconds)), found[0].videos)
     if fixed < 0:
         shared, fixed = float(np.dot(most, seconds) / np.dot(most, most)), 0.0
     return CostModel(shared, fixed, found[0].videos)

@@ -24,7 +24,7 @@ from ..rewards.scoring import score_videos
 from ..runs.folder import RunFolder
 from .ema import Ema
 from .plan import video_cost
-from .ranks import Ranks
+from .ranks import Ranks, rank_slice
 
 SAMPLES = 4
 """Held-out clips that are written after every evaluation."""
@@ -245,7 +245,7 @@ class Evaluator:
         self.placement = placement
         self.items = items
         self.run, self.ranks, self.check, self.report = run, ranks, check, report
-        self.baseline = run.read_measurement("base", Measurement)
+        self.baseline = ranks.from_main(lambda: run.read_measurement("base", Measurement))
         if self.baseline is not None and not self.baseline.is_of(self.items):
             self.baseline = None
         self.warning = ""
@@ -267,7 +267,7 @@ class Evaluator:
             self.run.write_measurement(iteration, found.to_dict())
             self.run.append_metrics(row)
 
-        self._write_clips(iteration, clips, write)
+        self._write_clips(iteration, self._costs, clips, write)
         return row
 
     def _watch(self, found: Measurement) -> None:
@@ -286,28 +286,30 @@ class Evaluator:
 
     def write_samples(self, iteration: int, ema: Ema) -> None:
         """Clips of the present average, between two evaluations."""
-        own = self._slice(self.items[:SAMPLES])
+        costs = self._costs[:SAMPLES]
+        own = self.ranks.slice(costs)
 
-        def sample() -> list[tuple[int, Tensor]]:
+        def sample() -> dict[int, Tensor]:
             with ema.applied():
-                return list(zip(own, self._videos(own), strict=True))
+                return dict(zip(own, self._videos(own), strict=True))
 
-        self._write_clips(iteration, self.ranks.on_all_ranks(sample))
+        self._write_clips(iteration, costs, self.ranks.on_all_ranks(sample))
 
-    def _slice(self, items: Sequence[PromptItem]) -> list[int]:
-        """The places of those of the items that this process measures."""
+    @property
+    def _costs(self) -> list[int]:
+        """What sampling each item costs."""
         size = evaluation_size(self.config)
-        return self.ranks.slice([video_cost(size, len(item.references)) for item in items])
+        return [video_cost(size, len(item.references)) for item in self.items]
 
     def _videos(self, own: Sequence[int], progress: Callable[[Sequence], Iterable] = iter) -> Tensor:
         items = [self.items[place] for place in own]
         return held_out_videos(self.policy, items, self.config, self.check, progress, self.placement)
 
-    def _measure(self, weights: AbstractContextManager) -> tuple[Measurement, list[tuple[int, Tensor]]]:
+    def _measure(self, weights: AbstractContextManager) -> tuple[Measurement, dict[int, Tensor]]:
         """The measurement of all items with the weights that hold in the context, and this process's part of the
         clips, by the places of their items."""
-        own = self._slice(self.items)
-        clips: list[tuple[int, Tensor]] = []
+        own = self.ranks.slice(self._costs)
+        clips: dict[int, Tensor] = {}
 
         def reported(chunks: Sequence) -> Iterator:
             for index, chunk in enumerate(chunks):
@@ -317,7 +319,7 @@ class Evaluator:
         def part() -> list[tuple[list[int], dict]]:
             with weights:
                 videos = self._videos(own, reported)
-            clips.extend((place, video) for place, video in zip(own, videos, strict=True) if place < SAMPLES)
+            clips.update((place, video) for place, video in zip(own, videos, strict=True) if place < SAMPLES)
             with self.placement.phase("evaluation: score", REWARD):
                 items = [self.items[place] for place in own]
                 return [(own, measure(self.reward, videos, items, self.config, self.judge).to_dict())]
@@ -325,14 +327,15 @@ class Evaluator:
         return Measurement.join(self.ranks.gather_results(part)), clips
 
     def _write_clips(
-        self, iteration: int, own: Sequence[tuple[int, Tensor]], then: Callable[[], None] = lambda: None
+        self, iteration: int, costs: Sequence[int], own: dict[int, Tensor], then: Callable[[], None] = lambda: None
     ) -> None:
-        """The clips of all processes are written by the main one, which runs `then` next."""
-        found = dict(self.ranks.gather_on_main(own))
+        """The main process writes the clips of all, and runs `then` next. `costs`: by which items were shared out."""
+        slices = [rank_slice(costs, rank, self.ranks.count) for rank in range(self.ranks.count)]
+        owners = {place: rank for rank, places in enumerate(slices) for place in places if place < SAMPLES}
+        clips = [self.ranks.send_to_main(own.get(place), owners[place]) for place in sorted(owners)]
 
         def write() -> None:
             if self.ranks.is_main:
-                clips = [found[place] for place in sorted(found)]
                 self.run.write_clips(iteration, self.items[: len(clips)], clips, self.config.reward.fps)
                 then()
 

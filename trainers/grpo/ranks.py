@@ -74,7 +74,7 @@ class Ranks:
         """
         require_trackers(trackers)
         # accelerate joins processes on CPUs only when it is asked for the CPU.
-        on_cpus = torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available()
+        on_cpus = "WORLD_SIZE" in os.environ and not torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=on_cpus,
             log_with=list(trackers) or None,
@@ -117,6 +117,19 @@ class Ranks:
         return torch.device("cuda", processes)
 
     @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return self.accelerator.is_local_main_process
+
+    @property
+    def on_several_machines(self) -> bool:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < self.count
+
+    @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
@@ -126,23 +139,39 @@ class Ranks:
 
     def slice(self, costs: Sequence[int]) -> list[int]:
         """This process's part of what costs so much each (see `rank_slice`)."""
-        return rank_slice(costs, self.accelerator.process_index, self.count)
+        return rank_slice(costs, self.rank, self.count)
 
     def gather(self, values: Sequence[T]) -> list[T]:
         """The values of all processes, in order of their ranks."""
         return gather_object(list(values))
 
-    def gather_on_main(self, values: Sequence[T]) -> list[T]:
-        """The values of all processes in the main process, nothing in the others: for what only one of them needs."""
-        if self.count == 1:
-            return list(values)
-        found = [None] * self.count if self.is_main else None
-        torch.distributed.gather_object(list(values), found)
-        return [value for part in found or () for value in part]
+    def send_to_main(self, value: T | None, owner: int) -> T | None:
+        """The `value` of process `owner` in the main process, None in all others; all of them know who the owner is.
+
+        For what is too large for all to get.
+        """
+        if owner == 0 or self.rank not in (0, owner):
+            return value if self.is_main else None
+        box = [value]
+        if self.is_main:
+            torch.distributed.recv_object_list(box, owner)
+            return box[0]
+        torch.distributed.send_object_list(box, 0)
+        return None
 
     def broadcast(self, value: T) -> T:
         """The main process's value."""
         return broadcast_object_list([value])[0]
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, which alone runs it; its errors reach all processes."""
+        return self.broadcast(self.on_all_ranks(lambda: work() if self.is_main else None))
+
+    def close(self) -> None:
+        """Leave the process group, when all processes have done their work."""
+        if self.count > 1:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by the sum over all processes; a missing one counts as zero.

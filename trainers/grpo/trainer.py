@@ -67,7 +67,7 @@ def train(
     """Train from the start or, with `resume`, from the newest checkpoint; leave status, metrics, checkpoints and
     exports in `run`.
 
-    Ctrl-C, SIGTERM (of a run of one process) and a `stop` request end it after the current step with state `stopped`;
+    Ctrl-C, SIGTERM and a `stop` request end it after the current step with state `stopped`;
     every iteration that was complete is kept, at most the one in flight is lost. A second Ctrl-C ends it at once. Any
     error leaves state `failed` with its message, and the last checkpoint as it was. Raises UserError, before anything
     is written, when a run that has checkpoints is started without `resume`.
@@ -75,7 +75,7 @@ def train(
     ranks = ranks or Ranks()
     if not resume and run.checkpoints():
         raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
-    interrupt = Interrupt(run, ranks.count)
+    interrupt = Interrupt(run)
     trainer = None
     try:
         with interrupt.handled():
@@ -83,15 +83,16 @@ def train(
                 run.set_status(state="starting", message="loading models", last_error="")
             # A run that died before its first iteration begins at 0 again. One that has trained, and lost its
             # checkpoints, does not: that would overwrite what is left of it.
-            from_checkpoint = resume and bool(run.checkpoints() or run.training())
+            from_checkpoint = ranks.broadcast(resume and bool(run.checkpoints() or run.training()))
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
             trainer = Trainer(config, run, inputs, ranks, interrupt, progress, from_checkpoint)
             result = trainer.train(resume)
     except (KeyboardInterrupt, Stopped):
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
     except BaseException as error:
-        if ranks.is_main:
-            # Writing the status may fail too (a full disk): the first error is the one to raise.
+        # What has failed before is the cause, as a process that is missing. Writing the status may fail too (a full
+        # disk): the first error is the one to raise.
+        if ranks.is_main and run.status().state != "failed":
             with contextlib.suppress(OSError, UserError):
                 run.set_status(state="failed", last_error=str(error) or type(error).__name__)
         raise
@@ -188,16 +189,18 @@ class Trainer:
             load_lora_into(policy.transformer, read_lora(config.start_lora))
 
     def _encode(self, policy: Policy, placement: Placement) -> None:
-        """All items that the run samples, once: the main process encodes them, the others read them from the disk.
+        """All items that the run samples, once: a machine's first process encodes them, its others read the results.
 
         Without a GPU nothing has to make room, and each item is encoded when it is sampled first.
         """
         wanted = ((self._sampled_items(), self.size), (self.held_out, evaluation_size(self.config)))
 
         def report(done: float) -> None:
-            self.progress.update(self.run.status().iteration, "encoding", done)
+            if self.ranks.is_main:
+                self.progress.update(self.run.status().iteration, "encoding", done)
 
-        ahead = self.ranks.is_main and (self.ranks.device.type != "cpu" or placement.moves)
+        # Once on every machine, which may have a disk of its own.
+        ahead = self.ranks.is_local_main and (self.ranks.device.type != "cpu" or placement.moves)
         own = wanted if ahead else ()
         self.ranks.on_all_ranks(
             lambda: encode_items(policy, placement, own, self.run.encodings_folder, self.check, report)
@@ -231,7 +234,15 @@ class Trainer:
         return ". ".join(text for text in texts if text)
 
     def _restore(self) -> None:
-        self.state, self.resume_message = load_newest(self.run, self.policy_name, self.items.digest, self.update)
+        # The others may not have the main process's disk.
+        def load() -> tuple[Snapshot, str]:
+            state, message = load_newest(self.run, self.policy_name, self.items.digest, self.update)
+            return capture(state, self.update), message
+
+        snapshot, self.resume_message = self.ranks.from_main(load)
+        self.state = snapshot.state
+        if not self.ranks.is_main:
+            restore(snapshot, self.update)
         self.saved_iteration = self.state.iteration
         if self.ranks.is_main:
             self._note()
@@ -289,7 +300,8 @@ class Trainer:
         """
         iteration, config = self.state.iteration, self.config
         last = iteration == config.iterations
-        evaluate = (last or iteration % config.evaluation.every == 0) and not self._evaluated()
+        due = last or iteration % config.evaluation.every == 0
+        evaluate = due and not self.ranks.broadcast(self._evaluated())
         sample, save = self._requested("sample"), self._requested("save")
         if evaluate:
             row = self.evaluator.evaluate(iteration, self.update.ema)
