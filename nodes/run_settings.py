@@ -19,7 +19,7 @@ from .inputs import require_choice
 from .sampling import LARGEST, LONGEST, STEP, size_problem
 from .types import LazyPolicy, LazyReward
 
-AUTO, CPU, ALL_GPUS = "auto", "CPU", "all GPUs"
+AUTO, CPU, ALL_GPUS, ONE_FOR_REWARDS = "auto", "CPU", "all GPUs", "all GPUs, the last for the rewards"
 NO_LORA = "none"
 MOST_HELD_OUT = 32  # rows
 PRESETS = "identity_grpo_presets"  # where the editor finds the values of each preset, in the options of `preset`
@@ -80,9 +80,9 @@ def _number(kind: type, name: str, least: float, most: float, **options) -> io.I
 
 
 def device_choices() -> list[str]:
-    """`auto`, the GPUs that PyTorch sees, all of them, the CPU."""
+    """`auto`, the GPUs that PyTorch sees, all of them in two ways, the CPU."""
     count = torch.cuda.device_count()
-    return [AUTO, *(f"GPU {i}" for i in range(count)), *([ALL_GPUS] if count > 1 else []), CPU]
+    return [AUTO, *(f"GPU {i}" for i in range(count)), *([ALL_GPUS, ONE_FOR_REWARDS] if count > 1 else []), CPU]
 
 
 def chosen_gpus(choice: str) -> list[int]:
@@ -91,7 +91,7 @@ def chosen_gpus(choice: str) -> list[int]:
     count = torch.cuda.device_count()
     if choice == CPU or not count:
         return []
-    if choice == ALL_GPUS:
+    if choice in (ALL_GPUS, ONE_FOR_REWARDS):
         return list(range(count))
     if choice != AUTO:
         return [int(choice.removeprefix("GPU "))]
@@ -136,20 +136,23 @@ def _still_changes(what: str, choice: str) -> str:
     )
 
 
-def model_settings(policy: LazyPolicy, reward: LazyReward, gpus: list[int]) -> dict:
+def model_settings(policy: LazyPolicy, reward: LazyReward, devices: str) -> dict:
     """The configuration's sections of both models. A CPU computes in float32 whatever ComfyUI's own device prefers.
 
     LoRAs that act on the policy are frozen parts of what is trained. Raises UserError for one that still changes.
     """
+
+    gpus = chosen_gpus(devices)
 
     def dtype(wanted: str) -> str:
         return wanted if gpus else "float32"
 
     loras = [_frozen_lora(file, strength) for file, strength in policy.loras if strength]
     taken = {name: getattr(reward.config, name) for name in ("source", "base_model", "fps")}
+    own = {"device": "own"} if devices == ONE_FOR_REWARDS else {}
     return {
         "policy": {**policy.config.model_dump(), "loras": loras, "dtype": dtype(policy.config.dtype)},
-        "reward": {**taken, "dtype": dtype(reward.config.dtype)},
+        "reward": {**taken, **own, "dtype": dtype(reward.config.dtype)},
     }
 
 

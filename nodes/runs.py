@@ -183,7 +183,7 @@ class Train(io.ComfyNode):
                 "rollout": {"groups_per_update": groups_per_update},
                 "optim": {"learning_rate": learning_rate},
                 "evaluation": {"every": evaluate_every},
-                **model_settings(policy, reward, gpus),
+                **model_settings(policy, reward, devices),
             }
         )
         changes |= reward.run_settings

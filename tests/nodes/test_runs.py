@@ -259,12 +259,12 @@ def test_the_lora_of_a_run_that_trains_is_nothing_to_start_from(run_node, pack, 
 def test_a_lora_of_the_policy_is_a_frozen_part_of_what_is_trained(pack, parts, make, tmp_path):
     settings, file = ours("nodes.run_settings"), ours("nodes.folders").LoraFile(tmp_path / "few steps.safetensors", "x")
     acting = replace(parts["policy"], loras=((file, 0.5), (file, 0.0)))
-    found = settings.model_settings(acting, parts["reward"], [])
+    found = settings.model_settings(acting, parts["reward"], "CPU")
     assert found["policy"]["loras"] == [f"{tmp_path}/few steps.safetensors:0.5"]
     run = make("running", exports=[3])
     changing = replace(acting, loras=((ours("nodes.folders").find_lora(f"{run.id}: latest"), 1.0),))
     with pytest.raises(pack.UserError, match="the policy's LoRA `.*` still changes"):
-        settings.model_settings(changing, parts["reward"], [])
+        settings.model_settings(changing, parts["reward"], "CPU")
 
 
 def test_tinyworlds_recipe_is_refused_for_another_model(run_node, pack, parts):
@@ -293,6 +293,7 @@ def test_a_phantom_model_gets_the_recipe_of_its_kind(parts, run_node):
         ("auto", "cpu", 2, [0, 1]),
         ("auto", "cpu", 0, []),
         ("all GPUs", "cuda:0", 2, [0, 1]),
+        ("all GPUs, the last for the rewards", "cuda:0", 3, [0, 1, 2]),
         ("GPU 1", "cuda:0", 2, [1]),
         ("CPU", "cuda:0", 2, []),
     ],
@@ -303,6 +304,14 @@ def test_auto_is_every_gpu_but_comfyuis_or_the_only_one(pack, monkeypatch, choic
     monkeypatch.setattr(settings.management, "get_torch_device", lambda: torch.device(own))
     assert choice in settings.device_choices()
     assert settings.chosen_gpus(choice) == taken
+
+
+def test_the_last_gpu_is_for_the_rewards_if_chosen(pack, monkeypatch, parts):
+    settings = ours("nodes.run_settings")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    reward = settings.model_settings(parts["policy"], parts["reward"], "all GPUs, the last for the rewards")["reward"]
+    assert reward["device"] == "own"
+    assert "device" not in settings.model_settings(parts["policy"], parts["reward"], "all GPUs")["reward"]
 
 
 # --- the prompt sets of Train ----------------------------------------------------------------------------------------

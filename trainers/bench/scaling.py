@@ -19,6 +19,7 @@ PREDICTED = (8, 64, 256)
 class Scaled:
     """The last iteration of a run on `processes` GPUs: seconds of its rollouts and of its updates.
 
+    `mean`, `slowest`: seconds of both that the processes worked on their own parts: their mean, and the slowest.
     `difference`: |LoRA - first LoRA| / |first LoRA|, of the run with the fewest processes.
     """
 
@@ -26,11 +27,18 @@ class Scaled:
     videos: int
     rollouts: float
     updates: float
+    mean: float
+    slowest: float
     difference: float
 
     @property
     def seconds(self) -> float:
         return self.rollouts + self.updates
+
+    @property
+    def exchange(self) -> float:
+        """Seconds that no process worked on its own part: gathering, gradients, the optimiser."""
+        return self.seconds - self.slowest
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ def scaled(processes: int, config: TrainConfig, run: RunFolder, first: RunFolder
         rollout.groups * rollout.group_size,
         row["seconds_rollout"],
         row["seconds_update"],
+        row["seconds_rollout_mean"] + row["seconds_update_mean"],
+        row["seconds_rollout_slowest"] + row["seconds_update_slowest"],
         lora_difference(run.newest().path, first.newest().path),
     )
 
@@ -68,16 +78,22 @@ def fit(found: Sequence[Scaled]) -> CostModel:
     if len(found) == 1:
         return CostModel(seconds[0] / most[0], 0.0, found[0].videos)
     shared, fixed = np.polyfit(most, seconds, 1).tolist()
+    if shared < 0:
+        return CostModel(0.0, float(np.mean(seconds)), found[0].videos)
     if fixed < 0:
         shared, fixed = float(np.dot(most, seconds) / np.dot(most, most)), 0.0
     return CostModel(shared, fixed, found[0].videos)
 
 
 def rows(found: Sequence[Scaled]) -> Iterator[dict[str, Any]]:
-    """A row for each run."""
+    """A row for each run. Efficiency, waiting, exchange and slower work are parts of the GPUs' time, and add up to 1.
+
+    Waiting: for the slowest process. Slower work: what the same work takes longer than with the fewest processes.
+    """
     first = found[0]
     for run in found:
         more = run.processes / first.processes
+        whole = more * run.seconds
         yield {
             "GPUs": run.processes,
             "videos": run.videos,
@@ -85,9 +101,12 @@ def rows(found: Sequence[Scaled]) -> Iterator[dict[str, Any]]:
             "updates s": f"{run.updates:.1f}",
             "s per video": f"{run.seconds / run.videos:.2f}",
             "times as fast": f"{first.seconds / run.seconds:.2f}",
-            "rollouts": f"{first.rollouts / run.rollouts / more:.0%}",
-            "updates": f"{first.updates / run.updates / more:.0%}",
-            "efficiency": f"{first.seconds / run.seconds / more:.0%}",
+            "rollouts": f"{first.rollouts / run.rollouts / more:.1%}",
+            "updates": f"{first.updates / run.updates / more:.1%}",
+            "efficiency": f"{first.seconds / whole:.1%}",
+            "waiting": f"{((run.slowest - run.mean) * more - first.slowest + first.mean) / whole:.1%}",
+            "exchange": f"{(run.exchange * more - first.exchange) / whole:.1%}",
+            "slower work": f"{(run.mean * more - first.mean) / whole:.1%}",
             "LoRA difference": f"{run.difference:.1e}",
         }
 

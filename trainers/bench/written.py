@@ -23,7 +23,7 @@ from .models import fill_randomly
 from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config
 
 PROMPT = "two people wave"
-PEOPLE, ROWS = 8, 12
+PEOPLE, ROWS = 8, 48
 RANK = 16  # of the reward's LoRA
 MADE = "made.json"
 """Written last: a folder that has it is complete."""

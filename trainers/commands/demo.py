@@ -33,9 +33,10 @@ def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:
     from . import evaluate
 
     quiet_libraries()
-    check_devices(options.runs)
+    config = demo_config(changes, options.policy)
+    check_devices(options.runs, config)
     started = time.monotonic()
-    run = RunFolder.create(options.runs, demo_config(changes, options.policy), "demo")
+    run = RunFolder.create(options.runs, config, "demo")
     config = run.config()
     videos = config.rollout.groups * config.rollout.group_size
     print(

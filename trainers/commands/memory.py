@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,19 +93,26 @@ def _trials(limits: list[float], cuda: bool) -> Iterator[tuple[str, dict[str, An
         yield from ((plan, {"plan": plan}) for plan in ("phases", "block_swap"))
 
 
-def trial_models(size: Size, policy: PolicyKind, folder: Path, device: torch.device) -> tuple[dict[str, Any], int]:
+def trial_models(
+    size: Size, policy: PolicyKind, folder: Path, device: torch.device, short_text: bool = False
+) -> tuple[dict[str, Any], int]:
     """The settings that name the models of a trial and its prompts, and the most references of an item.
 
-    `folder` is made, and models of a published size are written into it. Raises UserError for these without a GPU.
+    `folder` is made, and models of a published size are written into it, with `short_text` a text encoder of one layer.
+    Raises UserError for these without a GPU.
     """
     if size != "tiny" and device.type != "cuda":
         raise UserError(f"--size {size}: these models need a GPU; leave --size at tiny")
     folder.mkdir(parents=True, exist_ok=True)
     if size == "tiny":
         return {"policy": {"source": "tinyworld" if policy == "vace" else "tinyworld-phantom"}}, REFERENCES
+    from ..bench.sizes import SHORT_TEXT_ENCODER
     from ..bench.written import published, write_models
 
-    return write_models(folder / f"{policy}-{size}", published(size, policy), device, say), 2
+    sizes, name = published(size, policy), f"{policy}-{size}"
+    if short_text:
+        sizes, name = replace(sizes, text_encoder=SHORT_TEXT_ENCODER), f"{name}-short-text"
+    return write_models(folder / name, sizes, device, say), 2
 
 
 def _config(options: Namespace, models: dict[str, Any], memory: dict[str, Any]) -> TrainConfig:

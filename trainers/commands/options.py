@@ -12,6 +12,7 @@ from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, pr
 from ..config.plain_yaml import DEEPEST, parse_value
 from ..errors import UserError, meant, shown
 from ..policies.parts import part_places
+from ..runs.process_group import Machines
 from .numbers import number_between
 
 # Options of commands that are settings by another name.
@@ -54,6 +55,37 @@ def add_processes(parser: ArgumentParser) -> None:
         default=1,
         help="one per GPU; any number gives the same run (default: 1)",
     )
+
+
+def add_machines(parser: ArgumentParser) -> None:
+    """The options of a run on several machines; see `machines_from`."""
+    parser.add_argument(
+        "--machines",
+        type=number_between(1, 1024),
+        default=1,
+        help="machines of the run, each with as many processes; this command is started on all of them (default: 1)",
+    )
+    parser.add_argument(
+        "--machine-rank",
+        type=number_between(0, 1023),
+        default=0,
+        metavar="K",
+        help="which of them this one is, from 0; only machine 0 reads settings and keeps the run (default: 0)",
+    )
+    parser.add_argument("--rendezvous", metavar="HOST:PORT", help="address of machine 0, and a port that is free there")
+
+
+def machines_from(options: Namespace) -> Machines:
+    """What --machines, --machine-rank and --rendezvous say. Raises UserError where they do not fit each other."""
+    count, rank, address = options.machines, options.machine_rank, options.rendezvous or ""
+    if rank >= count:
+        raise UserError(f"--machine-rank {rank}: {count} machine{'s' * (count > 1)} are numbered from 0 to {count - 1}")
+    host, _, port = address.rpartition(":")
+    if count > 1 and not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(
+            f"--rendezvous `{shown(address)}`: give machine 0's name and a free port of it, e.g. 10.0.0.1:29500"
+        )
+    return Machines(count, rank, address if count > 1 else "")
 
 
 def add_wait(parser: ArgumentParser) -> None:

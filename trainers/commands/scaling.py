@@ -45,10 +45,13 @@ def main(options: Namespace) -> int:
 
     folder = options.folder.absolute()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models, _ = trial_models(options.size, options.policy, folder, device)
+    models, _ = trial_models(options.size, options.policy, folder, device, short_text=True)
     preset = preset_for(options.preset or ("tiny" if options.size == "tiny" else "fast"), options.policy)
     changes = merge(models, parse_settings(options.set))
-    config, whole = make_config(preset, merge(short_run(options), changes)), make_config(preset, changes)
+    whole = make_config(preset, changes)
+    evaluated = 2 if options.size == "tiny" else whole.rollout.micro_batch * max(options.processes)
+    short = merge(changes, {"held_out": 0 if options.size == "tiny" else evaluated})
+    config = make_config(preset, merge(short_run(options, evaluated), short))
     found: list[Scaled] = []
     first = None
     for processes in sorted(set(options.processes)):
@@ -63,11 +66,15 @@ def main(options: Namespace) -> int:
     return 0
 
 
-def short_run(options: Namespace) -> dict[str, Any]:
-    """Changes to a preset: few groups and hardly an evaluation; steps, sizes and micro-batches stay."""
+def short_run(options: Namespace, evaluated: int) -> dict[str, Any]:
+    """Changes to a preset: few groups and hardly an evaluation; steps, sizes and micro-batches stay.
+
+    evaluated: held-out items, as many as fill a micro-batch of every process: blocks compiled for another number of
+    videos would be compiled again, for any number.
+    """
     return {
         "iterations": options.iterations,
         "rollout": {"groups_per_update": options.groups},
-        "evaluation": {"items": 2, "steps": 2, "every": 1_000_000},
+        "evaluation": {"items": evaluated, "steps": 2, "every": 1_000_000},
         "checkpoint": {"every": 1_000_000},
     }

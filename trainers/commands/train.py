@@ -9,8 +9,16 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..runs.folder import RunFolder
 from .memory_plan import check_memory, plan_lines
-from .options import add_policy_and_preset, add_processes, add_runs_folder, add_wait, config_from
-from .training import check_devices, train_to_end
+from .options import (
+    add_machines,
+    add_policy_and_preset,
+    add_processes,
+    add_runs_folder,
+    add_wait,
+    config_from,
+    machines_from,
+)
+from .training import check_devices, join, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -37,24 +45,28 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_wait(parser)
     add_processes(parser)
+    add_machines(parser)
     add_runs_folder(parser)
 
 
 def main(options: Namespace) -> int:
     """Returns 0 when the run finished, 130 when it was stopped. Raises UserError, and leaves no run, for bad inputs."""
+    machines = machines_from(options)
+    if machines.rank:
+        return join(options.runs, options.processes, machines)
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
     if options.plan:
         for line in plan_lines(config, options.processes):
             print(line)
         return 0
-    devices = check_devices(options.runs, options.processes, options.wait)
+    devices = check_devices(options.runs, config, options.processes, options.wait)
     if config.policy.fp8:
         check_fp8(config)
     if not options.wait:  # what is free now is not what will be free at its turn; it is checked then
         check_memory(config)
     run = RunFolder.create(options.runs, config, options.name)
-    return train_to_end(run, False, options.processes, devices if options.wait else ())
+    return train_to_end(run, False, options.processes, devices if options.wait else (), machines)
 
 
 def check_fp8(config: TrainConfig) -> None:

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, command_line
+from ..files import write_atomic
 from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
+from ..runs.process_group import ANOTHER_ENDED, GRACE_SECONDS, Machines, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
 from .progress import Bar, Lines, open_display, quiet_libraries
 
 if TYPE_CHECKING:
+    from ..config import TrainConfig
+    from ..grpo.ranks import Ranks
     from ..grpo.trainer import Result
+    from ..grpo.watch import RankWatch
 
 STOPPED = 130
+SHARED = "shared.txt"
+"""By its content the processes of other machines know the disk of the first."""
 MOST_THREADS_BESIDE_GPU = 8
 
 
-def train_to_end(run: RunFolder, resuming: bool, processes: int, wait: Sequence[str] = ()) -> int:
+def train_to_end(
+    run: RunFolder, resuming: bool, processes: int, wait: Sequence[str] = (), machines: Machines = launcher.ALONE
+) -> int:
     """Train the run in this process or in several, and print how it ended; returns the exit status.
 
-    wait: names of the devices that it waits for in the queue; it is ended with this program while it waits.
+    wait: names of the devices that it waits for in the queue; it is ended with this program while it waits. machines:
+    those that the run is on, each with so many processes.
     """
     print(f"run {run.path}", flush=True)
     starting.claim(run)
     show = open_display()
     try:
-        if processes > 1:
-            state = _follow(run, resuming, processes, show, wait)
+        if processes > 1 or machines.count > 1:
+            state = _follow(run, resuming, processes, show, wait, machines)
         else:
             run.log(f"{'resumed' if resuming else 'started'} from the command line")
             with wait_turn(run, wait, print_now) if wait else contextlib.nullcontext(True) as turn:
@@ -51,11 +63,12 @@ def train_to_end(run: RunFolder, resuming: bool, processes: int, wait: Sequence[
 
 
 def execute(
-    run: RunFolder, resuming: bool, show: Callable[[ProgressReport], None], share_devices: bool = False
+    run: RunFolder | Path, resuming: bool, show: Callable[[ProgressReport], None], share_devices: bool = False
 ) -> Result:
-    """Train in this process (one of several under accelerate), holding its device; plot the curve at the end.
+    """Train in this process (one of several under the launcher, or torchrun), holding its device; plot the curve.
 
-    share_devices: do not hold it, because others use it too, or because it is held already.
+    run: on other machines than the first the folder that keeps runs; the run is that of machine 0. share_devices: do
+    not hold the device, because others use it too, or because it is held already.
     """
     quiet_libraries()
     from ..grpo.ranks import Ranks
@@ -63,29 +76,100 @@ def execute(
     from ..runs.devices import device_name, hold_device
     from ..runs.inputs import run_inputs
 
-    config, ranks = run.config(), None
+    ranks, copied = None, False
     with contextlib.ExitStack() as stack:
         try:
-            ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
+            if isinstance(run, RunFolder):
+                config = run.config()
+                ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
+            else:
+                ranks = Ranks()
+            if ranks.on_several_machines:
+                run, resuming, copied = same_run(ranks, run, resuming)
+                config = run.config()
             limit_threads(ranks)
+            watch = stack.enter_context(watched(ranks, run)) if ranks.count > 1 else None
             if ranks.is_main:
-                stack.enter_context(heartbeat(run))
-            if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
+                stack.enter_context(heartbeat(run, ranks=watch.ages if watch else list))
+            if not share_devices and (ranks.device.type != "cpu" or ranks.is_local_main):
                 stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
+                rewards = ranks.reward_device(config.reward)
+                if rewards not in (None, ranks.device) and ranks.is_local_main:
+                    stack.enter_context(hold_device(device_name(rewards.type, rewards.index), run.path))
             inputs = run_inputs(config)
         except UserError as error:
-            run.set_status(state="failed", last_error=str(error))
+            if isinstance(run, RunFolder):
+                run.set_status(state="failed", last_error=str(error))
             raise
         except KeyboardInterrupt:
-            # In a run of several processes it is a SIGTERM because another one has failed.
-            if ranks and ranks.count == 1:
+            if ranks is None or ranks.is_main:
                 run.set_status(state="stopped")
             raise
         result = train(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
+        if watch:
+            watch.close()
+        ranks.close()
+    if copied:
+        run.set_status(state=result.state, message="")
     # The device is free for another run by now.
     if ranks.is_main:
         _plot(run)
     return result
+
+
+@contextlib.contextmanager
+def watched(ranks: Ranks, run: RunFolder) -> Iterator[RankWatch]:
+    """Within the block a process that is missing ends this one: its main thread may wait for it in vain."""
+    from ..grpo.watch import RankWatch
+
+    def lost(reason: str) -> None:
+        if ranks.is_main:
+            run.set_status(state="failed", last_error=reason)
+        run.log(reason)
+        os.kill(os.getpid(), ANOTHER_ENDED)
+        time.sleep(GRACE_SECONDS)
+        os._exit(1)
+
+    watch = RankWatch(ranks.rank, ranks.count, ranks.broadcast, lost)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def same_run(ranks: Ranks, run: RunFolder | Path, resuming: bool) -> tuple[RunFolder, bool, bool]:
+    """The run of machine 0, whether it resumes, and whether this process keeps the status of a copy of its folder.
+
+    Where the disk is not shared the folder has only settings, logs and encodings.
+    """
+    token = secrets.token_hex()
+    if ranks.is_main:
+        write_atomic(run.path / "logs" / SHARED, token)
+    settings = (run.id, run.config().to_yaml(), token, resuming) if ranks.is_main else None
+    run_id, settings, token, resuming = ranks.broadcast(settings)
+    if isinstance(run, RunFolder):
+        ranks.on_all_ranks(lambda: None)
+        return run, resuming, False
+    ranks.on_all_ranks(lambda: RunFolder.copy_of(run, run_id, settings) if ranks.is_local_main else None)
+    folder = RunFolder(run / run_id)
+    if ranks.is_local_main:
+        print_now(f"run {folder.path}")
+    marker = folder.path / "logs" / SHARED
+    own = ranks.is_local_main and not (marker.is_file() and marker.read_text(encoding="ascii") == token)
+    log_to(folder, ranks.rank)
+    if own:
+        folder.prepare()
+        folder.set_status(state="running", message="its first machine has its curve, clips and LoRAs")
+    return folder, resuming, own
+
+
+def log_to(run: RunFolder, rank: int) -> None:
+    """What this process writes from here on, tracebacks of crashed libraries included, goes to its own log."""
+    log = run.rank_log(rank)
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
 
 
 def limit_threads(ranks) -> None:
@@ -94,13 +178,11 @@ def limit_threads(ranks) -> None:
     On a GPU the share is that of one GPU: processes that take as many threads as there are cores each would bring one
     another to a halt.
     """
-    import os
-
     import torch
 
     on_gpu = ranks.device.type == "cuda"
     if "OMP_NUM_THREADS" not in os.environ:
-        sharers = torch.cuda.device_count() if on_gpu else ranks.count
+        sharers = torch.cuda.device_count() if on_gpu else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, launcher.cores() // max(1, sharers)))
     if on_gpu:
         # What is left for the CPU are many small tensors: with 64 threads each, three processes took minutes for the
@@ -108,8 +190,8 @@ def limit_threads(ranks) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS_BESIDE_GPU))
 
 
-def check_devices(root: Path, processes: int = 1, wait: bool = False) -> list[str]:
-    """The names of the devices that so many processes would use.
+def check_devices(root: Path, config: TrainConfig, processes: int = 1, wait: bool = False) -> list[str]:
+    """The names of the devices that so many processes of the run would use.
 
     Raises UserError when one of them is not there, or, unless the run is to `wait`, is held by another run (one in
     `root` may just be starting).
@@ -118,9 +200,12 @@ def check_devices(root: Path, processes: int = 1, wait: bool = False) -> list[st
     from accelerate import PartialState
 
     device = PartialState().device
-    gpus = [] if device.type != "cuda" else list(range(processes)) if processes > 1 else [device.index or 0]
-    if len(gpus) > max(1, torch.cuda.device_count()):
-        raise UserError(f"--processes {processes}: give at most one for each of the {torch.cuda.device_count()} GPUs")
+    count, own = torch.cuda.device_count(), config.reward.device == "own"
+    wanted = processes + own
+    gpus = [] if device.type != "cuda" else list(range(wanted)) if wanted > 1 else [device.index or 0]
+    if len(gpus) > max(1, count):
+        beside = ", and reward.device `own` takes one more" if own else ""
+        raise UserError(f"--processes {processes}: give at most one for each of the {count} GPUs{beside}")
     return starting.devices_for(root, device.type, gpus, wait)
 
 
@@ -129,9 +214,24 @@ def print_now(text: str) -> None:
     print(text, flush=True)
 
 
-def _follow(run: RunFolder, resuming: bool, processes: int, show: Bar | Lines, wait: Sequence[str]) -> str:
+def join(runs: Path, processes: int, machines: Machines) -> int:
+    """Take part in the run of machine 0 with so many processes; returns the exit status. Ctrl-C stops the run.
+
+    runs: where runs are kept on this machine; it may be machine 0's folder on a shared disk.
+    """
+    print_now(f"machine {machines.rank} of {machines.count} joins the run at {machines.rendezvous}")
+    command = [*launcher.PROGRAM, str(runs.absolute()), "--join"]
+    failure = run_processes(command, processes, machines, launcher.child_environment(processes))
+    if failure is not None:
+        raise UserError(f"{failure}; the logs of this machine's processes are in the run's folder below {runs}")
+    return 0
+
+
+def _follow(
+    run: RunFolder, resuming: bool, processes: int, show: Bar | Lines, wait: Sequence[str], machines: Machines
+) -> str:
     """Start several processes and show their progress; Ctrl-C stops them as it stops one."""
-    child = launcher.start(run, resuming, processes, wait=wait)
+    child = launcher.start(run, resuming, processes, wait=wait, machines=machines)
     reported, queued = run.status().iteration, ""
     try:
         while child.poll() is None:

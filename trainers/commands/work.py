@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import closing
@@ -10,9 +10,11 @@ from pathlib import Path
 
 from ..runs import launcher
 from ..runs.folder import RunFolder
+from ..runs.process_group import note_failure, run_processes
 from ..runs.queue import wait_turn
+from .options import add_machines, machines_from
 from .progress import Lines
-from .training import execute, print_now
+from .training import execute, log_to, print_now
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,25 +22,44 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--share-devices", action="store_true", help="do not hold the device")
     parser.add_argument("--wait", nargs="+", metavar="DEVICE", help="wait in the queue until these devices are free")
-    parser.add_argument("--processes", type=int, default=1, help="with --wait: how many to start then")
+    parser.add_argument("--processes", type=int, default=1, help="how many to start, each on a GPU")
+    parser.add_argument("--join", action="store_true", help="FOLDER keeps runs; the run is machine 0's")
+    add_machines(parser)
 
 
 def main(options: Namespace) -> int:
+    if options.join:
+        return _train(options.folder, False, False)
     run = RunFolder(options.folder)
     if not options.wait:
-        return _train(run, options.resume, options.share_devices)
+        return _start(run, options, options.share_devices)
     sys.stdin.read()  # closed when the launcher has written the status, or has died
     with wait_turn(run, options.wait, print_now) as turn:
-        if not turn:
-            print_now("stopped while it waited for its device")
-            return 0
-        if options.processes == 1:
-            return _train(run, options.resume, share_devices=True)
-        # This process holds the devices for them.
-        return subprocess.call(launcher.command(run, options.resume, options.processes, share_devices=True))
+        if turn:
+            # This process holds the devices, for those that it starts as well.
+            return _start(run, options, share_devices=True)
+        print_now("stopped while it waited for its device")
+        return 0
 
 
-def _train(run: RunFolder, resume: bool, share_devices: bool) -> int:
+def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
+    """Train in this process, or in those that it starts and watches."""
+    machines = machines_from(options)
+    if options.processes == machines.count == 1:
+        return _train(run, options.resume, share_devices)
+    command = launcher.command(run, options.resume, share_devices=share_devices)
+    failure = run_processes(command, options.processes, machines)
+    if failure is None:
+        return 0
+    print_now(str(failure))
+    note_failure(run, failure)
+    return 1
+
+
+def _train(run: RunFolder | Path, resume: bool, share_devices: bool) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank and isinstance(run, RunFolder):
+        log_to(run, rank)
     with closing(Lines(notes=False)) as show:
         result = execute(run, resume, show, share_devices)
     print_now(f"{result.state} at iteration {result.iteration}")

@@ -107,6 +107,11 @@ class RewardConfig(Section):
         None, description="folder or file of the Qwen2.5-VL it was trained on; null: as the checkpoint names it"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the reward model; its head stays float32")
+    device: Literal["same", "own"] = Field(
+        "same",
+        description="same: the rewards share the policy's GPU, in turn with it; own: they have the last of the run's "
+        "GPUs to themselves, and score videos while the next are sampled. Both give the same run",
+    )
     fps: Number = Field(
         10.0, ge=0.01, le=1000, description="frames per second of the sampled videos; the rate is part of the score"
     )

@@ -23,7 +23,8 @@ from ..prompts import PromptItem
 from ..rewards.scoring import score_videos
 from ..runs.folder import RunFolder
 from .ema import Ema
-from .ranks import Ranks
+from .plan import video_cost
+from .ranks import Ranks, rank_slice
 
 SAMPLES = 4
 """Held-out clips that are written after every evaluation."""
@@ -62,11 +63,18 @@ class Measurement:
         )
 
     @classmethod
-    def join(cls, parts: Iterable[dict]) -> Measurement:
-        """The measurements of several processes (as `to_dict`), in order, as one."""
-        filled = [part for part in parts if part["ids"]]
-        names = cls.__dataclass_fields__
-        return cls(**{n: None if filled[0][n] is None else [v for part in filled for v in part[n]] for n in names})
+    def join(cls, parts: Iterable[tuple[Sequence[int], dict]]) -> Measurement:
+        """The measurements of several processes (as `to_dict`) as one; beside each the places of its items."""
+        filled = [part for part in parts if part[0]]
+        order = np.argsort([place for places, _ in filled for place in places])
+
+        def joined(name: str) -> list | None:
+            if filled[0][1][name] is None:
+                return None
+            values = [value for _, measured in filled for value in measured[name]]
+            return [values[i] for i in order]
+
+        return cls(**{name: joined(name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -237,7 +245,7 @@ class Evaluator:
         self.placement = placement
         self.items = items
         self.run, self.ranks, self.check, self.report = run, ranks, check, report
-        self.baseline = run.read_measurement("base", Measurement)
+        self.baseline = ranks.from_main(lambda: run.read_measurement("base", Measurement))
         if self.baseline is not None and not self.baseline.is_of(self.items):
             self.baseline = None
         self.warning = ""
@@ -246,23 +254,20 @@ class Evaluator:
         """The row of metrics.jsonl for the averaged LoRA against the base policy, which is measured once, first."""
         untrained = iteration == 0 and not self.config.start_lora
         if self.baseline is None or untrained:
-            self.baseline, videos = self._measure(lora_disabled(self.policy.transformer))
+            self.baseline, clips = self._measure(lora_disabled(self.policy.transformer))
         # The LoRA of an untrained run changes nothing yet.
         found = self.baseline
         if not untrained:
-            found, videos = self._measure(ema.applied())
+            found, clips = self._measure(ema.applied())
         row = evaluation_row(iteration, self.baseline, found)
         self._watch(found)
 
         def write() -> None:
-            if self.ranks.is_main:
-                self.run.write_measurement("base", self.baseline.to_dict())
-                self.run.write_measurement(iteration, found.to_dict())
-                clips = videos[:SAMPLES]
-                self.run.write_clips(iteration, self.items[: len(clips)], clips, self.config.reward.fps)
-                self.run.append_metrics(row)
+            self.run.write_measurement("base", self.baseline.to_dict())
+            self.run.write_measurement(iteration, found.to_dict())
+            self.run.append_metrics(row)
 
-        self.ranks.on_all_ranks(write)
+        self._write_clips(iteration, self._costs, clips, write)
         return row
 
     def _watch(self, found: Measurement) -> None:
@@ -281,30 +286,57 @@ class Evaluator:
 
     def write_samples(self, iteration: int, ema: Ema) -> None:
         """Clips of the present average, between two evaluations."""
+        costs = self._costs[:SAMPLES]
+        own = self.ranks.slice(costs)
 
-        def write() -> None:
-            if self.ranks.is_main:
-                items = self.items[:SAMPLES]
-                with ema.applied():
-                    videos = held_out_videos(self.policy, items, self.config, self.check, placement=self.placement)
-                self.run.write_clips(iteration, items, videos, self.config.reward.fps)
+        def sample() -> dict[int, Tensor]:
+            with ema.applied():
+                return dict(zip(own, self._videos(own), strict=True))
 
-        self.ranks.on_all_ranks(write)
+        self._write_clips(iteration, costs, self.ranks.on_all_ranks(sample))
 
-    def _measure(self, weights: AbstractContextManager) -> tuple[Measurement, Tensor]:
-        """The measurement of all items, and this process's own videos, with the weights that hold in the context."""
-        own = [self.items[i] for i in self.ranks.slice(len(self.items))]
+    @property
+    def _costs(self) -> list[int]:
+        """What sampling each item costs."""
+        size = evaluation_size(self.config)
+        return [video_cost(size, len(item.references)) for item in self.items]
+
+    def _videos(self, own: Sequence[int], progress: Callable[[Sequence], Iterable] = iter) -> Tensor:
+        items = [self.items[place] for place in own]
+        return held_out_videos(self.policy, items, self.config, self.check, progress, self.placement)
+
+    def _measure(self, weights: AbstractContextManager) -> tuple[Measurement, dict[int, Tensor]]:
+        """The measurement of all items with the weights that hold in the context, and this process's part of the
+        clips, by the places of their items."""
+        own = self.ranks.slice(self._costs)
+        clips: dict[int, Tensor] = {}
 
         def reported(chunks: Sequence) -> Iterator:
             for index, chunk in enumerate(chunks):
                 self.report(index / len(chunks))
                 yield chunk
 
-        def part() -> tuple[Tensor, Measurement]:
+        def part() -> list[tuple[list[int], dict]]:
             with weights:
-                videos = held_out_videos(self.policy, own, self.config, self.check, reported, self.placement)
+                videos = self._videos(own, reported)
+            clips.update((place, video) for place, video in zip(own, videos, strict=True) if place < SAMPLES)
             with self.placement.phase("evaluation: score", REWARD):
-                return videos, measure(self.reward, videos, own, self.config, self.judge)
+                items = [self.items[place] for place in own]
+                return [(own, measure(self.reward, videos, items, self.config, self.judge).to_dict())]
 
-        videos, mine = self.ranks.on_all_ranks(part)
-        return Measurement.join(self.ranks.gather([mine.to_dict()])), videos
+        return Measurement.join(self.ranks.gather_results(part)), clips
+
+    def _write_clips(
+        self, iteration: int, costs: Sequence[int], own: dict[int, Tensor], then: Callable[[], None] = lambda: None
+    ) -> None:
+        """The main process writes the clips of all, and runs `then` next. `costs`: by which items were shared out."""
+        slices = [rank_slice(costs, rank, self.ranks.count) for rank in range(self.ranks.count)]
+        owners = {place: rank for rank, places in enumerate(slices) for place in places if place < SAMPLES}
+        clips = [self.ranks.send_to_main(own.get(place), owners[place]) for place in sorted(owners)]
+
+        def write() -> None:
+            if self.ranks.is_main:
+                self.run.write_clips(iteration, self.items[: len(clips)], clips, self.config.reward.fps)
+                then()
+
+        self.ranks.on_all_ranks(write)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from ..errors import UserError
 from ..runs.folder import RunFolder
+from ..runs.process_group import ANOTHER, ANOTHER_ENDED
 
 
 class Stopped(Exception):
@@ -18,11 +19,11 @@ class Stopped(Exception):
 class Interrupt:
     """Ctrl-C and SIGTERM are noted instead of ending the process in the middle of a write; a second Ctrl-C ends it.
 
-    In a run of several processes SIGTERM comes from the launcher, when another process has died: it is an error.
+    In a run of several processes another signal shows that one of them has died: it is an error.
     """
 
-    def __init__(self, run: RunFolder, processes: int = 1) -> None:
-        self.run, self.processes = run, processes
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
         self._noted = threading.Event()
 
     def check(self) -> None:
@@ -36,7 +37,9 @@ class Interrupt:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, self._note) for number in {signal.SIGINT, signal.SIGTERM, ANOTHER_ENDED}
+        }
         try:
             yield
         finally:
@@ -44,10 +47,8 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if number == signal.SIGTERM and self.processes > 1:
-            raise UserError(
-                "another process of this run has ended, see the log; resume continues from the last checkpoint"
-            )
+        if number == ANOTHER_ENDED != signal.SIGTERM:
+            raise UserError(f"{ANOTHER}; resume continues from the last checkpoint")
         if number == signal.SIGINT and self._noted.is_set():
             raise KeyboardInterrupt
         self._noted.set()

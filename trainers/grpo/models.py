@@ -58,12 +58,13 @@ def load_models(
     plan: MemoryPlan,
     adapt: Callable[[Policy, TrainConfig], None],
     encode: Callable[[Policy, Placement], None],
+    reward_device: torch.device | None = None,
 ) -> Models:
     """Load what `config` names. `adapt` makes the policy ready for its work (with its LoRA), by the settings it gets.
 
     `encode` encodes all items (see `encode_items`), before the reward is loaded and the transformer is moved; encoded
-    texts and references are kept in the folder `encodings`. With `memory.limit` PyTorch enforces the limit. Raises
-    UserError for missing or broken files.
+    texts and references are kept in the folder `encodings`. `reward_device`: that the reward has to itself. With
+    `memory.limit` PyTorch enforces the limit. Raises UserError for missing or broken files.
     """
     if device.type == "cuda" and config.memory.limit is not None:
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -82,8 +83,11 @@ def load_models(
     policy = load_policy_in_parts(config.policy, encodings, device, place_text_encoder)
     policy.vae.pixels = plan.vae_pixels
     encode(policy, placement)
-    reward = load_reward(config.reward, device)
-    placement.add(REWARD, reward.model)
+    reward = load_reward(config.reward, reward_device or device)
+    if reward_device is None:
+        placement.add(REWARD, reward.model)
+    else:
+        placement.add_own(REWARD, reward_device)
     if plan.recompute_all:
         config = config.model_copy(update={"optim": config.optim.model_copy(update={"gradient_checkpointing": 1.0})})
     adapt(policy, config)

@@ -12,6 +12,8 @@ import numpy as np
 
 from ..config import RolloutConfig
 from ..diffusion.noise import derive_seed
+from ..memory.plan import LATENT_FRAMES
+from ..policies.base import VideoSize
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ def plan_iteration(seed: int, iteration: int, config: RolloutConfig, items: int)
         for group, item in enumerate(plan_items(seed, iteration, config.groups, items))
         for member in range(config.group_size)
     ]
+
+
+def video_cost(size: VideoSize, references: int) -> int:
+    """What sampling or training on a video costs beside others of its size: its latent frames, references included."""
+    return 1 + (size.frames - 1) // LATENT_FRAMES + references
 
 
 def plan_windows(seed: int, iteration: int, config: RolloutConfig) -> list[tuple[int, ...]]:

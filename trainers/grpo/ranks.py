@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +19,7 @@ from accelerate.utils import (
     is_wandb_available,
 )
 
+from ..config import RewardConfig
 from ..errors import UserError
 from .interrupt import Stopped
 
@@ -23,9 +27,30 @@ T = TypeVar("T")
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 
 
-def rank_slice(count: int, rank: int, ranks: int) -> range:
-    """The contiguous slice of `count` that process `rank` works on; slices differ by at most one."""
-    return range(-(-count * rank // ranks), -(-count * (rank + 1) // ranks))
+def rank_slice(costs: Sequence[int], rank: int, ranks: int) -> list[int]:
+    """The places of `costs` that process `rank` works on, in order; sums differ by one cost at most.
+
+    Places of equal cost are shared out evenly, neighbours together, so that micro-batches are full; what is left over
+    goes to the processes with the least.
+    """
+    sums, own = [0] * ranks, []
+    for cost in sorted(set(costs), reverse=True):
+        places = [place for place, its in enumerate(costs) if its == cost]
+        even, over = divmod(len(places), ranks)
+        more = sorted(range(ranks), key=sums.__getitem__)[:over]
+        numbers = [even + (each in more) for each in range(ranks)]
+        first = sum(numbers[:rank])
+        own += places[first : first + numbers[rank]]
+        sums = [total + number * cost for total, number in zip(sums, numbers, strict=True)]
+    return sorted(own)
+
+
+@dataclass(frozen=True)
+class WorkTimes:
+    """Seconds that the processes worked on their own parts: their mean, and those of the slowest."""
+
+    mean: float = 0.0
+    slowest: float = 0.0
 
 
 def require_trackers(trackers: Sequence[str]) -> None:
@@ -49,13 +74,14 @@ class Ranks:
         """
         require_trackers(trackers)
         # accelerate joins processes on CPUs only when it is asked for the CPU.
-        on_cpus = torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available()
+        on_cpus = "WORLD_SIZE" in os.environ and not torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=on_cpus,
             log_with=list(trackers) or None,
             project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
         )
+        self._times = WorkTimes()
 
     def start_trackers(self, run: str, settings: dict) -> None:
         """Open the trackers for a run; its settings go along."""
@@ -72,6 +98,37 @@ class Ranks:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    def reward_device(self, config: RewardConfig) -> torch.device | None:
+        """The device that the rewards have to themselves: the GPU after those of this machine's processes; without GPUs
+        the CPU, where they have a thread. None: they share the policy's.
+
+        Raises UserError when there is no such GPU.
+        """
+        if config.device == "same":
+            return None
+        if self.device.type != "cuda":
+            return self.device
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if processes >= torch.cuda.device_count():
+            raise UserError(
+                f"reward.device is `own`, and this machine's {processes} processes have all "
+                f"{torch.cuda.device_count()} GPUs; start one process less, or set reward.device to `same`"
+            )
+        return torch.device("cuda", processes)
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return self.accelerator.is_local_main_process
+
+    @property
+    def on_several_machines(self) -> bool:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < self.count
+
     @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
@@ -80,17 +137,41 @@ class Ranks:
     def count(self) -> int:
         return self.accelerator.num_processes
 
-    def slice(self, count: int) -> range:
-        """This process's part of `count`."""
-        return rank_slice(count, self.accelerator.process_index, self.count)
+    def slice(self, costs: Sequence[int]) -> list[int]:
+        """This process's part of what costs so much each (see `rank_slice`)."""
+        return rank_slice(costs, self.rank, self.count)
 
     def gather(self, values: Sequence[T]) -> list[T]:
         """The values of all processes, in order of their ranks."""
         return gather_object(list(values))
 
+    def send_to_main(self, value: T | None, owner: int) -> T | None:
+        """The `value` of process `owner` in the main process, None in all others; all of them know who the owner is.
+
+        For what is too large for all to get.
+        """
+        if owner == 0 or self.rank not in (0, owner):
+            return value if self.is_main else None
+        box = [value]
+        if self.is_main:
+            torch.distributed.recv_object_list(box, owner)
+            return box[0]
+        torch.distributed.send_object_list(box, 0)
+        return None
+
     def broadcast(self, value: T) -> T:
         """The main process's value."""
         return broadcast_object_list([value])[0]
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, which alone runs it; its errors reach all processes."""
+        return self.broadcast(self.on_all_ranks(lambda: work() if self.is_main else None))
+
+    def close(self) -> None:
+        """Leave the process group, when all processes have done their work."""
+        if self.count > 1:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by the sum over all processes; a missing one counts as zero.
@@ -107,25 +188,52 @@ class Ranks:
                 parameter.grad = part.view_as(parameter)
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Run this process's own part of something; what ends it in one process ends it in all, so none waits for ever.
+        """Run this process's own part of something; errors as `gather_results`."""
+        results: list[T] = []
 
-        `work` must not communicate with other processes. Raises what `work` raised; in the other processes Stopped, or
-        UserError with the message of the first process that failed.
+        def kept() -> Sequence[None]:
+            results.append(work())
+            return ()
+
+        self.gather_results(kept)
+        return results[0]
+
+    def gather_results(self, work: Callable[[], Sequence[T]]) -> list[T]:
+        """Run this process's own part of something, and return the values of all processes in order of their ranks.
+
+        What ends it in one process ends it in all, so none waits for ever. `work` must not communicate with other
+        processes. Raises what `work` raised; in the other processes Stopped, or UserError with the message of the first
+        process that failed.
         """
+        started = time.perf_counter()
         try:
-            result = work()
+            values = list(work())
         except Exception as error:
-            outcomes = self._outcomes((isinstance(error, Stopped), str(error) or type(error).__name__))
-            if isinstance(error, Stopped) and not outcomes[0][0]:
-                raise UserError(outcomes[0][1]) from error
+            ends, _ = self._meet(started, [], (isinstance(error, Stopped), str(error) or type(error).__name__))
+            if isinstance(error, Stopped) and not ends[0][0]:
+                raise UserError(ends[0][1]) from error
             raise
-        for stopped, message in self._outcomes(None):
+        ends, found = self._meet(started, values)
+        for stopped, message in ends:
             raise Stopped if stopped else UserError(message)
-        return result
+        return found
 
-    def _outcomes(self, own: tuple[bool, str] | None) -> list[tuple[bool, Any]]:
-        """(stopped, message) of all processes that did not get through, errors before stops."""
-        return sorted(outcome for outcome in self.gather([own]) if outcome)
+    def _meet(
+        self, started: float, values: list, end: tuple[bool, str] | None = None
+    ) -> tuple[list[tuple[bool, str]], list]:
+        """(stopped, message) of all processes that did not get through, errors before stops, and all values.
+
+        `started`: when this process began its part; `end`: of this process, unless it got through.
+        """
+        met = self.gather([(time.perf_counter() - started, end, values)])
+        seconds = [own for own, _, _ in met]
+        self._times = WorkTimes(self._times.mean + sum(seconds) / len(seconds), self._times.slowest + max(seconds))
+        return sorted(end for _, end, _ in met if end), [value for _, _, part in met for value in part]
+
+    def take_times(self) -> WorkTimes:
+        """How long the processes worked in `gather_results` and `on_all_ranks`; counted anew from here."""
+        times, self._times = self._times, WorkTimes()
+        return times
 
 
 def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -145,45 +146,48 @@ class RolloutWorker:
     report: Callable[[float], None]
 
     def collect(
-        self, plan: list[Planned], windows: Sequence[Sequence[int]], own: range
-    ) -> tuple[list[list[RolloutBatch]], list[tuple[int, list[float]]]]:
-        """The rollouts of each update (on the CPU), and (place in the plan, its rewards) of all of them.
+        self,
+        plan: list[Planned],
+        windows: Sequence[Sequence[int]],
+        own: Sequence[Sequence[int]],
+        updates: Sequence[list[RolloutBatch]],
+    ) -> list[tuple[int, list[float]]]:
+        """Add the rollouts of each update to `updates` (on the CPU); returns (place in the plan, its rewards) of all.
 
-        `windows`: the trained steps of each group. `own`: which places of every update this process works on.
+        `windows`: the trained steps of each group. `own`: the places in the plan of each update that this process works
+        on.
         """
-        updates: list[list[RolloutBatch]] = [[] for _ in range(self.config.rollout.updates_per_iteration)]
-        videos, done = len(own) * len(updates), dict.fromkeys(SHARES, 0)
+        videos, done = sum(map(len, own)), dict.fromkeys(SHARES, 0)
         if self.rewards.needs_motion:
-            per_update = len(plan) // len(updates)
-            self.base_motion.require(plan[n * per_update + i].item for n in range(len(updates)) for i in own)
+            self.base_motion.require(plan[place].item for places in own for place in places)
+
+        lock = Lock()  # scoring may have a thread of its own
 
         def advance(stage: str, count: int) -> None:
-            done[stage] += count
-            self.report(sum(SHARES[name] * number for name, number in done.items()) / videos)
+            with lock:
+                done[stage] += count
+                self.report(sum(SHARES[name] * number for name, number in done.items()) / videos)
 
-        rewards = self.placement.pipeline(
+        return self.placement.pipeline(
             "rollouts",
             ("sample", TRANSFORMER, lambda _: self._sample(plan, windows, own, updates, advance)),
             ("decode", VAE, lambda sampled: self._decode(sampled, advance)),
             ("score", REWARD, lambda decoded: self._score(plan, decoded, advance)),
         )
-        return updates, rewards
 
     def _sample(
         self,
         plan: list[Planned],
         windows: Sequence[Sequence[int]],
-        own: range,
-        updates: list[list[RolloutBatch]],
+        own: Sequence[Sequence[int]],
+        updates: Sequence[list[RolloutBatch]],
         advance: Callable[[str, int], None],
     ) -> Iterator[tuple[RolloutBatch, Tensor]]:
         """Each batch with its final latents, on the CPU; they are added to `updates`."""
         config, video = self.config.rollout, self.config.video
         size = VideoSize(video.height, video.width, video.frames)
-        per_update = len(plan) // len(updates)
         encoded: dict[int, Conditions] = {}
-        for number, batches in enumerate(updates):
-            places = [number * per_update + i for i in own]
+        for places, batches in zip(own, updates, strict=True):
             for item in (plan[place].item for place in places):
                 if item not in encoded:
                     encoded[item] = self.policy.encode(self.items[item], size)

@@ -40,7 +40,7 @@ from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, re
 from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt, Stopped
 from .models import encode_items, load_models, plan_memory
-from .plan import Planned, plan_iteration, plan_windows, used_items
+from .plan import Planned, plan_iteration, plan_windows, used_items, video_cost
 from .prepare import prepare
 from .ranks import Ranks
 from .rollout import RolloutBatch, RolloutWorker, training_guidance
@@ -67,7 +67,7 @@ def train(
     """Train from the start or, with `resume`, from the newest checkpoint; leave status, metrics, checkpoints and
     exports in `run`.
 
-    Ctrl-C, SIGTERM (of a run of one process) and a `stop` request end it after the current step with state `stopped`;
+    Ctrl-C, SIGTERM and a `stop` request end it after the current step with state `stopped`;
     every iteration that was complete is kept, at most the one in flight is lost. A second Ctrl-C ends it at once. Any
     error leaves state `failed` with its message, and the last checkpoint as it was. Raises UserError, before anything
     is written, when a run that has checkpoints is started without `resume`.
@@ -75,7 +75,7 @@ def train(
     ranks = ranks or Ranks()
     if not resume and run.checkpoints():
         raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
-    interrupt = Interrupt(run, ranks.count)
+    interrupt = Interrupt(run)
     trainer = None
     try:
         with interrupt.handled():
@@ -83,15 +83,16 @@ def train(
                 run.set_status(state="starting", message="loading models", last_error="")
             # A run that died before its first iteration begins at 0 again. One that has trained, and lost its
             # checkpoints, does not: that would overwrite what is left of it.
-            from_checkpoint = resume and bool(run.checkpoints() or run.training())
+            from_checkpoint = ranks.broadcast(resume and bool(run.checkpoints() or run.training()))
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
             trainer = Trainer(config, run, inputs, ranks, interrupt, progress, from_checkpoint)
             result = trainer.train(resume)
     except (KeyboardInterrupt, Stopped):
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
     except BaseException as error:
-        if ranks.is_main:
-            # Writing the status may fail too (a full disk): the first error is the one to raise.
+        # What has failed before is the cause, as a process that is missing. Writing the status may fail too (a full
+        # disk): the first error is the one to raise.
+        if ranks.is_main and run.status().state != "failed":
             with contextlib.suppress(OSError, UserError):
                 run.set_status(state="failed", last_error=str(error) or type(error).__name__)
         raise
@@ -116,12 +117,16 @@ class Trainer:
         from_checkpoint: bool,
     ) -> None:
         self.config, self.run, self.ranks, self.items = config, run, ranks, inputs.items
+        self.size = VideoSize(config.video.height, config.video.width, config.video.frames)
         self.from_checkpoint, self.check = from_checkpoint, interrupt.check
         self.progress = Progress(run, config.iterations, report)
         self.held_out = evaluated_items(config, inputs.held_out)
-        models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
+        reward_device = ranks.reward_device(config.reward)
+        models = load_models(
+            config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode, reward_device
+        )
         self.policy, self.placement = models.policy, models.placement
-        self.rewards = Rewards(config, models.reward, self._sampled_items(), ranks.device, self.check)
+        self.rewards = Rewards(config, models.reward, self._sampled_items(), reward_device or ranks.device, self.check)
         files = (config.faces.detector, config.faces.embedder, config.rewards.faces.embedder)
         if ranks.is_main and (note := licence_note(*filter(None, files))):
             run.log(note)
@@ -184,20 +189,18 @@ class Trainer:
             load_lora_into(policy.transformer, read_lora(config.start_lora))
 
     def _encode(self, policy: Policy, placement: Placement) -> None:
-        """All items that the run samples, once: the main process encodes them, the others read them from the disk.
+        """All items that the run samples, once: a machine's first process encodes them, its others read the results.
 
         Without a GPU nothing has to make room, and each item is encoded when it is sampled first.
         """
-        config, video = self.config, self.config.video
-        wanted = (
-            (self._sampled_items(), VideoSize(video.height, video.width, video.frames)),
-            (self.held_out, evaluation_size(config)),
-        )
+        wanted = ((self._sampled_items(), self.size), (self.held_out, evaluation_size(self.config)))
 
         def report(done: float) -> None:
-            self.progress.update(self.run.status().iteration, "encoding", done)
+            if self.ranks.is_main:
+                self.progress.update(self.run.status().iteration, "encoding", done)
 
-        ahead = self.ranks.is_main and (self.ranks.device.type != "cpu" or placement.moves)
+        # Once on every machine, which may have a disk of its own.
+        ahead = self.ranks.is_local_main and (self.ranks.device.type != "cpu" or placement.moves)
         own = wanted if ahead else ()
         self.ranks.on_all_ranks(
             lambda: encode_items(policy, placement, own, self.run.encodings_folder, self.check, report)
@@ -231,7 +234,15 @@ class Trainer:
         return ". ".join(text for text in texts if text)
 
     def _restore(self) -> None:
-        self.state, self.resume_message = load_newest(self.run, self.policy_name, self.items.digest, self.update)
+        # The others may not have the main process's disk.
+        def load() -> tuple[Snapshot, str]:
+            state, message = load_newest(self.run, self.policy_name, self.items.digest, self.update)
+            return capture(state, self.update), message
+
+        snapshot, self.resume_message = self.ranks.from_main(load)
+        self.state = snapshot.state
+        if not self.ranks.is_main:
+            restore(snapshot, self.update)
         self.saved_iteration = self.state.iteration
         if self.ranks.is_main:
             self._note()
@@ -249,16 +260,17 @@ class Trainer:
     def _iterate(self) -> None:
         """One iteration: rollouts and rewards, then the updates, then evaluation and checkpoint when they are due."""
         self.progress.begin()
+        self.ranks.take_times()
         started = time.perf_counter()
         config, iteration = self.config, self.state.iteration
         plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
         updates, rewards = self._collect(plan, plan_windows(config.seed, iteration, config.rollout))
-        sampled = time.perf_counter()
+        sampled, rollout_times = time.perf_counter(), self.ranks.take_times()
         if self.saved_iteration < iteration:
             self.unsaved = capture(self.state, self.update)
         metrics = self._update(plan, updates, self._shuffled(rewards))
         self.unsaved = None
-        updated = time.perf_counter()
+        updated, update_times = time.perf_counter(), self.ranks.take_times()
         self._advance(iteration=iteration + 1)
         metrics |= {
             "kind": "train",
@@ -267,7 +279,11 @@ class Trainer:
             "reward_std_in_group": rewards[:, 0].view(-1, config.rollout.group_size).std(1, correction=0).mean().item(),
             **{f"reward_{name}": rewards[:, i].mean().item() for i, name in enumerate(self.rewards.names) if i},
             "seconds_rollout": sampled - started,
+            "seconds_rollout_mean": rollout_times.mean,
+            "seconds_rollout_slowest": rollout_times.slowest,
             "seconds_update": updated - sampled,
+            "seconds_update_mean": update_times.mean,
+            "seconds_update_slowest": update_times.slowest,
             **{metric_name(phase): peak for phase, peak in self.placement.take_peaks().items()},
         }
         if self.ranks.is_main:
@@ -284,7 +300,8 @@ class Trainer:
         """
         iteration, config = self.state.iteration, self.config
         last = iteration == config.iterations
-        evaluate = (last or iteration % config.evaluation.every == 0) and not self._evaluated()
+        due = last or iteration % config.evaluation.every == 0
+        evaluate = due and not self.ranks.broadcast(self._evaluated())
         sample, save = self._requested("sample"), self._requested("save")
         if evaluate:
             row = self.evaluator.evaluate(iteration, self.update.ema)
@@ -301,11 +318,17 @@ class Trainer:
 
     def _collect(self, plan: list[Planned], windows: list[tuple[int, ...]]) -> tuple[list[list[RolloutBatch]], Tensor]:
         """This process's rollouts of every update, and the rewards of all, float64 [n, rewards] in the plan's order."""
-        own = self.ranks.slice(len(plan) // self.config.rollout.updates_per_iteration)
+        per_update = len(plan) // self.config.rollout.updates_per_iteration
+        costs = [video_cost(self.size, len(self.items[planned.item].references)) for planned in plan]
+        # Processes meet in every update: each is balanced by itself.
+        own = [
+            [start + place for place in self.ranks.slice(costs[start : start + per_update])]
+            for start in range(0, len(plan), per_update)
+        ]
+        updates: list[list[RolloutBatch]] = [[] for _ in own]
         self._report("rollouts")
-        updates, scores = self.ranks.on_all_ranks(lambda: self.rollouts.collect(plan, windows, own))
         rewards = torch.full((len(plan), len(self.rewards.names)), math.nan, dtype=torch.float64)
-        for index, found in self.ranks.gather(scores):
+        for index, found in self.ranks.gather_results(lambda: self.rollouts.collect(plan, windows, own, updates)):
             rewards[index] = torch.tensor(found, dtype=torch.float64)
         if not torch.isfinite(rewards).all():
             bad, which = (~torch.isfinite(rewards)).nonzero()[0].tolist()
@@ -339,9 +362,10 @@ class Trainer:
         self.update.set_progress(self.state.iteration / config.iterations)
         norms = []
         for number, batches in enumerate(updates):
-            sums = self.ranks.on_all_ranks(lambda n=number, b=batches: self._accumulate(n, b, advantages, terms))
             names = first * (number == 0) + OFF_POLICY_METRICS * (number == len(updates) - 1)
-            for part in self.ranks.gather([sums]) if names else ():
+            for part in self.ranks.gather_results(
+                lambda n=number, b=batches: [self._accumulate(n, b, advantages, terms)]
+            ):
                 totals |= {name: totals[name] + part.get(name, 0.0) for name in names}
             self._advance(updates=self.state.updates + 1)
             norms.append(self.update.step(self.state.updates))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .beside import run_beside
 from .blocks import BlockSwap
 from .host import Offloaded
 from .plan import GIB, MemoryPlan
@@ -26,6 +27,7 @@ class Placement:
         self._swaps = plan is not None and plan.name == "block_swap"
         self._device = device or torch.device("cpu")
         self._parts: dict[str, Offloaded] = {}
+        self._own: dict[str, torch.device] = {}
         self.peaks: dict[str, float] = {}
 
     def add(self, name: str, model: nn.Module, blocks: Iterable[nn.Module] = ()) -> None:
@@ -37,6 +39,10 @@ class Placement:
             move_rest(model, swapped, self._device)
         else:
             self._parts[name] = Offloaded(model, self._device)
+
+    def add_own(self, name: str, device: torch.device) -> None:
+        """A model that has `device` to itself: it is never moved, and its stage of a pipeline runs beside others."""
+        self._own[name] = device
 
     @contextmanager
     def phase(self, name: str, *needed: str) -> Iterator[None]:
@@ -63,18 +69,24 @@ class Placement:
         """Run stages that follow each other, each (its name, the model that it needs, results -> its own results).
 
         Where the plan moves models, each stage does all of its work before the next one begins; else every result goes
-        through all stages at once, as one phase `name`. Returns the last stage's results.
+        through all stages at once, as one phase `name`. A last stage whose model has a device to itself works on the
+        results of the stage before while that makes the next ones. Returns the last stage's results.
         """
+        phases = [] if self.moves else [(name, (), list(stages))]
+        for stage, needed, work in stages if self.moves else ():
+            if needed in self._own:
+                phases[-1][2].append((stage, needed, work))
+            else:
+                phases.append((stage, (needed,), [(stage, needed, work)]))
         results: Iterable = ()
-        if not self.moves:
-            with self.phase(name):
-                for _, _, work in stages:
+        for phase, parts, chained in phases:
+            with self.phase(phase, *parts):
+                for _, _, work in chained[:-1]:
                     results = work(results)
-                return list(results)
-        for stage, needed, work in stages:
-            with self.phase(stage, needed):
-                results = list(work(results))
-        return results
+                _, needed, work = chained[-1]
+                own = self._own.get(needed)
+                results = list(work(results)) if own is None else run_beside(work, results, own)
+        return list(results)
 
     def take_peaks(self) -> dict[str, float]:
         """`peaks`, which begin anew."""

@@ -102,7 +102,9 @@ class Workload:
 
     def plan(self, name: PlanName, available: int | None) -> MemoryPlan:
         """The named plan with its expected needs, whether it fits or not."""
-        sizes, resident = self.sizes, name == "resident"
+        sizes, resident, own = self.sizes, name == "resident", self.config.reward.device == "own"
+        if own:  # the rewards have another GPU
+            sizes = replace(sizes, reward=0, rewards=0)
         transformer = sizes.transformer
         if name == "block_swap":
             transformer += 2 * sizes.largest_block - sizes.transformer_blocks
@@ -131,7 +133,7 @@ class Workload:
             phases += [
                 Phase(prefix + "sample", parts("transformer"), self._sampling(evaluation)),
                 Phase(prefix + "decode", parts("VAE"), decoding),
-                Phase(prefix + "score", parts("reward"), self._scoring(evaluation)),
+                *([] if own else [Phase(prefix + "score", parts("reward"), self._scoring(evaluation))]),
             ]
         recompute_all = name == "block_swap"
         update = Phase("update", parts("transformer"), self._updating(recompute_all))

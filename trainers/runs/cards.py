@@ -9,7 +9,7 @@ from .history import history
 from .progress import ROLLOUT_SHARE
 from .registry import refresh
 from .status import RunStatus
-from .summary import summary
+from .summary import processes, summary
 
 STATUS = (
     "state",
@@ -31,10 +31,11 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, Arith
 def card(run: RunFolder) -> dict[str, Any]:
     """State, progress, measured gains and newest clips of the run, ready for JSON.
 
-    `saved`: the name of its newest LoRA; `resumes_from`: the iteration of its newest checkpoint; `done`: the fraction
-    of the run that is done, None where its length is not known; `clips`: the newest iteration with clips and the
-    numbers of the first of them; the others are those of its status and of `history`. A run that cannot be read has the
-    state `damaged`: it must not hide the others in a list.
+    `processes`: those of a run of several, and when each last gave a sign of life; `saved`: the name of its newest
+    LoRA; `resumes_from`: the iteration of its newest checkpoint; `done`: the fraction of the run that is done, None
+    where its length is not known; `clips`: the newest iteration with clips and the numbers of the first of them; the
+    others are those of its status and of `history`. A run that cannot be read has the state `damaged`: it must not hide
+    the others in a list.
     """
     try:
         status, newest, checkpoints = refresh(run), run.newest(), run.checkpoints()
@@ -44,6 +45,7 @@ def card(run: RunFolder) -> dict[str, Any]:
             "text": summary(run),
             "message": status.message,
             "error": status.last_error,
+            "processes": processes(run) if status.active else "",
             "done": _done(status),
             "saved": newest.path.name if newest else "",
             "resumes_from": int(checkpoints[-1].name) if checkpoints else None,
@@ -52,7 +54,15 @@ def card(run: RunFolder) -> dict[str, Any]:
         return found | history(run)
     except UNREADABLE as error:
         text = f"{run.id}: damaged, it cannot be read ({error})"
-        known = {"id": run.id, "title": "", "text": text, "error": str(error), "message": "", "saved": ""}
+        known = {
+            "id": run.id,
+            "title": "",
+            "text": text,
+            "error": str(error),
+            "message": "",
+            "saved": "",
+            "processes": "",
+        }
         known |= {"active": False, "state": "damaged", "iteration": 0, "gpus": [], "spark": []}
         known |= {"measured": -1, "size": 0}
         missing = (*STATUS, "resumes_from", "done", "clips", "reward", "judge", "best")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"[a-z0-9-]{1,100}")
 REQUESTS = ("stop", "save", "sample")
-PARTS = ("control", "checkpoints", "evaluation", "samples", "exports")
+PARTS = ("control", "checkpoints", "evaluation", "samples", "exports", "logs")
 LONGEST_NAME = 60
 LOSSLESS_PIXELS = 1 << 14  # of a frame
 LONGEST_TITLE = 100
@@ -73,7 +73,7 @@ def _require_place(path: Path) -> None:
 
 class RunFolder:
     """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `title.txt`, `heartbeat.json`,
-    `control/`, `checkpoints/`, `evaluation/`, `samples/`, `exports/` of one run.
+    `control/`, `checkpoints/`, `evaluation/`, `samples/`, `exports/`, `logs/` of one run.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -95,6 +95,16 @@ class RunFolder:
         run = cls(path)
         run.set_status(state="queued", iteration=0, iterations=config.iterations)
         return run
+
+    @classmethod
+    def copy_of(cls, root: str | Path, run_id: str, config: str) -> RunFolder:
+        """The folder under `root` of a run that another machine has created, with its config.yaml; made if missing."""
+        path = Path(root) / run_id
+        if not is_run(path):
+            for part in PARTS:
+                make_folder(path / part)
+            write_atomic(path / "config.yaml", config)
+        return cls(path)
 
     @property
     def id(self) -> str:
@@ -415,12 +425,18 @@ class RunFolder:
             with open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line)
 
-    def log_tail(self, lines: int = 20) -> str:
-        """The last lines of log.txt, empty when there is none; a log of any size is read in constant time."""
-        if not self.log_file.is_file():
+    def rank_log(self, rank: int) -> Path:
+        """What process `rank` of a run of several writes: log.txt of the main one, `logs/rank-1.txt` of the next."""
+        return self.path / "logs" / f"rank-{rank}.txt" if rank else self.log_file
+
+    def log_tail(self, lines: int = 20, rank: int = 0) -> str:
+        """The last lines of log.txt, or of another process's log, empty when there is none; a log of any size is read
+        in constant time."""
+        log = self.rank_log(rank)
+        if not log.is_file():
             return ""
         try:
-            with open(self.log_file, "rb") as file:
+            with open(log, "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
                 text = file.read().decode("utf-8", errors="replace")
         except OSError:

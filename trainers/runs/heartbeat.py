@@ -11,13 +11,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..files import read_regular, remove, write_atomic
-from ..processes import start_token
+from ..processes import host, start_token
 from .folder import RunFolder
 from .status import RunStatus
 
@@ -30,15 +31,18 @@ QUIET_SECONDS = 60.0
 
 
 @contextmanager
-def heartbeat(run: RunFolder, every: float = BEAT_SECONDS) -> Iterator[None]:
+def heartbeat(
+    run: RunFolder, every: float = BEAT_SECONDS, ranks: Callable[[], list[dict[str, Any]]] = list
+) -> Iterator[None]:
     """Within the block a thread writes `heartbeat.json` every so many seconds.
 
     It names the process (pid and processes.start_token), the time of the beat, and for how many seconds the status was
     not written. Times are those of the monotonic clock, which all processes of a machine share, and which no setting of
-    the clock moves.
+    the clock moves. `ranks`: of each process of a run of several its `rank`, `host`, `pid`, and the `seconds` since its
+    last sign of life.
     """
     ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(run.path, every, ended), name="heartbeat", daemon=True)
+    thread = threading.Thread(target=_beat, args=(run.path, every, ended, ranks), name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
@@ -69,7 +73,17 @@ def silence(run: RunFolder, status: RunStatus) -> float | None:
     return quiet if slowest is not None and quiet > max(QUIET_SECONDS, slowest) else None
 
 
-def _beat(folder: Path, every: float, ended: threading.Event) -> None:
+def rank_signs(run: RunFolder) -> list[tuple[int, str, float]]:
+    """Of every process of a run of several: its rank, its machine, and how many seconds ago it last gave a sign."""
+    try:
+        values = json.loads(read_regular(run.path / FILE))
+        missed = max(0.0, time.monotonic() - float(values["beat"])) if run.status().host == host() else 0.0
+        return [(int(one["rank"]), str(one["host"]), float(one["seconds"]) + missed) for one in values["ranks"]]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return []
+
+
+def _beat(folder: Path, every: float, ended: threading.Event, ranks: Callable[[], list[dict[str, Any]]]) -> None:
     pid = os.getpid()
     started, written, since = start_token(pid), None, time.monotonic()
     while not ended.is_set():
@@ -79,6 +93,6 @@ def _beat(folder: Path, every: float, ended: threading.Event) -> None:
             if now != written:
                 written, since = now, time.monotonic()
             beat = time.monotonic()
-            values = {"pid": pid, "started": started, "beat": beat, "quiet": beat - since}
+            values = {"pid": pid, "started": started, "beat": beat, "quiet": beat - since, "ranks": ranks()}
             write_atomic(folder / FILE, json.dumps(values), sync=False)
         ended.wait(every)

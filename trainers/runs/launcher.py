@@ -11,16 +11,24 @@ import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
+from ..errors import UserError
 from ..processes import adopt, alive, host, reap, start_token, suspended
 from .folder import RunFolder
+from .process_group import Machines
 from .registry import refresh
 from .status import State
 
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+
 PACKAGE = Path(__file__).resolve().parents[1]
 """This package's folder: `trainers` in a checkout or a pack, `identity_grpo` where it is installed."""
+PROGRAM = (sys.executable, "-m", PACKAGE.name, "work")
+ALONE = Machines()
 SAVING_SECONDS = 600.0
 """How long a run that is writing a checkpoint is waited for before it is ended by force."""
 HUNG_SECONDS = 5.0
@@ -33,18 +41,39 @@ def command(
     processes: int = 1,
     share_devices: bool = False,
     wait: Sequence[str] = (),
+    machines: Machines = ALONE,
 ) -> list[str]:
     """The argument list of the child: never a shell line, nothing in it that a user wrote but the run's folder.
 
-    wait: names of the devices that the child waits for; it is one process then, which starts the others at its turn.
+    wait: names of the devices that the child waits for. Where a run has several processes the child starts them.
     """
-    launch = [sys.executable]
-    if processes > 1 and not wait:
-        # torchrun, on GPUs and on the CPU alike; it ends all processes when one dies.
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    work = ["-m", PACKAGE.name, "work", str(run.path)]
-    work += ["--resume"] * resume + ["--share-devices"] * share_devices
-    return launch + work + (["--processes", str(processes), "--wait", *wait] if wait else [])
+    work = [*PROGRAM, str(run.path), *["--resume"] * resume, *["--share-devices"] * share_devices]
+    if processes > 1 or machines.count > 1:
+        work += ["--processes", str(processes), *machine_options(machines)]
+    return work + (["--wait", *wait] if wait else [])
+
+
+def machine_options(machines: Machines) -> list[str]:
+    """The options by which a command is told which of several machines this is."""
+    if machines.count == 1:
+        return []
+    numbers = ["--machines", str(machines.count), "--machine-rank", str(machines.rank)]
+    return [*numbers, "--rendezvous", machines.rendezvous]
+
+
+def child_environment(processes: int, threads: int | None = None) -> dict[str, str]:
+    """The environment of a run's processes on this machine; `threads`: CPU threads of each, None: its share."""
+    environment = dict(os.environ)
+    if threads or (processes > 1 and "OMP_NUM_THREADS" not in environment):
+        environment["OMP_NUM_THREADS"] = str(threads or max(1, cores() // processes))
+    # An installed package is found without it, and site-packages must not come before the standard library.
+    if PACKAGE.parent != Path(sysconfig.get_path("purelib")).resolve():
+        path = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+    # A failed collective operation of NCCL ends its process, which would otherwise wait for ever.
+    return (
+        {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"} | environment | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    )
 
 
 def start(
@@ -55,36 +84,31 @@ def start(
     gpus: Sequence[int] | None = None,
     threads: int | None = None,
     wait: Sequence[str] = (),
+    machines: Machines = ALONE,
 ) -> subprocess.Popen:
     """Start the run in its own session: it is not ended with us, nor by a Ctrl-C meant for us. It writes to log.txt.
 
     It works wherever the pack lies and whatever its folder is called: the child finds this package by PYTHONPATH, and
     its working directory is the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA
-    devices, as this process counts them, that get one process each, in place of `processes`; none of them: the CPU. The
+    devices, as this process counts them, in place of `processes` (see `processes_on`); none of them: the CPU. The
     status keeps them for a resume. `threads`: CPU threads of each process; None: its share of the cores. `wait`: names
     of the devices that it waits for in the queue (queue.py), in state `queued`; without them it fails when they are
-    taken.
+    taken. `machines`: each with so many processes, which this starts on this one.
     """
-    environment = dict(os.environ)
+    config = run.config()  # settings that cannot be read end the start here, and leave the run's status as it is
     if gpus is not None:
-        processes = max(1, len(gpus))
+        processes = processes_on(gpus, config)
+    environment = child_environment(processes, threads)
+    if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(gpus))
         environment["ACCELERATE_USE_CPU"] = str(not gpus).lower()
-    if threads or (processes > 1 and "OMP_NUM_THREADS" not in environment):
-        environment["OMP_NUM_THREADS"] = str(threads or max(1, cores() // processes))
-    # An installed package is found without it, and site-packages must not come before the standard library.
-    if PACKAGE.parent != Path(sysconfig.get_path("purelib")).resolve():
-        path = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(path)
-    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     detached = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
-    run.config()  # settings that cannot be read end the start here, and leave the run's status as it is
     run.prepare()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(
-            command(run, resume, processes, share_devices, wait),
+            command(run, resume, processes, share_devices, wait, machines),
             cwd=run.path,
             env=environment,
             stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
@@ -138,6 +162,17 @@ def stop(run: RunFolder, wait: float = 60.0) -> State:
     return refresh(run).state
 
 
+def processes_on(gpus: Sequence[int], config: TrainConfig) -> int:
+    """How many processes a run has: one on each GPU, but for the last with `reward.device` own; one on the CPU.
+
+    Raises UserError for too few.
+    """
+    processes = len(gpus) - (config.reward.device == "own")
+    if gpus and not processes:
+        raise UserError("reward.device is `own`, which needs two GPUs or more; choose more, or set it to `same`")
+    return max(1, processes)
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -163,7 +198,6 @@ def _signal(run: RunFolder, name: str) -> None:
     status, number = run.status(), getattr(signal, name, signal.SIGTERM)
     if not alive(status.pid, status.pid_started):
         return
-    # torchrun puts each of its processes into a group of its own.
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(status.group or status.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .folder import RunFolder
+from .heartbeat import rank_signs
 from .progress import duration
 from .registry import refresh
 
@@ -27,6 +28,8 @@ def summary(run: RunFolder) -> str:
     """Its state, what the last evaluation measured, and what went wrong, a line each."""
     status = refresh(run)
     lines = [sentence(run)]
+    if status.active and (text := processes(run)):
+        lines.append(text)
     last = run.last_evaluation()
     if last and last["iteration"]:
         lines.append(
@@ -51,3 +54,13 @@ def summary(run: RunFolder) -> str:
             )
         )
     return "\n".join(lines)
+
+
+def processes(run: RunFolder) -> str:
+    """The processes of a run of several, and when each last gave a sign of life; empty for others."""
+    signs = rank_signs(run)
+    if not signs:
+        return ""
+    machines = len({machine for _, machine, _ in signs})
+    ages = ", ".join(f"{rank} {seconds:.0f} s" for rank, _, seconds in signs)
+    return f"{len(signs)} processes on {machines} machine{'s' * (machines > 1)}, last sign of life: {ages}"

@@ -79,6 +79,7 @@ export function card(first) {
     setText(left, run.state === "running" && run.eta_seconds !== null ? `${duration(run.eta_seconds)} left` : "");
     setText(phase, kind === "waiting" || kind === "starting" || kind === "hung" ? firstLine(run.message) : phaseOf(run));
     setText(device, deviceOf(run));
+    device.title = run.processes;
     setText(error, ["failed", "damaged"].includes(kind) ? firstLine(run.error) : "");
     setShown(error, Boolean(error.textContent));
     const newest = run.clips;

@@ -9,7 +9,7 @@ from trainers.config import make_config
 
 
 def run(processes: int, seconds: float, videos: int = 32) -> Scaled:
-    return Scaled(processes, videos, 0.75 * seconds, 0.25 * seconds, 0.0)
+    return Scaled(processes, videos, 0.75 * seconds, 0.25 * seconds, seconds, seconds, 0.0)
 
 
 def test_the_fit_separates_what_is_shared_from_what_is_not():
@@ -38,7 +38,18 @@ def test_one_run_alone_counts_as_shared():
 
 def test_the_table_compares_with_the_fewest_processes():
     two, four = rows([run(2, 60.0), run(4, 33.0)])
-    assert (two["efficiency"], four["efficiency"], four["times as fast"]) == ("100%", "91%", "1.82")
+    assert (two["efficiency"], four["efficiency"], four["times as fast"]) == ("100.0%", "90.9%", "1.82")
+
+
+def test_what_efficiency_lacks_is_waiting_exchange_and_slower_work():
+    one, two = Scaled(1, 8, 80.0, 20.0, 99.0, 99.0, 0.0), Scaled(2, 8, 48.0, 13.0, 55.0, 58.0, 0.0)
+    _, row = rows([one, two])
+    names = ("efficiency", "waiting", "exchange", "slower work")
+    parts = [float(row[name].rstrip("%")) for name in names]
+    assert parts == [
+        pytest.approx(100 * part / 122, abs=0.06) for part in (100.0, 2 * 3.0, 2 * 3.0 - 1.0, 110.0 - 99.0)
+    ]
+    assert sum(parts) == pytest.approx(100, abs=0.3)
 
 
 def test_a_prediction_is_of_the_whole_recipe():

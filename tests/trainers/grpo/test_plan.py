@@ -102,8 +102,19 @@ def test_defect_12_cps_does_not_train_its_last_step_which_has_no_noise(window):
 
 
 @given(st.integers(0, 200), st.integers(1, 9))
-def test_shares_cover_everything_once(count, processes):
-    slices = [rank_slice(count, rank, processes) for rank in range(processes)]
+def test_slices_of_equal_costs_cover_everything_once_and_differ_by_one(count, processes):
+    slices = [rank_slice([3] * count, rank, processes) for rank in range(processes)]
     assert [i for s in slices for i in s] == list(range(count))
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
-    assert len(slices[0]) == max(map(len, slices))
+
+
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 9))
+def test_sums_of_slices_differ_by_at_most_one_cost(costs, processes):
+    slices = [rank_slice(costs, rank, processes) for rank in range(processes)]
+    assert sorted(i for s in slices for i in s) == list(range(len(costs)))
+    sums = [sum(costs[i] for i in s) for s in slices]
+    assert max(sums) - min(sums) <= max(costs, default=0)
+
+
+def test_both_kinds_of_videos_are_shared_out_evenly_and_neighbours_stay_together():
+    assert [rank_slice([12] * 4 + [10] * 4, rank, 2) for rank in range(2)] == [[0, 1, 4, 5], [2, 3, 6, 7]]

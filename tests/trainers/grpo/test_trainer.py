@@ -320,9 +320,9 @@ def test_a_resumed_run_of_several_rewards_is_the_same_to_the_bit(forge, moving_r
 # --- interrupted ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["phases", "block_swap"])
-def test_every_memory_plan_gives_the_same_run_to_the_bit(finished, reference_run, plan):
-    run = finished(memory={"plan": plan})
+@pytest.mark.parametrize("plan, rewards", [("phases", "same"), ("block_swap", "own"), ("resident", "own")])
+def test_every_memory_plan_and_rewards_beside_give_the_same_run_to_the_bit(finished, reference_run, plan, rewards):
+    run = finished(memory={"plan": plan}, reward={"device": rewards})
     assert distance(weights(run), weights(reference_run)) == 0.0
     for kind in ("train", "evaluation"):
         assert told(run, kind) == told(reference_run, kind)

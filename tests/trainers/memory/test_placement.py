@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -82,3 +84,13 @@ def test_without_a_plan_nothing_moves():
     placement.add("VAE", model)
     with placement.phase("decode", "VAE"):
         assert model.weight.data_ptr() == place
+
+
+def test_a_stage_with_a_device_to_itself_takes_the_results_in_order():
+    for plan in ("phases", "resident"):
+        placement, _, _ = placed(plan)
+        placement.add_own("judge", CPU)
+        make, _ = stages([])
+        double = ("double", "VAE", lambda results: (2 * number for number in results))
+        use = ("use", "judge", lambda results: [(number, threading.current_thread().name) for number in results])
+        assert placement.pipeline("all", make, double, use) == [(0, "beside on cpu_0"), (2, "beside on cpu_0")]

@@ -17,6 +17,7 @@ from trainers.config import make_config
 from trainers.processes import alive, start_token
 from trainers.runs.folder import RunFolder
 from trainers.runs.launcher import command, start, stop
+from trainers.runs.process_group import Machines
 from trainers.runs.registry import refresh
 
 SMALL = {
@@ -70,8 +71,9 @@ def wait_for(run: RunFolder, *states: str, seconds: float = 120) -> dict:
 def test_the_child_is_an_argument_list_of_our_making(tmp_path, small_models):
     run = make(tmp_path, small_models)
     assert command(run) == [sys.executable, "-m", "trainers", "work", str(run.path)]
-    several = command(run, resume=True, processes=2)
-    assert several[-4:] == ["trainers", "work", str(run.path), "--resume"] and "torch.distributed.run" in several
+    several = command(run, resume=True, processes=2, machines=Machines(3, 1, "10.0.0.1:29500"))
+    assert several[3:7] == ["work", str(run.path), "--resume", "--processes"]
+    assert several[7:] == ["2", "--machines", "3", "--machine-rank", "1", "--rendezvous", "10.0.0.1:29500"]
 
 
 def test_a_copy_of_the_pack_under_any_name_runs_what_outlives_its_host(repository, tmp_path, small_models):
@@ -140,7 +142,6 @@ def test_a_run_that_does_not_listen_is_ended_by_force(tmp_path, small_models):
 
 
 def test_processes_in_a_group_of_their_own_are_ended_by_force_too(tmp_path, small_models):
-    """As torchrun starts them."""
     run = make(tmp_path, small_models)
     program = (
         "import subprocess, sys, time; nap = 'import time; time.sleep(600)';"
@@ -180,23 +181,3 @@ def test_a_killed_child_is_a_failed_run_and_leaves_no_zombie(tmp_path, small_mod
     while psutil.pid_exists(child.pid) and time.monotonic() < until:
         refresh(run)
     assert not psutil.pid_exists(child.pid)
-
-
-def test_a_dead_rank_makes_a_failed_run(tmp_path, small_models):
-    """Killed from outside, as the system does when memory ends; the others must not count as stopped by the user."""
-    run = make(tmp_path, small_models, iterations=500)
-    child = start(run, processes=2)
-    wait_for(run, "running")
-    ranks = [p for p in psutil.Process(child.pid).children(recursive=True) if "work" in p.cmdline()]
-    main = run.status().pid
-    next(rank for rank in ranks if rank.pid != main).kill()
-    child.wait(60)
-    status = refresh(run)
-    assert status.state == "failed" and status.last_error
-
-
-def test_two_processes_are_one_run(tmp_path, small_models):
-    run = make(tmp_path, small_models)
-    assert start(run, processes=2).wait(200) == 0, run.log_tail(40)
-    assert run.status().state == "finished"
-    assert [row["iteration"] for row in run.read_metrics() if row["kind"] == "train"] == [1]

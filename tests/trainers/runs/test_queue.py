@@ -247,7 +247,7 @@ def test_a_queued_run_outlives_its_starter_and_trains_when_the_device_is_free(re
 
 
 def test_several_processes_train_at_their_turn(tmp_path, small_models):
-    """Slow because it trains: the process that waited starts torchrun, and holds the device for its processes."""
+    """Slow because it trains: the process that waited starts the others, and holds the device for them."""
     run = RunFolder.create(tmp_path / "runs", make_config("tiny", SMALL | small_models))
     child = launcher.start(run, processes=2, wait=["cpu"])
     wait_for(lambda: refresh(run).state == "running" or child.poll() is not None, 120)

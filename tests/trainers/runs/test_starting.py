@@ -106,12 +106,6 @@ def test_a_child_sees_the_devices_chosen_as_we_count_them(monkeypatch, ours, gpu
     assert ",".join(launcher._visible(gpus)) == seen
 
 
-def test_several_processes_are_started_by_torchrun(tmp_path):
-    run = RunFolder.create(tmp_path, CONFIG, "a")
-    line = launcher.command(run, processes=3)
-    assert line[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
-
-
 def test_a_run_that_died_before_its_first_checkpoint_is_begun_again(tmp_path, monkeypatch):
     monkeypatch.setattr(
         launcher, "command", lambda *_: [sys.executable, "-c", "raise SystemExit('killed while loading')"]
