@@ -13,6 +13,8 @@ from trainers.cli import main
 from trainers.pictures.clips import write_animation
 from trainers.preference.folder import PairFolder
 
+pytestmark = pytest.mark.usefixtures("small_clips")
+
 
 def clip(level: int, seed: int) -> np.ndarray:
     noise = np.random.default_rng(seed).integers(-20, 21, (4, 28, 28, 3))
@@ -32,10 +34,10 @@ def folder(tmp_path_factory) -> PairFolder:
 
 
 @pytest.fixture(scope="module")
-def trained(folder, base_model) -> Path:
+def trained(folder, base_model, small_clips) -> Path:
     """A reward trained on the pairs by the command."""
     out = folder.path.parent / "reward"
-    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(out), "--steps", "12"]
+    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(out), "--steps", "8"]
     options = ["--batch-size", "6", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8", "--held-out", "0.3"]
     assert main([*line, *options, "--evaluations", "2", "--device", "cpu"]) == 0
     return out
@@ -44,8 +46,8 @@ def trained(folder, base_model) -> Path:
 def test_training_writes_the_reward_its_accuracy_and_its_calibration(trained):
     found = json.loads((trained / "training.json").read_text(encoding="utf-8"))
     assert found["held_out"]["without_ties"] == 1.0 and found["held_out"]["by_kind"] == {"bright": 1.0}
-    assert (trained / "calibration.png").is_file() and (trained / "checkpoint-12").is_dir()
-    assert (trained / "checkpoint-12" / "non_lora_state_dict.pth").is_file()
+    assert (trained / "calibration.png").is_file() and (trained / "checkpoint-8").is_dir()
+    assert (trained / "checkpoint-8" / "non_lora_state_dict.pth").is_file()
 
 
 def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(trained, folder, base_model, tmp_path, capsys):

@@ -20,6 +20,7 @@ from trainers.preference.stages import train_in_two_stages
 from trainers.preference.train import train_reward
 from trainers.rewards.identity import IdentityReward
 
+pytestmark = pytest.mark.usefixtures("small_clips")
 FAST = RewardTraining(steps=4, batch_size=6, learning_rate=3e-3, warmup=0.0, rank=4, alpha=8, dropout=0.0)
 Weights = dict[str, torch.Tensor]
 
@@ -192,7 +193,7 @@ def test_a_teacher_filters_the_automatic_pairs(base_model: Path, bright_pairs: l
     automatic = [pair for pair in bright_pairs if pair.label] + wrong
 
     def settings(pairs: int) -> RewardTraining:
-        return replace(FAST, steps=16)
+        return replace(FAST, steps=10)
 
     done = train_in_two_stages(base_model, bright_pairs, automatic, tmp_path / "reward", settings, "cpu")
     assert (done.kept, done.automatic) == (len(wrong), 2 * len(wrong))
