@@ -60,19 +60,26 @@ def execute(
     quiet_libraries()
     from ..grpo.ranks import Ranks
     from ..grpo.trainer import train
+    from ..preference.folder import PairFolder
+    from ..preference.stored import voted_pairs
     from ..runs.devices import device_name, hold_device
     from ..runs.inputs import run_inputs
+    from .reward_run import train_reward_run
 
-    config, ranks = run.config(), None
+    config, ranks = run.settings(), None
+    of_policy = run.kind == "policy"
     with contextlib.ExitStack() as stack:
         try:
-            ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
+            ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path) if of_policy else Ranks()
             limit_threads(ranks)
             if ranks.is_main:
                 stack.enter_context(heartbeat(run))
             if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
                 stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
-            inputs = run_inputs(config)
+            if of_policy:
+                inputs = run_inputs(config)
+            else:
+                inputs = voted_pairs(PairFolder(config.pairs), config.pairs_bytes, config.held_out)
         except UserError as error:
             run.set_status(state="failed", last_error=str(error))
             raise
@@ -81,7 +88,8 @@ def execute(
             if ranks and ranks.count == 1:
                 run.set_status(state="stopped")
             raise
-        result = train(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
+        work = train if of_policy else train_reward_run
+        result = work(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
     # The device is free for another run by now.
     if ranks.is_main:
         _plot(run)
@@ -170,6 +178,8 @@ def _print_end(run: RunFolder, state: str) -> None:
     print(f"{state} after {status.iteration} of {status.iterations} iterations")
     if newest:
         print(f"LoRA     {newest.path}")
+    if run.has_reward():
+        print(f"reward   {run.reward_folder}")
     if run.curve_file.exists():
         print(f"curve    {run.curve_file}")
     if status.message:

@@ -31,15 +31,16 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, Arith
 def card(run: RunFolder) -> dict[str, Any]:
     """State, progress, measured gains and newest clips of the run, ready for JSON.
 
-    `saved`: the name of its newest LoRA; `resumes_from`: the iteration of its newest checkpoint; `done`: the fraction
-    of the run that is done, None where its length is not known; `clips`: the newest iteration with clips and the
-    numbers of the first of them; the others are those of its status and of `history`. A run that cannot be read has the
-    state `damaged`: it must not hide the others in a list.
+    `kind`: what it trains, `policy` or `reward`; `saved`: the name of its newest LoRA; `resumes_from`: the iteration
+    of its newest checkpoint; `done`: the fraction of the run that is done, None where its length is not known; `clips`:
+    the newest iteration with clips and the numbers of the first of them; the others are those of its status and of
+    `history`. A run that cannot be read has the state `damaged`: it must not hide the others in a list.
     """
     try:
         status, newest, checkpoints = refresh(run), run.newest(), run.checkpoints()
         found = {name: getattr(status, name) for name in STATUS} | {
             "id": run.id,
+            "kind": run.kind,
             "title": run.title,
             "text": summary(run),
             "message": status.message,
@@ -52,7 +53,15 @@ def card(run: RunFolder) -> dict[str, Any]:
         return found | history(run)
     except UNREADABLE as error:
         text = f"{run.id}: damaged, it cannot be read ({error})"
-        known = {"id": run.id, "title": "", "text": text, "error": str(error), "message": "", "saved": ""}
+        known = {
+            "id": run.id,
+            "kind": "policy",
+            "title": "",
+            "text": text,
+            "error": str(error),
+            "message": "",
+            "saved": "",
+        }
         known |= {"active": False, "state": "damaged", "iteration": 0, "gpus": [], "spark": []}
         known |= {"measured": -1, "size": 0}
         missing = (*STATUS, "resumes_from", "done", "clips", "reward", "judge", "best")

@@ -22,22 +22,20 @@ def clip(level: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> PairFolder:
-    """Twelve pairs of six people: the brighter clip is the better one. Two more have no vote."""
-    folder = PairFolder(tmp_path_factory.mktemp("votes") / "pairs")
-    for i in range(14):
-        bright, dark = clip(200, i), clip(60, 100 + i)
-        clips = (bright, dark) if i % 2 else (dark, bright)
-        verdict = None if i > 11 else "A" if i % 2 else "B"
-        folder.add(clips, [clip(128, 500 + i // 2)[0]], fps=8.0, verdict=verdict, who="anna", kind="bright")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(folder, base_model, small_clips) -> Path:
+def trained(bright_votes, base_model, small_clips) -> Path:
     """A reward trained on the pairs by the command."""
-    out = folder.path.parent / "reward"
-    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(out), "--steps", "8"]
+    out = bright_votes.path.parent / "reward"
+    line = [
+        "reward",
+        "train",
+        str(bright_votes.path),
+        "--base-model",
+        str(base_model),
+        "--out",
+        str(out),
+        "--steps",
+        "8",
+    ]
     options = ["--batch-size", "6", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8", "--held-out", "0.3"]
     assert main([*line, *options, "--evaluations", "2", "--device", "cpu"]) == 0
     return out
@@ -50,11 +48,23 @@ def test_training_writes_the_reward_its_accuracy_and_its_calibration(trained):
     assert (trained / "checkpoint-8" / "non_lora_state_dict.pth").is_file()
 
 
-def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(trained, folder, base_model, tmp_path, capsys):
+def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(
+    trained, bright_votes, base_model, tmp_path, capsys
+):
     other = tmp_path / "other"
-    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(other), "--steps", "1"]
+    line = [
+        "reward",
+        "train",
+        str(bright_votes.path),
+        "--base-model",
+        str(base_model),
+        "--out",
+        str(other),
+        "--steps",
+        "1",
+    ]
     assert main([*line, "--held-out", "0", "--rank", "4", "--device", "cpu", "--seed", "3"]) == 0
-    words = ["reward", "compare", str(other), str(trained), str(folder.path), "--held-out", "0"]
+    words = ["reward", "compare", str(other), str(trained), str(bright_votes.path), "--held-out", "0"]
     picture = tmp_path / "board.png"
     assert main([*words, "--base-model", str(base_model), "--picture", str(picture)]) == 0
     text = capsys.readouterr().out
@@ -62,14 +72,17 @@ def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(trained, f
     assert picture.is_file() == ("of 12 pairs" in text and "different clips of 0 of" not in text)
 
 
-def test_pairs_are_added_and_counted(folder, tmp_path, capsys):
+def test_pairs_are_added_and_counted(bright_votes, tmp_path, capsys):
     for name, level in (("a", 10), ("b", 90)):
         write_animation(clip(level, 7), tmp_path / f"{name}.webp", 8)
     write_animation(clip(50, 8)[:1], tmp_path / "face.webp", 8)
     with open(tmp_path / "votes.csv", "w", newline="") as file:
         csv.writer(file).writerows([["path_A", "path_B", "ref_paths", "SA"], ["a.webp", "b.webp", "face.webp", "same"]])
     new = tmp_path / "new"
-    assert main(["reward", "pairs", str(new), "--table", str(tmp_path / "votes.csv"), "--merge", str(folder.path)]) == 0
+    assert (
+        main(["reward", "pairs", str(new), "--table", str(tmp_path / "votes.csv"), "--merge", str(bright_votes.path)])
+        == 0
+    )
     text = capsys.readouterr().out
     assert "15 pairs, 13 votes" in text and "anna" in text and "1 pairs read from" in text
 
