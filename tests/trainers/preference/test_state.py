@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,27 +149,6 @@ def test_the_written_names_are_those_of_the_published_code(
         assert written[section].keys() <= released[section].keys()
     assert written["peft_lora_config"]["lora_namespan_exclude"] == ["lm_head", "rm_head", "embed_tokens", "visual"]
     assert {"meta_data", "data_dir"} <= written["data_config"].keys()
-
-
-def _one_of_two(rank: int, folder: Path, base: Path, pairs: list[Pair]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    train_reward(base, pairs, folder / "two", replace(FAST, steps=2, batch_size=5))
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_train_the_reward_of_one(
-    base_model: Path, bright_pairs: list[Pair], train: Callable, tmp_path: Path
-) -> None:
-    one = train("one", steps=2, batch_size=5)
-    context = multiprocessing.get_context("fork")
-    both = [context.Process(target=_one_of_two, args=(r, tmp_path, base_model, bright_pairs)) for r in (0, 1)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-    assert [process.exitcode for process in both] == [0, 0]
-    assert difference(one, weights(tmp_path / "two")) < 6e-4
 
 
 def test_every_epoch_has_all_pairs_in_an_order_of_its_own(bright_pairs: list[Pair]) -> None:
