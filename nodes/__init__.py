@@ -24,6 +24,7 @@ FAMILIES = (
     "prompt_sets",
     "runs",
     "votes",
+    "reward_runs",
 )
 
 # ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.

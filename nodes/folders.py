@@ -12,6 +12,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..trainers.config import TINYWORLD_WEIGHTS
 from ..trainers.errors import UserError
 from ..trainers.rewards.alignment import is_clip
 from ..trainers.runs.folder import RunFolder
@@ -30,7 +31,7 @@ ENDINGS = {SINGLE_FILES: (WEIGHTS, PICKLED), "text_encoders": (WEIGHTS, PICKLED)
 NO_MODULE = "none"
 LATEST, BEST = "latest", "best"
 NEWEST_RUN = "newest run"
-NO_CLIP, BUILT_IN_FACES = "none", "built in"
+NO_CLIP, NO_REWARD, BUILT_IN_FACES = "none", "none", "built in"
 
 
 @dataclass(frozen=True)
@@ -143,19 +144,33 @@ def part_source(kind: str, choice: str) -> str | None:
 
 
 def reward_choices() -> list[str]:
-    """The built-in reward, then the checkpoint folders of `models/identity_reward`."""
-    return [BUILT_IN, *_checkpoints()]
+    """The built-in reward, the checkpoint folders of `models/identity_reward`, then `<run>: best` of the runs that have
+    trained one, newest first."""
+    return [BUILT_IN, *_checkpoints(), *_trained_rewards()]
 
 
 def reward_source(choice: str) -> str:
     """What `trainers.rewards.load` understands: a built-in's name or a path."""
     if choice == BUILT_IN:
         return "tinyworld"
-    if choice not in _checkpoints():
+    found = _checkpoints() | _trained_rewards()
+    if choice not in found:
         raise UserError(
             f"there is no reward `{choice}`; put its folder (with model_config.json) into models/{REWARDS} and refresh"
         )
-    return str(_checkpoints()[choice])
+    return str(found[choice])
+
+
+def reward_choice(run: RunFolder) -> str:
+    """What the reward of a run is called in the list."""
+    return f"{run.id}: {BEST}"
+
+
+def start_reward_folder(choice: str) -> Path | None:
+    """The folder of a reward that a training begins with; None for `none`."""
+    if choice == NO_REWARD:
+        return None
+    return TINYWORLD_WEIGHTS / "reward" / "identity_reward" if choice == BUILT_IN else Path(reward_source(choice))
 
 
 def base_choices() -> list[str]:
@@ -176,8 +191,23 @@ def base_source(choice: str) -> str | None:
     return str(_base_models()[choice])
 
 
+def training_base_choices() -> list[str]:
+    """TinyWorld's base model, then the Qwen2.5-VL folders beside the rewards: a reward is trained on a folder."""
+    return [BUILT_IN, *_base_models()]
+
+
+def training_base(choice: str) -> Path:
+    """The folder behind a choice of `training_base_choices`."""
+    return TINYWORLD_WEIGHTS / "reward" / "base_model" if choice == BUILT_IN else Path(str(base_source(choice)))
+
+
 def _checkpoints() -> dict[str, Path]:
     return _folders(REWARDS, "model_config.json")
+
+
+def _trained_rewards() -> dict[str, Path]:
+    runs = [run for run in reversed(list_runs(runs_root())) if run.kind == "reward" and run.has_reward()]
+    return {reward_choice(run): run.reward_folder for run in runs}
 
 
 def _base_files() -> list[str]:
@@ -317,7 +347,7 @@ def may_read(path: Path) -> bool:
 
 def lora_choices(of_newest_run: bool = True) -> list[str]:
     """Runs to follow (`<run>: latest`, `<run>: best`, newest first), then files and PEFT folders of `models/loras`."""
-    runs = [run.id for run in reversed(list_runs(runs_root()))]
+    runs = [run.id for run in reversed(_policy_runs())]
     followed = [
         f"{name}: {which}"
         for name in ([NEWEST_RUN] if runs and of_newest_run else []) + runs
@@ -363,13 +393,13 @@ def _run_lora(run: RunFolder, which: str) -> LoraFile:
 
 
 def run_choices() -> list[str]:
-    """`newest run`, then every run, newest first."""
-    return [NEWEST_RUN, *(run.id for run in reversed(list_runs(runs_root())))]
+    """`newest run`, then every run that trains a policy, newest first."""
+    return [NEWEST_RUN, *(run.id for run in reversed(_policy_runs()))]
 
 
 def find_run(choice: str) -> RunFolder:
     """The run behind a choice of `run_choices`. Raises UserError when there is none."""
-    runs = {run.id: run for run in list_runs(runs_root())}
+    runs = {run.id: run for run in _policy_runs()}
     if not runs:
         raise UserError("there is no training run yet; queue a Train node first")
     if choice == NEWEST_RUN:
@@ -377,6 +407,11 @@ def find_run(choice: str) -> RunFolder:
     if choice not in runs:
         raise UserError(f"there is no run `{choice}`; there are {', '.join(list(runs)[-5:])}")
     return runs[choice]
+
+
+def _policy_runs() -> list[RunFolder]:
+    """Oldest first. Those that train a reward have no LoRA and no clips."""
+    return [run for run in list_runs(runs_root()) if run.kind == "policy"]
 
 
 # --- the folders themselves -------------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ class LoadReward(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=folders.reward_choices(),
-                    tooltip=f"A folder of models/{folders.REWARDS} as alibaba/identity-grpo publishes it, or the "
-                    "built-in reward for TinyWorld.",
+                    tooltip=f"A folder of models/{folders.REWARDS} as alibaba/identity-grpo publishes it, a "
+                    "reward that Train Reward has made, or the built-in one for TinyWorld.",
                 ),
                 io.Combo.Input(
                     "base_model",

@@ -89,8 +89,9 @@ def _rename(request: web.Request, body: Body) -> dict:
 
 def _delete(request: web.Request, _: Body) -> dict:
     run = run_of(request)
+    rest = "its reward too" if run.kind == "reward" else "its LoRAs in models/loras stay"
     trash.delete(run)
-    return {"id": run.id, "message": f"run {run.id} is in the trash; its LoRAs in models/loras stay"}
+    return {"id": run.id, "message": f"run {run.id} is in the trash; {rest}"}
 
 
 def _restore(request: web.Request, _: Body) -> dict:

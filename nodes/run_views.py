@@ -64,7 +64,7 @@ def log(request: web.Request, _: Body) -> dict:
 
 def settings(request: web.Request, _: Body) -> dict:
     run = run_of(request)
-    config = run.config()
+    config = run.settings()
     return {"preset": config.preset, "settings": chosen_settings(config), "folder": str(run.path)}
 
 

@@ -52,7 +52,7 @@ class Vote(io.ComfyNode):
             display_name="Vote on Videos",
             category=CATEGORY,
             description="Collects pairs of videos of the same people, and lets you vote which one keeps its people "
-            "better. The votes train a reward: `reward train` on the command line.",
+            "better. Train Reward learns from the votes.",
             search_aliases=["preference", "a/b test", "annotate", "human feedback", "reward training", "compare"],
             inputs=[
                 io.String.Input(
@@ -88,7 +88,7 @@ class Vote(io.ComfyNode):
                     tooltip="A run whose own clips are added: the base policy against its newest iteration.",
                 ),
             ],
-            outputs=[io.String.Output("folder", tooltip="The folder of the pairs, for `reward train`.")],
+            outputs=[io.String.Output("folder", tooltip="The folder of the pairs, for Train Reward.")],
             is_output_node=True,
         )
 

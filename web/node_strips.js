@@ -1,4 +1,4 @@
-// The strip on the Train and Training Run nodes: the run that they show, live, and its controls.
+// The strip on the nodes of runs (Train, Train Reward, Training Run): the run that they show, live, and its controls.
 import { app } from "../../scripts/app.js";
 import { findNode } from "./find_node.js";
 import { menuOf, toast } from "./panel/actions.js";
@@ -7,7 +7,7 @@ import { isRunId } from "./panel/server.js";
 import * as store from "./panel/store.js";
 import { HEIGHT, strip } from "./panel/strip.js";
 
-const TRAIN = "IdentityGRPOTrain", RUN = "IdentityGRPORun";
+const TRAIN = "IdentityGRPOTrain", TRAIN_REWARD = "IdentityGRPOTrainReward", RUN = "IdentityGRPORun";
 const PROPERTY = "identity_grpo_run"; // keeps the run's id in the workflow
 const NEWEST = "newest run"; // the first entry of Training Run's list
 const NARROWEST = 300; // pixels of a fresh node
@@ -30,14 +30,14 @@ function origin(node, slot) {
 // The run that a node shows: of Training Run that of the Train node linked to it, else that of its list.
 function runOf(node) {
   const kept = node.properties?.[PROPERTY];
-  if (node.comfyClass === TRAIN) return kept;
+  if (node.comfyClass !== RUN) return kept;
   const slot = node.inputs?.findIndex((input) => input.name === "training_run") ?? -1;
   if (slot >= 0 && node.inputs[slot].link != null) {
     const from = origin(node, slot);
     return (from?.comfyClass === TRAIN && from.properties?.[PROPERTY]) || kept;
   }
   const chosen = node.widgets?.find((widget) => widget.name === "run")?.value;
-  return chosen === NEWEST || chosen === undefined ? store.newest()?.id : chosen;
+  return chosen === NEWEST || chosen === undefined ? store.newest("policy")?.id : chosen;
 }
 
 const updateAll = () => {
@@ -91,7 +91,7 @@ app.registerExtension({
     store.subscribe(queueAgain);
   },
   nodeCreated(node) {
-    if (node.comfyClass !== TRAIN && node.comfyClass !== RUN) return;
+    if (![TRAIN, TRAIN_REWARD, RUN].includes(node.comfyClass)) return;
     const one = strip(() => (node.graph ? runOf(node) : undefined));
     strips.set(node, one);
     const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT };

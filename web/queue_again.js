@@ -1,9 +1,9 @@
-// Queues a workflow again when the run that its Training Run node shows is ready for the rest of the graph.
+// Queues a workflow again when the run that its Training Run or Train Reward node shows is ready for the rest of it.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { findNode } from "./find_node.js";
 
-const RUN = "IdentityGRPORun";
+const RUNS = ["IdentityGRPORun", "IdentityGRPOTrainReward"];
 const RUN_ID = /^[a-z0-9-]+$/; // a workflow of another author may hold any text, and the id becomes part of an address
 const OFTEN = 2000; // ms
 const FIRST = "at the first LoRA", END = "at the end";
@@ -30,7 +30,7 @@ function watch(node, run, moment) {
 }
 
 function follow(node, output) {
-  if (node?.comfyClass === RUN && output?.identity_grpo_run) watch(node, output.identity_grpo_run[0], output.queue_again?.[0]);
+  if (RUNS.includes(node?.comfyClass) && output?.identity_grpo_run) watch(node, output.identity_grpo_run[0], output.queue_again?.[0]);
 }
 
 // A page that was loaded again no longer has the node's result: the workflow names the run.
@@ -47,7 +47,7 @@ async function resume(node) {
 app.registerExtension({
   name: "identitygrpo.queueAgain",
   nodeCreated(node) {
-    if (node.comfyClass !== RUN) return;
+    if (!RUNS.includes(node.comfyClass)) return;
     for (const [event, act] of [["onExecuted", (output) => follow(node, output)], ["onConfigure", () => setTimeout(() => resume(node))], ["onRemoved", () => clearInterval(node.identityGrpoWatch)]]) {
       const before = node[event];
       node[event] = function () {

@@ -29,6 +29,7 @@ IDS = [
         "FaceReport",
         "KeepBest",
         "Vote",
+        "TrainReward",
         "PromptSet",
         "PromptItem",
         "MakePromptSet",

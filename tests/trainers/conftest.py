@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key_value_heads=1,
         intermediate=48,
     )
+
+
+@pytest.fixture(scope="module")
+def small_clips() -> Iterator[None]:
+    """Clips are not enlarged to the released model's 128 tokens a frame: for tests of training rewards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainers.rewards.pixels.VIDEO_MIN_PIXELS", 28 * 28)
+        yield

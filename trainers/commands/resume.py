@@ -33,8 +33,12 @@ def main(options: Namespace) -> int:
         )
     if status.state == "finished":
         raise UserError(
-            f"run {run.id} is finished: all {run.config().iterations} iterations are done. To train further, start a "
-            f"new run with --start-lora and its export in {run.exports_folder}"
+            f"run {run.id} is finished: all {run.settings().iterations} iterations are done. To train further, start a "
+            + (
+                f"new run with --start-lora and its export in {run.exports_folder}"
+                if run.kind == "policy"
+                else f"new one from its reward, {run.reward_folder}"
+            )
         )
     devices = check_devices(options.runs, run.config(), options.processes, options.wait)
     return train_to_end(run, was_started(run), options.processes, devices if options.wait else (), machines)

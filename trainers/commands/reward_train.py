@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..preference.recipe import RewardTraining
 
 TINYWORLD = "tinyworld"
+TINYWORLD_BASE = TINYWORLD_WEIGHTS / "reward" / "base_model"
 PACKAGE = Path(__file__).resolve().parents[1]
 SETTINGS = ("batch_size", "micro_batch", "learning_rate", "rank", "alpha", "vision", "seed", "patience", "save_every")
 """Options that are settings of `RewardTraining`."""
@@ -112,7 +113,7 @@ def main(options: Namespace) -> int:
     from ..preference.train import train_reward
     from .progress import quiet_libraries
 
-    device, main_process = _device(options.device)
+    device, main_process = process_device(options.device)
     merged = _Joined([StoredPairs(PairFolder(Path(folder))) for folder in options.pairs])
     if not len(merged):
         raise UserError(f"{', '.join(options.pairs)} has no pair with a verdict; vote first")
@@ -142,7 +143,7 @@ def main(options: Namespace) -> int:
         found = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss, "log": log}
         if made.accuracy:
             dtype = settings(1).frozen
-            found["held_out"] = _measure_files(options.out, base, held_out, device, dtype)
+            found["held_out"] = measure_files(options.out, base, held_out, device, dtype)
         write_atomic(options.out / "training.json", json.dumps(found, indent=1) + "\n")
         print(f"reward: {options.out} (checkpoint-{made.steps}, {made.seconds:.0f} s)")
     return 0
@@ -177,7 +178,7 @@ def base_of(base_model: str | None, start: Path | None) -> Path:
     from ..rewards.folder import find_base, find_checkpoint
 
     if base_model == TINYWORLD:
-        return TINYWORLD_WEIGHTS / "reward" / "base_model"
+        return TINYWORLD_BASE
     if base_model is None and start is None:
         raise UserError("no base model is named; give --base-model QWEN_FOLDER, or a reward to begin with (--start)")
     if start is not None:
@@ -189,23 +190,14 @@ def base_of(base_model: str | None, start: Path | None) -> Path:
 
 def settings_of(options: Namespace, base: Path, device: torch.device) -> Callable[[int], RewardTraining]:
     """The settings for a number of pairs: the recipe, changed by the options that were given."""
-    import torch
+    from ..preference.recipe import RewardTraining
 
-    from ..preference.adapters import adapter_of
-    from ..preference.recipe import RECIPES, RewardTraining
-
-    small = base == TINYWORLD_WEIGHTS / "reward" / "base_model"
-    recipe = dict(RECIPES[options.recipe or ("tiny" if small else "paper")])
-    epochs = options.epochs or recipe.pop("epochs")
-    recipe.pop("epochs", None)
-    half = device.type == "cuda"
-    recipe |= {"mixed_precision": half, "frozen": torch.bfloat16 if half and not small else torch.float32}
-    if options.low_memory:
-        recipe |= {"vision": "lora", "recompute": True, "micro_batch": 1}
-    recipe |= {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
-    if options.start:
-        adapter = adapter_of(options.start)
-        recipe |= {"rank": adapter.r, "alpha": adapter.lora_alpha} if adapter else {}
+    given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    recipe = adapted_recipe(
+        options.recipe or usual_recipe(base), base, device, options.low_memory, options.start, given
+    )
+    epochs = options.epochs or recipe["epochs"]
+    del recipe["epochs"]
     if options.minutes:
         recipe["seconds"] = options.minutes * 60
 
@@ -217,7 +209,33 @@ def settings_of(options: Namespace, base: Path, device: torch.device) -> Callabl
     return settings
 
 
-def _measure_files(out: Path, base: Path, held_out, device, dtype) -> dict[str, Any]:
+def usual_recipe(base: Path) -> str:
+    """`tiny` for TinyWorld's base model, `paper` for all others."""
+    return "tiny" if base == TINYWORLD_BASE else "paper"
+
+
+def adapted_recipe(
+    name: str, base: Path, device: torch.device, low_memory: bool, start: Path | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The recipe `name` for this base and device, with the settings that were given, and the rank of `start`."""
+    import torch
+
+    from ..preference.adapters import adapter_of
+    from ..preference.recipe import RECIPES
+
+    half = device.type == "cuda"
+    frozen = torch.bfloat16 if half and base != TINYWORLD_BASE else torch.float32
+    recipe = RECIPES[name] | {"mixed_precision": half, "frozen": frozen}
+    if low_memory:
+        recipe |= {"vision": "lora", "recompute": True, "micro_batch": 1}
+    recipe |= given
+    if start:
+        adapter = adapter_of(start)
+        recipe |= {"rank": adapter.r, "alpha": adapter.lora_alpha} if adapter else {}
+    return recipe
+
+
+def measure_files(out: Path, base: Path, held_out, device, dtype) -> dict[str, Any]:
     """The accuracy of the written files, printed, with the calibration curve as a picture."""
     from ..pictures.calibration import plot_calibration
     from ..preference.pairs import agreement, calibration, calibration_error, score_pairs
@@ -246,15 +264,17 @@ class _Printer:
     """Prints a line for every evaluation, and keeps all events but steps, of which it keeps the mean loss."""
 
     def __init__(self, log: list[dict[str, Any]]) -> None:
-        self._log, self._losses = log, []
+        self._log, self._losses, self._mean = log, [], math.nan
 
     def __call__(self, event: dict[str, Any]) -> None:
         if "accuracy" not in event:
             self._losses.append(event["loss"])
-            self._last = event
             return
-        found, mean = event["accuracy"], sum(self._losses) / max(1, len(self._losses))
-        self._losses.clear()
+        found = event["accuracy"]
+        if self._losses:  # the last measurement, of what is written, follows no new step
+            self._mean = sum(self._losses) / len(self._losses)
+            self._losses.clear()
+        mean = self._mean
         self._log.append({"step": event["step"], "loss": mean, "held_out": found})
         print(
             f"step {event['step']}: loss {mean:.4f}, held-out loss {found['loss']:.4f}, "
@@ -263,7 +283,7 @@ class _Printer:
         )
 
 
-def _device(name: str | None) -> tuple[torch.device, bool]:
+def process_device(name: str | None = None) -> tuple[torch.device, bool]:
     """The device of this process, and whether it is the one that reports."""
     import torch
     from accelerate import PartialState
@@ -292,7 +312,7 @@ def _make_tinyworlds(options: Namespace) -> int:
 
     make_reward(
         options.out,
-        _device(options.device)[0],
+        process_device(options.device)[0],
         options.minutes or 8.0,
         options.steps or 6000,
         options.batch_size or 128,

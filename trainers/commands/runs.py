@@ -219,14 +219,16 @@ def _show(run: RunFolder) -> int:
     print(f"{sentence(run)}, updated {_ago(status.updated)}")
     print(f"folder   {run.path}")
     try:
-        config = run.config()
+        config = run.settings()
     except UserError as error:
         print(f"settings {error}")
     else:
-        print(
-            f"trains   {config.policy.source} by {config.reward.source} on {config.prompts}, preset {config.preset}, "
-            f"seed {config.seed}"
+        what = (
+            f"{config.policy.source} by {config.reward.source} on {config.prompts}"
+            if run.kind == "policy"
+            else f"a reward on {config.pairs}, base model {config.base_model}"
         )
+        print(f"trains   {what}, preset {config.preset}, seed {config.seed}")
     for name in ("message", "last_error"):
         if text := getattr(status, name):
             print(f"{name.replace('_', ' ')}: {text}")
@@ -235,7 +237,19 @@ def _show(run: RunFolder) -> int:
         print("\n" + markdown_table([{n: row[n] for n in names if row.get(n) is not None} for row in evaluations[-5:]]))
     if newest := run.newest():
         print(f"\nLoRA     {newest.path}")
+    if run.kind == "reward":
+        _show_measured(run)
     return 0
+
+
+def _show_measured(run: RunFolder) -> None:
+    """What a run that trains a reward has measured, and the reward."""
+    rows = [row for row in run.read_metrics() if row.get("kind") == "evaluation"]
+    names = ("iteration", "accuracy", "accuracy_with_ties", "preference_loss")
+    if rows:
+        print("\n" + markdown_table([{name: row.get(name) for name in names} for row in rows[-5:]]))
+    if run.has_reward():
+        print(f"\nreward   {run.reward_folder}")
 
 
 def _stop(run: RunFolder, wait: float) -> int:

@@ -73,30 +73,38 @@ def execute(
     quiet_libraries()
     from ..grpo.ranks import Ranks
     from ..grpo.trainer import train
+    from ..preference.folder import PairFolder
+    from ..preference.stored import voted_pairs
     from ..runs.devices import device_name, hold_device
     from ..runs.inputs import run_inputs
+    from .reward_run import train_reward_run
 
     ranks, copied = None, False
     with contextlib.ExitStack() as stack:
         try:
+            of_policy = not isinstance(run, RunFolder) or run.kind == "policy"
             if isinstance(run, RunFolder):
-                config = run.config()
-                ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
+                config = run.settings()
+                ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path) if of_policy else Ranks()
             else:
                 ranks = Ranks()
             if ranks.on_several_machines:
                 run, resuming, copied = same_run(ranks, run, resuming)
-                config = run.config()
+                config = run.settings()
+                of_policy = run.kind == "policy"
             limit_threads(ranks)
             watch = stack.enter_context(watched(ranks, run)) if ranks.count > 1 else None
             if ranks.is_main:
                 stack.enter_context(heartbeat(run, ranks=watch.ages if watch else list))
             if not share_devices and (ranks.device.type != "cpu" or ranks.is_local_main):
                 stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
-                rewards = ranks.reward_device(config.reward)
+                rewards = ranks.reward_device(config.reward) if of_policy else None
                 if rewards not in (None, ranks.device) and ranks.is_local_main:
                     stack.enter_context(hold_device(device_name(rewards.type, rewards.index), run.path))
-            inputs = run_inputs(config)
+            if of_policy:
+                inputs = run_inputs(config)
+            else:
+                inputs = voted_pairs(PairFolder(config.pairs), config.pairs_bytes, config.held_out)
         except UserError as error:
             if isinstance(run, RunFolder):
                 run.set_status(state="failed", last_error=str(error))
@@ -105,7 +113,8 @@ def execute(
             if ranks is None or ranks.is_main:
                 run.set_status(state="stopped")
             raise
-        result = train(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
+        work = train if of_policy else train_reward_run
+        result = work(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
         if watch:
             watch.close()
         ranks.close()
@@ -270,6 +279,8 @@ def _print_end(run: RunFolder, state: str) -> None:
     print(f"{state} after {status.iteration} of {status.iterations} iterations")
     if newest:
         print(f"LoRA     {newest.path}")
+    if run.has_reward():
+        print(f"reward   {run.reward_folder}")
     if run.curve_file.exists():
         print(f"curve    {run.curve_file}")
     if status.message:

@@ -14,6 +14,7 @@ from .loras import split_strength
 from .plain_yaml import LONGEST, parse_yaml
 from .presets import PRESETS, RECIPES, WAN_NEGATIVE_PROMPT, merge
 from .refusals import explain
+from .reward_run import RewardRunConfig
 from .sections import (
     BUILT_IN,
     BUILT_IN_LORAS,
@@ -37,7 +38,9 @@ __all__ = [
     "PolicyConfig",
     "PolicyKind",
     "RewardConfig",
+    "RewardRunConfig",
     "RolloutConfig",
+    "RunConfig",
     "TrainConfig",
     "change_config",
     "make_config",
@@ -46,6 +49,10 @@ __all__ = [
     "read_config",
     "split_strength",
 ]
+
+
+RunConfig = TrainConfig | RewardRunConfig
+"""What a run's `config.yaml` may hold."""
 
 
 def preset_for(recipe: str, kind: PolicyKind) -> str:
@@ -76,14 +83,14 @@ def make_config(
     return _validated(values, options or {})
 
 
-def change_config(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
+def change_config(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     """The configuration with `changes` (nested dict) laid over it. Raises UserError as `make_config`."""
     if "preset" in changes:
         raise UserError("`preset` is no setting to change; start a new run with the other preset")
-    return _validated(merge(config.model_dump(), changes), {})
+    return _validated(merge(config.model_dump(), changes), {}, type(config))
 
 
-def read_config(path: str | Path) -> TrainConfig:
+def read_config(path: str | Path) -> RunConfig:
     """Read a run's frozen `config.yaml`. Raises UserError when it cannot be read, or is of another version."""
     try:
         require_regular(path)
@@ -92,13 +99,14 @@ def read_config(path: str | Path) -> TrainConfig:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from error
     try:
-        return _validated(values, {})
+        of_reward = isinstance(values, dict) and values.get("kind") == "reward"
+        return _validated(values, {}, RewardRunConfig if of_reward else TrainConfig)
     except UserError as error:
         raise UserError(f"{path} is of another version or damaged, start a new run: {error}") from error
 
 
-def _validated(values: Any, options: Mapping[str, str]) -> TrainConfig:
+def _validated(values: Any, options: Mapping[str, str], kind: type[RunConfig] = TrainConfig) -> RunConfig:
     try:
-        return TrainConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"this configuration cannot run:\n  {explain(error, TrainConfig, options)}") from error
+        raise UserError(f"this configuration cannot run:\n  {explain(error, kind, options)}") from error

@@ -14,13 +14,14 @@ from .layout import BLUE, FAINT, GREEN, INK, ORANGE, PAPER, PURPLE
 
 def plot_curve(metrics: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> Path:
     """Write rows of metrics.jsonl as a PNG: reward, win rate with its 95% interval, and where the rows have them the
-    other rewards, the judge and the KL to the base policy.
+    other rewards, the judge and the KL to the base policy. Of a run that trains a reward: accuracy and loss.
     """
     from matplotlib.figure import Figure
 
     train = [row for row in metrics if row.get("kind") == "train"]
     held_out = [row for row in metrics if row.get("kind") == "evaluation"]
-    panels = [_reward_panel, _win_rate_panel]
+    of_reward = any("preference_loss" in row for row in metrics)
+    panels = [_accuracy_panel, _loss_panel] if of_reward else [_reward_panel, _win_rate_panel]
     panels += [_other_rewards_panel] if _other_rewards(train) else []
     panels += [_judge_panel] if any(row.get("identity") is not None for row in held_out) else []
     panels += [_kl_panel] if any(row.get("kl") is not None for row in train) else []
@@ -95,6 +96,27 @@ def _kl_panel(axes, train: list, held_out: list) -> None:
     x, y = _series(train, "kl")
     axes.plot(x, y, color=INK, alpha=0.25, linewidth=1)
     axes.plot(x, _smooth(y), color=INK, linewidth=1.8)
+
+
+def _accuracy_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("accuracy on held-out pairs", **_TITLE)
+    for name, colour, label in (
+        ("accuracy", GREEN, "without ties"),
+        ("accuracy_with_ties", FAINT, "ties predicted too"),
+    ):
+        x, y = _series(held_out, name)
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _loss_panel(axes, train: list, held_out: list) -> None:
+    axes.set_title("preference loss", **_TITLE)
+    x, y = _series(train, "preference_loss")
+    axes.plot(x, y, color=BLUE, alpha=0.25, linewidth=1)
+    axes.plot(x, _smooth(y), color=BLUE, linewidth=1.8, label="training pairs")
+    x, y = _series(held_out, "preference_loss")
+    axes.plot(x, y, color=ORANGE, linewidth=1.8, marker="o", markersize=4, label="held-out pairs")
 
 
 _TITLE = {"fontsize": 9.5, "color": INK, "loc": "left", "pad": 8}

@@ -107,8 +107,9 @@ class PairFolder:
     def exists(self) -> bool:
         return os.path.isfile(self.file)
 
-    def read(self) -> PairRecords:
-        """All that counts. A last line without its end, torn by a crash, is left out.
+    def read(self, size: int | None = None) -> PairRecords:
+        """All that counts, or that counted when the file had `size` bytes. A last line without its end, torn by a
+        crash, is left out.
 
         Raises UserError that names every other line that cannot be used, and for a folder that holds no pairs.
         """
@@ -120,7 +121,7 @@ class PairFolder:
                 "`reward pairs import`"
             ) from None
         records = PairRecords()
-        for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        for number, line in enumerate(data[:size].split(b"\n")[:-1], 1):
             if not line.strip():
                 continue
             try:
@@ -128,6 +129,12 @@ class PairFolder:
             except ValueError as error:
                 raise UserError(f"{self.file}, line {number}: {error}; correct the line or remove it") from error
         return records
+
+    def voted_size(self) -> int:
+        """How many bytes of the file end with its last vote or undo; 0 without one. Later pairs have no verdict."""
+        data = read_regular(self.file) if self.exists() else b""
+        places = [data.rfind(mark) for mark in (b'{"vote":', b'{"undo":')]
+        return data.find(b"\n", max(places)) + 1 if max(places) >= 0 else 0
 
     def check_files(self, records: PairRecords) -> None:
         """Raises UserError that names the first clip or reference image that is not there."""

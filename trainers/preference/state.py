@@ -1,4 +1,7 @@
-"""The state of a reward training on disk, from which it resumes: trained weights, optimiser, the best so far."""
+"""The states of a reward training on disk, from which it resumes: trained weights, optimiser, the best so far.
+
+They lie in a folder, `<step>/` each; only the newest is kept.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from ..files import atomic_folder, remove
 from .pairs import Accuracy
 from .recipe import RewardTraining
 
-FOLDER = "state"
 CHANGEABLE = {"steps", "seconds", "evaluate_every", "patience", "save_every", "micro_batch", "recompute", "pickled"}
 """Settings that a resumed training may change: they change no step that was done."""
 
@@ -37,9 +39,10 @@ class Progress:
     best: dict[str, Tensor] | None = None
 
 
-def has_state(output: Path) -> bool:
-    """Whether a training that has not ended left its state in this folder."""
-    return (output / FOLDER / "progress.json").is_file()
+def newest_state(states: Path) -> Path | None:
+    """What a training that has not ended left in this folder."""
+    found = [p for p in states.glob("[0-9]*") if p.name.isdecimal() and (p / "progress.json").is_file()]
+    return max(found, key=lambda path: int(path.name), default=None)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -48,10 +51,11 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_state(
-    output: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, training: RewardTraining
+    states: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, training: RewardTraining
 ) -> None:
-    """Replace the state in `output`; a crash leaves the old one."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Replace the state in `states`; a crash leaves the old one."""
+    states.mkdir(parents=True, exist_ok=True)
+    old = [path for path in states.glob("[0-9]*") if path.name.isdecimal()]
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     moments = {
         f"{names[i]}.{key}": torch.as_tensor(value).detach().cpu().contiguous()
@@ -61,18 +65,21 @@ def save_state(
     known = {name: value for name, value in vars(progress).items() if name not in ("best", "best_accuracy")}
     known |= {"training": _settings(training)}
     known |= {"best_accuracy": asdict(progress.best_accuracy) if progress.best_accuracy else None}
-    with atomic_folder(output / FOLDER) as target:
+    place = states / f"{progress.step:06d}"
+    with atomic_folder(place) as target:
         save_file(trained_weights(model), target / "weights.safetensors")
         save_file(moments, target / "optimiser.safetensors")
         if progress.best is not None:
             save_file(progress.best, target / "best.safetensors")
         (target / "progress.json").write_text(json.dumps(known), encoding="utf-8")
+    for path in old:
+        if path != place:
+            remove(path)
 
 
 @torch.no_grad()
-def load_state(output: Path, model: nn.Module, optimiser: torch.optim.Optimizer, training: RewardTraining) -> Progress:
-    """Continue from the state in `output`. Raises UserError for one of other settings, or of another model."""
-    folder = output / FOLDER
+def load_state(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, training: RewardTraining) -> Progress:
+    """Continue from the state in `folder`. Raises UserError for one of other settings, or of another model."""
     try:
         known: dict[str, Any] = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
         weights, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimiser"))
@@ -88,11 +95,12 @@ def load_state(output: Path, model: nn.Module, optimiser: torch.optim.Optimizer,
     changed = [name for name in now if name not in CHANGEABLE and before.get(name) != now[name]]
     if changed:
         raise UserError(
-            f"the training in {output} began with other settings: {shorten(changed)}; give the same, or another folder"
+            f"the training in {folder.parent} began with other settings: {shorten(changed)}; give the same, or "
+            "another folder"
         )
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {n: p.shape for n, p in parameters.items()} != {n: w.shape for n, w in weights.items()}:
-        raise UserError(f"the training in {output} is of another base model; give that one, or another folder")
+        raise UserError(f"the training in {folder.parent} is of another base model; give that one, or another folder")
     state: dict[int, dict[str, Tensor]] = {}
     for place, (name, parameter) in enumerate(parameters.items()):
         parameter.copy_(weights[name])
@@ -100,10 +108,6 @@ def load_state(output: Path, model: nn.Module, optimiser: torch.optim.Optimizer,
         state[place] = keys
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return progress
-
-
-def remove_state(output: Path) -> None:
-    remove(output / FOLDER)
 
 
 def _settings(training: RewardTraining) -> dict[str, Any]:

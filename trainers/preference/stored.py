@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,11 +27,12 @@ FPS = 10.0
 class StoredPairs(Sequence[Pair]):
     """The pairs with a verdict of a folder, in the order in which they were added; `records[i]` belongs to `self[i]`.
 
-    Only the frames that a reward reads are kept of a clip, and its rate is lowered to match: the score is the same.
+    `size`: how many bytes of the folder's file are read, all by default. Only the frames that a reward reads are kept
+    of a clip, and its rate is lowered to match: the score is the same.
     """
 
-    def __init__(self, folder: PairFolder) -> None:
-        records = folder.read()
+    def __init__(self, folder: PairFolder, size: int | None = None) -> None:
+        records = folder.read(size)
         folder.check_files(records)
         labels = {pair: records.label(pair) for pair in records.pairs}
         self.folder = folder
@@ -117,3 +119,23 @@ def hold_out(records: Sequence[PairRecord], share: float, seed: int = 0) -> tupl
             "other people, or give the held-out pairs in a folder of their own"
         )
     return sorted(set(range(len(records))) - set(held)), sorted(held)
+
+
+@dataclass(frozen=True)
+class VotedPairs:
+    """The pairs with a verdict that a reward is trained on, and those that it is measured on."""
+
+    train: Part
+    held_out: Part
+
+
+def voted_pairs(folder: PairFolder, size: int, share: float) -> VotedPairs:
+    """Those of the first `size` bytes of the folder's file, a `share` of them held out by people (0: none).
+
+    Raises UserError when no pair has a verdict, a file is missing, or none can be held out.
+    """
+    pairs = StoredPairs(folder, size)
+    if not len(pairs):
+        raise UserError(f"{folder.path} has no pair with a verdict; vote first")
+    train, held = hold_out(pairs.records, share) if share else (list(range(len(pairs))), [])
+    return VotedPairs(Part(pairs, train), Part(pairs, held))

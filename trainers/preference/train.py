@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, autocast
 
 from ..errors import UserError, shorten
+from ..files import remove
 from ..rewards.collator import Collator
 from ..rewards.identity import IdentityReward, open_base
 from ..rewards.model import RewardModel
@@ -24,12 +25,20 @@ from .pairs import Accuracy, Pair, accuracy
 from .ranks import Ranks
 from .recipe import RewardTraining
 from .released import model_config
-from .state import Progress, has_state, load_state, remove_state, save_state, trained_weights
+from .state import Progress, load_state, newest_state, save_state, trained_weights
 
 OnEvent = Callable[[dict[str, Any]], None]
 """Called with a dictionary after every step (step, loss, rate, seconds) and every evaluation (step, accuracy)."""
+Ask = Callable[[], Literal["save", "stop"] | None]
+"""What is wanted of a training, asked after every step: to save its state, or to do so and end."""
+ASKED: tuple[str | None, ...] = (None, "save", "stop")
+STATES = "state"
 CHECK_EVERY = 50
 """Steps between two checks for numbers that are not finite; each waits for the GPU."""
+
+
+class Stopped(Exception):
+    """The training was asked to end; its state is saved."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,22 @@ def train_reward(
     on_event: OnEvent | None = None,
     start: Path | None = None,
     resume: bool = False,
+    states: Path | None = None,
+    ask: Ask | None = None,
 ) -> Trained:
     """Train a reward on `base_model` by the released recipe and write it to `output_dir` in the released layout.
 
     LoRA on all linear layers of the language model; vision tower, merger, token embedding and head in full, or LoRA on
     the vision tower too. `start`: a reward of this base model whose weights it begins with. `resume` continues from the
-    state that an interrupted training left in `output_dir`. Under torchrun every process takes a part of each batch,
-    and one writes. Raises UserError for a base that is not a Qwen2.5-VL, a folder that holds a reward already, or a
-    loss that is not finite; nothing is written then.
+    newest state that an interrupted training left in the folder `states`, by default `output_dir/state`. `ask`, where
+    it is given, must be given to all processes; the first one's answer counts. Under torchrun every process takes a
+    part of each batch, and one writes. Raises UserError for a base that is not a Qwen2.5-VL, a folder that holds a
+    reward already, or a loss that is not finite, and Stopped when it was asked to; no reward is written then.
     """
     base, output = Path(base_model), Path(output_dir)
+    states = states or output / STATES
     _require_absent(output, "checkpoint-*")
-    if has_state(output) != resume:
+    if (newest_state(states) is not None) != resume:
         raise UserError(
             f"{output} holds no training to resume; leave --resume out"
             if resume
@@ -77,11 +90,11 @@ def train_reward(
             start_from(model, start)
 
     ranks = Ranks()
-    model, result = _train(base, pairs, output, training, device, held_out, on_event, prepare, resume, ranks)
+    model, result = _train(base, pairs, states, training, device, held_out, on_event, prepare, resume, ranks, ask)
     if ranks.main:
         config = model_config(base, output, training, start)
         write_checkpoint(model, output, result.steps, config, training.storage, training.pickled)
-        remove_state(output)
+        remove(states)
     ranks.wait()
     return result
 
@@ -103,7 +116,7 @@ def train_base(
     _require_absent(output, "*")
     training = replace(training, save_every=0)
     model, result = _train(
-        base, pairs, output, training, device, held_out, on_event, lambda model: None, False, Ranks()
+        base, pairs, output / STATES, training, device, held_out, on_event, lambda model: None, False, Ranks(), None
     )
     write_base(model, base, output, training.storage)
     return result
@@ -117,7 +130,7 @@ def _require_absent(folder: Path, pattern: str) -> None:
 def _train(
     base: Path,
     pairs: PairSource,
-    output: Path,
+    states: Path,
     training: RewardTraining,
     device: torch.device | str,
     held_out: Sequence[Pair],
@@ -125,6 +138,7 @@ def _train(
     prepare: Callable[[RewardModel], None],
     resume: bool,
     ranks: Ranks,
+    ask: Ask | None,
 ) -> tuple[RewardModel, Trained]:
     """Train a model on `base`, in which `prepare` freezes what is not trained."""
     source = batches(pairs, training.batch_size, training.seed)
@@ -145,7 +159,7 @@ def _train(
         fused=device.type == "cuda",
     )
     emit = on_event if on_event and ranks.main else lambda event: None
-    progress = load_state(output, model, optimiser, training) if resume else Progress()
+    progress = load_state(newest_state(states), model, optimiser, training) if resume else Progress()
     losses: list[Tensor] = []
     finite = torch.ones((), dtype=torch.bool, device=device)
     started, measured_at = time.monotonic() - progress.seconds, 0
@@ -171,7 +185,8 @@ def _train(
         finite &= torch.isfinite(loss + norm)
         step = progress.step
         evaluate = bool(training.evaluate_every and len(held_out)) and step % training.evaluate_every == 0
-        save = bool(training.save_every) and step % training.save_every == 0
+        asked = ASKED[round(ranks.of_first(ASKED.index(ask()), device))] if ask else None
+        save = bool(asked) or (bool(training.save_every) and step % training.save_every == 0)
         if on_event or evaluate or save or step % CHECK_EVERY == 0:
             _require_finite(finite, step)
             emit({"step": step, "loss": loss.item(), "rate": rate, "seconds": time.monotonic() - started})
@@ -184,7 +199,9 @@ def _train(
             progress.losses += torch.stack(losses).tolist() if losses else []
             losses.clear()
             if ranks.main:
-                save_state(output, model, optimiser, progress, training)
+                save_state(states, model, optimiser, progress, training)
+        if asked == "stop":
+            raise Stopped
     _require_finite(finite, progress.step)
     seconds = time.monotonic() - started
     progress.losses += torch.stack(losses).tolist() if losses else []

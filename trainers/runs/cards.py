@@ -31,16 +31,17 @@ UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, Arith
 def card(run: RunFolder) -> dict[str, Any]:
     """State, progress, measured gains and newest clips of the run, ready for JSON.
 
-    `processes`: those of a run of several, and when each last gave a sign of life; `saved`: the name of its newest
-    LoRA; `resumes_from`: the iteration of its newest checkpoint; `done`: the fraction of the run that is done, None
-    where its length is not known; `clips`: the newest iteration with clips and the numbers of the first of them; the
-    others are those of its status and of `history`. A run that cannot be read has the state `damaged`: it must not hide
-    the others in a list.
+    `kind`: what it trains, `policy` or `reward`; `processes`: those of a run of several, and when each last gave a sign
+    of life; `saved`: the name of its newest LoRA; `resumes_from`: the iteration of its newest checkpoint; `done`: the
+    fraction of the run that is done, None where its length is not known; `clips`: the newest iteration with clips and
+    the numbers of the first of them; the others are those of its status and of `history`. A run that cannot be read has
+    the state `damaged`: it must not hide the others in a list.
     """
     try:
         status, newest, checkpoints = refresh(run), run.newest(), run.checkpoints()
         found = {name: getattr(status, name) for name in STATUS} | {
             "id": run.id,
+            "kind": run.kind,
             "title": run.title,
             "text": summary(run),
             "message": status.message,
@@ -56,6 +57,7 @@ def card(run: RunFolder) -> dict[str, Any]:
         text = f"{run.id}: damaged, it cannot be read ({error})"
         known = {
             "id": run.id,
+            "kind": "policy",
             "title": "",
             "text": text,
             "error": str(error),

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..config import PRESETS, TrainConfig, make_config
+from ..config import PRESETS, RunConfig, TrainConfig, make_config
 from ..config.refusals import allowed, fields
 
 
-def chosen_settings(config: TrainConfig) -> list[dict[str, Any]]:
+def chosen_settings(config: RunConfig) -> list[dict[str, Any]]:
     """Every setting in the order of the configuration: `name`, `value` and `preset` as `--set` reads them, whether it
     `differs`, what it may be (`type`), its `meaning`, and the plain `number`: a number or switch, None for the others.
 
     A setting of an optional section that is left out has the section's default.
     """
-    preset = make_config(config.preset).model_dump() if config.preset in PRESETS else {}
+    known = isinstance(config, TrainConfig) and config.preset in PRESETS
+    preset = make_config(config.preset).model_dump() if known else {}
     own = config.model_dump()
     found = []
-    for name, field in fields(TrainConfig):
-        if name == "preset":
+    for name, field in fields(type(config)):
+        if name in ("preset", "kind"):
             continue
-        value, usual = setting_value(own, name, field.default), setting_value(preset, name, field.default)
+        value = setting_value(own, name, field.default)
+        usual = setting_value(preset, name, value if field.is_required() else field.default)
         found.append(
             {
                 "name": name,

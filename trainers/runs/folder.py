@@ -20,7 +20,7 @@ from ..processes import host, start_token
 from .status import RunStatus, read_status
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
+    from ..config import RunConfig, TrainConfig
 
 RUN_ID = re.compile(r"[a-z0-9-]{1,100}")
 REQUESTS = ("stop", "save", "sample")
@@ -36,6 +36,7 @@ EXPORT = re.compile(r".+-(\d{6,})\.safetensors")
 CLIP = re.compile(r"(\d{2,6})-.+\.webp")
 ITERATION = re.compile(rb'"iteration":\s*(\d{1,19})\b')
 EVALUATION = {"reward_mean": float, "win": float, "win_low": float, "win_high": float, "margin": float}
+REWARD_KIND = b"kind: reward\n"
 T = TypeVar("T")
 
 
@@ -47,7 +48,7 @@ class Export:
     path: Path
 
 
-def run_name(name: str | None, config: TrainConfig) -> str:
+def run_name(name: str | None, config: RunConfig) -> str:
     """What a run's id begins with: `name`, else the preset, in lower case with dashes, at most 60 characters."""
     plain = re.sub(r"[^a-z0-9]+", "-", (name or config.preset).lower())
     return plain[:LONGEST_NAME].strip("-") or "run"
@@ -73,7 +74,8 @@ def _require_place(path: Path) -> None:
 
 class RunFolder:
     """`config.yaml` (frozen), `status.json`, `metrics.jsonl`, `curve.png`, `log.txt`, `title.txt`, `heartbeat.json`,
-    `control/`, `checkpoints/`, `evaluation/`, `samples/`, `exports/`, `logs/` of one run.
+    `control/`, `checkpoints/`, `evaluation/`, `samples/`, `exports/`, `logs/` of one run. One that trains a reward has
+    `reward/` in place of clips and exports.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -82,7 +84,7 @@ class RunFolder:
         self.path = Path(path).resolve()
 
     @classmethod
-    def create(cls, root: str | Path, config: TrainConfig, name: str | None = None) -> RunFolder:
+    def create(cls, root: str | Path, config: RunConfig, name: str | None = None) -> RunFolder:
         """A new folder under `root`, named `<name or preset>-<UTC date>-<time>-<4 hex>`. Paths are frozen absolute."""
         run_id = f"{run_name(name, config)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         path = Path(root) / run_id
@@ -165,11 +167,32 @@ class RunFolder:
     def curve_file(self) -> Path:
         return self.path / "curve.png"
 
-    def config(self) -> TrainConfig:
+    @property
+    def kind(self) -> Literal["policy", "reward"]:
+        """What it trains: the first line of config.yaml says so for a reward."""
+        with contextlib.suppress(OSError), open(self.path / "config.yaml", "rb") as file:
+            return "reward" if file.read(len(REWARD_KIND)) == REWARD_KIND else "policy"
+        return "policy"
+
+    def settings(self) -> RunConfig:
         """The frozen configuration. Raises UserError when it cannot be read."""
         from ..config import read_config
 
         return read_config(self.path / "config.yaml")
+
+    def config(self) -> TrainConfig:
+        """That of a run that trains a policy. Raises UserError also for one that trains a reward."""
+        if self.kind == "reward":
+            raise UserError(f"run {self.id} trains a reward and has no policy; choose a run of Train")
+        return self.settings()
+
+    @property
+    def reward_folder(self) -> Path:
+        """Where a run that trains a reward writes it, in the released layout, at its end."""
+        return self.path / "reward"
+
+    def has_reward(self) -> bool:
+        return (self.reward_folder / "model_config.json").is_file()
 
     def changed(self) -> list[int]:
         """Times in ns at which its status, metrics and exports last changed."""

@@ -32,9 +32,9 @@ def history(run: RunFolder) -> dict[str, Any]:
     """What a list shows of the metrics; computed again only when they have changed.
 
     `measured`: the last iteration that has a row, -1 before the first; `size`: bytes of the metrics. `spark`: at most
-    60 mean rewards of training iterations. `reward` and `judge`: `start` and `now` on the held-out items, None before
-    the first evaluation, the judge also where there is none. `best`: the iteration of the best LoRA, None where there
-    is none.
+    60 mean rewards of training iterations, or held-out accuracies of a run that trains a reward. `reward` and `judge`:
+    `start` and `now` on the held-out items, None before the first evaluation, the judge also where there is none.
+    `best`: the iteration of the best LoRA, None where there is none.
     """
     # The LoRA of an evaluation is written after its metrics.
     return _until_changed(run, (run.path / "metrics.jsonl", run.exports_folder), _history)
@@ -45,7 +45,8 @@ def _history(run: RunFolder) -> dict[str, Any]:
     size = path.stat().st_size if path.exists() else 0
     rows = run.thinned_metrics(SPARK_POINTS)
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
-    rewards = (row.get("reward_mean") for row in rows if row.get("kind") == "train")
+    rewards = [row["reward_mean"] for row in rows if row.get("kind") == "train" and "reward_mean" in row]
+    rewards = rewards or [row.get("accuracy") for row in evaluations]
     best = run.best() if evaluations else None
     return {
         "measured": rows[-1]["iteration"] if rows else -1,

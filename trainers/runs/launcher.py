@@ -105,6 +105,7 @@ def start(
     detached = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
+    run.settings()  # settings that cannot be read end the start here, and leave the run's status as it is
     run.prepare()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(

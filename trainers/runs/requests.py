@@ -8,7 +8,8 @@ from .registry import refresh
 
 
 def save_now(run: RunFolder) -> str:
-    """Ask for a checkpoint and its LoRA, which is kept for good; returns after which iteration they are written.
+    """Ask for a checkpoint and, of a policy, its LoRA, which is kept for good; returns after which iteration they are
+    written.
 
     Raises UserError for a run that does not train.
     """
@@ -18,8 +19,10 @@ def save_now(run: RunFolder) -> str:
 def sample_now(run: RunFolder) -> str:
     """Ask for clips of the first held-out items; returns after which iteration they are sampled.
 
-    Raises UserError for a run that does not train.
+    Raises UserError for a run that does not train, or trains a reward.
     """
+    if run.kind == "reward":
+        raise UserError(f"run {run.id} trains a reward and has no clips; its log shows what it measures")
     return _ask(run, "sample", f"run {run.id} will sample held-out clips")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import TrainConfig, change_config
+from ..config import RunConfig, change_config
 from ..errors import UserError
 from . import launcher
 from .claims import claims
@@ -33,12 +33,12 @@ def freeze_prompts(prompts: PromptSet, root: Path) -> str:
     return str(path if path.is_file() else save_prompt_set(prompts.items, path))
 
 
-def find_same(root: Path, config: TrainConfig, name: str) -> RunFolder | None:
+def find_same(root: Path, config: RunConfig, name: str) -> RunFolder | None:
     """The newest run under `root` of this name with these settings."""
     wanted = config.with_absolute_paths()
     for run in reversed(list_runs(root)):
         try:
-            same = run.config() == wanted
+            same = run.settings() == wanted
         except UserError:
             continue  # of another version
         if same and run.name == run_name(name, config):
@@ -47,7 +47,7 @@ def find_same(root: Path, config: TrainConfig, name: str) -> RunFolder | None:
 
 
 def start_once(
-    root: Path, config: TrainConfig, name: str, gpus: Sequence[int], wait: bool = False
+    root: Path, config: RunConfig, name: str, gpus: Sequence[int], wait: bool = False
 ) -> tuple[RunFolder, bool]:
     """The run of these settings, and whether it was started now: one that exists is left as it is.
 
@@ -57,7 +57,7 @@ def start_once(
     with hold_runs(root):
         known = find_same(root, config, name)
         # One that ended before its first checkpoint has nothing to show or to resume: it begins again.
-        if known is not None and (is_alive(known) or known.checkpoints()):
+        if known is not None and (is_alive(known) or known.checkpoints() or known.has_reward()):
             return known, False
         devices = devices_for(root, "cuda" if gpus else "cpu", gpus, wait)
         run = known or RunFolder.create(root, config, name)
@@ -104,7 +104,7 @@ def copy_run(run: RunFolder, changes: dict[str, Any], name: str | None = None) -
     It has no file of the other run, which may be deleted. name: how its id begins, that of the other if None. Raises
     UserError for settings that cannot be read or cannot be changed so.
     """
-    copy = RunFolder.create(run.path.parent, change_config(run.config(), changes), name or run.name)
+    copy = RunFolder.create(run.path.parent, change_config(run.settings(), changes), name or run.name)
     copy.set_status(gpus=run.status().gpus)
     return copy
 

@@ -39,6 +39,8 @@ def summary(run: RunFolder) -> str:
         if last.get("identity_gain") is not None:
             judge = "the face report" if last.get("alignment") is None else "TinyWorld's oracle"
             lines.append(f"identity by {judge}: {last['identity_gain']:+.1%}")
+    if run.kind == "reward":
+        lines += _measured(run)
     lines += [text for text in (status.message, status.last_error) if text]
     if status.state == "queued" and not status.active:
         lines.append("Not started yet: Resume starts it.")
@@ -49,7 +51,7 @@ def summary(run: RunFolder) -> str:
             if saved
             else (
                 "No checkpoint is left: start a new run."
-                if run.training()
+                if run.kind == "policy" and run.training()
                 else "Nothing was saved: Resume begins again."
             )
         )
@@ -64,3 +66,10 @@ def processes(run: RunFolder) -> str:
     machines = len({machine for _, machine, _ in signs})
     ages = ", ".join(f"{rank} {seconds:.0f} s" for rank, _, seconds in signs)
     return f"{len(signs)} processes on {machines} machine{'s' * (machines > 1)}, last sign of life: {ages}"
+
+
+def _measured(run: RunFolder) -> list[str]:
+    """What a run that trains a reward has measured last, and where the reward is."""
+    rows = [row for row in run.read_metrics() if row.get("accuracy") is not None]
+    lines = [f"step {rows[-1]['iteration']}: {rows[-1]['accuracy']:.1%} of the held-out pairs"] if rows else []
+    return [*lines, f"reward: {run.reward_folder}"] if run.has_reward() else lines

@@ -16,7 +16,7 @@ const ask = (title, message) => app.extensionManager.dialog.confirm({ title, mes
 export const can = {
   stop: (run) => Boolean(run.active) && run.state !== "stopping",
   save: (run) => ["starting", "running"].includes(run.state),
-  sample: (run) => ["starting", "running"].includes(run.state),
+  sample: (run) => run.kind === "policy" && ["starting", "running"].includes(run.state),
   resume: (run) => !run.active && ["failed", "stopped", "queued"].includes(run.state),
   delete: (run) => !run.active,
   move: (run) => run.state === "queued" && Boolean(run.active),
@@ -24,7 +24,7 @@ export const can = {
 
 export const hints = {
   stop: (run) => (Number.isInteger(run.resumes_from) ? "Stop after the step in progress; finished iterations are saved" : "Stop after the step in progress; nothing is saved yet"),
-  save: () => "Save now: write a checkpoint and its LoRA after this iteration, and keep the LoRA",
+  save: (run) => (run.kind === "reward" ? "Save now: write a checkpoint after this step" : "Save now: write a checkpoint and its LoRA after this iteration, and keep the LoRA"),
   resume: (run) => (Number.isInteger(run.resumes_from) ? `Resume: continue from iteration ${run.resumes_from}` : run.state === "queued" ? "Start" : "Resume: begin again, nothing was saved"),
 };
 

@@ -18,7 +18,7 @@ export function card(first) {
   const status = el("span.igrpo-standing");
   const overlay = el("input", { type: "checkbox", onclick: (event) => event.stopPropagation(), onchange: () => toggleOverlay(run.id) });
   const overlayBox = el("label.igrpo-overlay", { title: "Show its curves over those of the open run", onclick: (event) => event.stopPropagation() }, overlay, icon("chart-line"));
-  const curve = spark("Mean reward of the rollouts");
+  const curve = spark(first.kind === "reward" ? "Held-out accuracy" : "Mean reward of the rollouts");
   const reward = el("span.igrpo-gain"), judge = el("span.igrpo-gain");
   const bar = el("div.igrpo-bar-done");
   const progress = el("div.igrpo-bar", { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);

@@ -12,6 +12,8 @@ import { onSelection, select, selection } from "./selection.js";
 import { settingsView } from "./settings_view.js";
 import * as store from "./store.js";
 
+const OF_POLICY = ["clips", "files"]; // a run that trains a reward has none
+
 const TABS = {
   overview: ["Overview", "chart-line", overview],
   clips: ["Clips", "images", clipsView],
@@ -47,7 +49,8 @@ export function runView(place) {
   tabList.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const next = tabs[(tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length];
+    const shown = tabs.filter((one) => !one.hidden);
+    const next = shown[(shown.indexOf(document.activeElement) + step + shown.length) % shown.length];
     next.focus();
     next.click();
     event.preventDefault();
@@ -87,14 +90,17 @@ export function runView(place) {
       buttons[name].setAttribute("aria-label", hints[name](run));
     }
     buttons.stop.disabled = !can.stop(run);
+    const absent = (name) => run.kind === "reward" && OF_POLICY.includes(name);
+    const open = absent(selection.tab) ? "overview" : selection.tab;
     Object.keys(TABS).forEach((name, index) => {
-      const chosen = name === selection.tab;
+      const chosen = name === open;
+      setShown(tabs[index], !absent(name));
       tabs[index].setAttribute("aria-selected", String(chosen));
       tabs[index].tabIndex = chosen ? 0 : -1;
     });
-    if (tab !== selection.tab) {
+    if (tab !== open) {
       view?.end();
-      tab = selection.tab;
+      tab = open;
       view = TABS[tab][2]();
       body.replaceChildren(view.box);
       body.setAttribute("aria-labelledby", `igrpo-tab-${tab}`);

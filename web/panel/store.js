@@ -106,7 +106,8 @@ export function ordered() {
   return all.map((run, index) => ({ run, index })).sort((a, b) => rank(a.run) - rank(b.run) || (rank(a.run) === 1 ? (a.run.place ?? 0) - (b.run.place ?? 0) : a.index - b.index)).map(({ run }) => run);
 }
 
-export const newest = () => [...runs.values()].at(-1);
+// The newest run of a kind: `policy` or `reward`.
+export const newest = (kind) => [...runs.values()].findLast((run) => run.kind === kind);
 
 api.addEventListener(EVENT, ({ detail }) => {
   for (const run of detail.runs) runs.set(run.id, run);

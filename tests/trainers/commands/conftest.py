@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from trainers.preference.folder import PairFolder
 from trainers.runs.folder import RunFolder
 from trainers.runs.registry import list_runs
 
@@ -66,3 +68,19 @@ def background(here, repository) -> Callable[..., subprocess.Popen]:
     for child in children:
         child.kill()
         child.communicate()
+
+
+@pytest.fixture(scope="module")
+def bright_votes(tmp_path_factory) -> PairFolder:
+    """Twelve pairs of six people: the brighter clip is the better one. Two more have no vote."""
+    folder, noise = PairFolder(tmp_path_factory.mktemp("votes") / "pairs"), np.random.default_rng(0)
+
+    def clip(level: int) -> np.ndarray:
+        return (level + noise.integers(-20, 21, (4, 28, 28, 3))).clip(0, 255).astype(np.uint8)
+
+    faces = [clip(128)[0] for _ in range(7)]
+    for i in range(14):
+        clips = (clip(200), clip(60)) if i % 2 else (clip(60), clip(200))
+        verdict = None if i > 11 else "A" if i % 2 else "B"
+        folder.add(clips, [faces[i // 2]], fps=8.0, verdict=verdict, who="anna", kind="bright")
+    return folder

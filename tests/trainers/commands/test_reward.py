@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
+import os
+import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file
 
 from trainers.cli import main
 from trainers.pictures.clips import write_animation
 from trainers.preference.folder import PairFolder
+
+pytestmark = pytest.mark.usefixtures("small_clips")
 
 
 def clip(level: int, seed: int) -> np.ndarray:
@@ -20,22 +29,20 @@ def clip(level: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> PairFolder:
-    """Twelve pairs of six people: the brighter clip is the better one. Two more have no vote."""
-    folder = PairFolder(tmp_path_factory.mktemp("votes") / "pairs")
-    for i in range(14):
-        bright, dark = clip(200, i), clip(60, 100 + i)
-        clips = (bright, dark) if i % 2 else (dark, bright)
-        verdict = None if i > 11 else "A" if i % 2 else "B"
-        folder.add(clips, [clip(128, 500 + i // 2)[0]], fps=8.0, verdict=verdict, who="anna", kind="bright")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(folder, base_model) -> Path:
+def trained(bright_votes, base_model, small_clips) -> Path:
     """A reward trained on the pairs by the command."""
-    out = folder.path.parent / "reward"
-    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(out), "--steps", "12"]
+    out = bright_votes.path.parent / "reward"
+    line = [
+        "reward",
+        "train",
+        str(bright_votes.path),
+        "--base-model",
+        str(base_model),
+        "--out",
+        str(out),
+        "--steps",
+        "8",
+    ]
     options = ["--batch-size", "6", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8", "--held-out", "0.3"]
     assert main([*line, *options, "--evaluations", "2", "--device", "cpu"]) == 0
     return out
@@ -44,15 +51,84 @@ def trained(folder, base_model) -> Path:
 def test_training_writes_the_reward_its_accuracy_and_its_calibration(trained):
     found = json.loads((trained / "training.json").read_text(encoding="utf-8"))
     assert found["held_out"]["without_ties"] == 1.0 and found["held_out"]["by_kind"] == {"bright": 1.0}
-    assert (trained / "calibration.png").is_file() and (trained / "checkpoint-12").is_dir()
-    assert (trained / "checkpoint-12" / "non_lora_state_dict.pth").is_file()
+    assert (trained / "calibration.png").is_file() and (trained / "checkpoint-8").is_dir()
+    assert (trained / "checkpoint-8" / "non_lora_state_dict.pth").is_file()
 
 
-def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(trained, folder, base_model, tmp_path, capsys):
+def _one_of_two(rank: int, port: int, words: list[str]) -> None:
+    """As torchrun starts a process, but from this one, which has imported everything."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    os.environ |= dict(zip(names, map(str, (rank, rank, 2, 2, port)), strict=True))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
+    torch.set_num_threads(1)
+    PartialState._reset_state()
+    sys.exit(main(words))
+
+
+def test_two_processes_train_the_reward_of_one(bright_votes, base_model, tmp_path):
+    """Adam's steps are of the learning rate's size, 3e-3: float order alone changes them by much less."""
+    line = [
+        "reward",
+        "train",
+        str(bright_votes.path),
+        "--base-model",
+        str(base_model),
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    line += ["--batch-size", "5", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8", "--held-out", "0"]
+    assert main([*line, "--out", str(tmp_path / "one"), "--recipe", "tiny"]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [*line, "--out", str(tmp_path / "two"), "--recipe", "tiny"]
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_one_of_two, args=(rank, port, words)) for rank in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    for file in ("adapter_model", "non_lora_state_dict"):
+        one, two = (load_file(tmp_path / name / "checkpoint-2" / f"{file}.safetensors") for name in ("one", "two"))
+        assert one.keys() == two.keys()
+        assert max((one[name] - two[name]).abs().max().item() for name in one) < 6e-4
+
+
+def test_several_processes_are_started_by_torchrun_with_the_same_words(monkeypatch):
+    """But for the number of processes, which they get from torchrun."""
+    lines = []
+    monkeypatch.setattr("subprocess.call", lambda line, env: lines.append([*map(str, line)]) or 3)
+    for given in (["--processes", "2"], ["--processes=2"]):
+        words = ["reward", "train", "pairs", *given, "--out", "reward"]
+        monkeypatch.setattr("sys.argv", ["identity-grpo", *words])
+        assert main(words) == 3
+    assert lines[0] == lines[1]
+    assert lines[0][1:] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "trainers", "reward", "train", "pairs", "--out", "reward"),
+    ]
+
+
+def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(
+    trained, bright_votes, base_model, tmp_path, capsys
+):
     other = tmp_path / "other"
-    line = ["reward", "train", str(folder.path), "--base-model", str(base_model), "--out", str(other), "--steps", "1"]
+    line = [
+        "reward",
+        "train",
+        str(bright_votes.path),
+        "--base-model",
+        str(base_model),
+        "--out",
+        str(other),
+        "--steps",
+        "1",
+    ]
     assert main([*line, "--held-out", "0", "--rank", "4", "--device", "cpu", "--seed", "3"]) == 0
-    words = ["reward", "compare", str(other), str(trained), str(folder.path), "--held-out", "0"]
+    words = ["reward", "compare", str(other), str(trained), str(bright_votes.path), "--held-out", "0"]
     picture = tmp_path / "board.png"
     assert main([*words, "--base-model", str(base_model), "--picture", str(picture)]) == 0
     text = capsys.readouterr().out
@@ -60,14 +136,17 @@ def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(trained, f
     assert picture.is_file() == ("of 12 pairs" in text and "different clips of 0 of" not in text)
 
 
-def test_pairs_are_added_and_counted(folder, tmp_path, capsys):
+def test_pairs_are_added_and_counted(bright_votes, tmp_path, capsys):
     for name, level in (("a", 10), ("b", 90)):
         write_animation(clip(level, 7), tmp_path / f"{name}.webp", 8)
     write_animation(clip(50, 8)[:1], tmp_path / "face.webp", 8)
     with open(tmp_path / "votes.csv", "w", newline="") as file:
         csv.writer(file).writerows([["path_A", "path_B", "ref_paths", "SA"], ["a.webp", "b.webp", "face.webp", "same"]])
     new = tmp_path / "new"
-    assert main(["reward", "pairs", str(new), "--table", str(tmp_path / "votes.csv"), "--merge", str(folder.path)]) == 0
+    assert (
+        main(["reward", "pairs", str(new), "--table", str(tmp_path / "votes.csv"), "--merge", str(bright_votes.path)])
+        == 0
+    )
     text = capsys.readouterr().out
     assert "15 pairs, 13 votes" in text and "anna" in text and "1 pairs read from" in text
 

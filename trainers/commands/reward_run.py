@@ -1,0 +1,160 @@
+"""A run that trains a reward from votes, in its process: as `grpo.trainer` for one that trains a policy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import RewardRunConfig
+from ..errors import UserError
+from ..files import remove, write_atomic
+from ..runs.folder import RunFolder
+from ..runs.progress import Progress, ProgressReport
+from .reward_train import adapted_recipe, measure_files
+
+if TYPE_CHECKING:
+    from ..grpo.ranks import Ranks
+    from ..grpo.trainer import Result
+    from ..preference.stored import VotedPairs
+
+
+def train_reward_run(
+    config: RewardRunConfig,
+    run: RunFolder,
+    pairs: VotedPairs,
+    resume: bool,
+    progress: Callable[[ProgressReport], None],
+    ranks: Ranks,
+) -> Result:
+    """Train from the start or, with `resume`, from the newest checkpoint, and leave status, metrics, checkpoints and
+    the reward in `run`.
+
+    Ctrl-C, SIGTERM and a `stop` request end it after the current step, which is saved. Any error leaves state `failed`.
+    """
+    from ..grpo.interrupt import Interrupt
+    from ..grpo.trainer import Result
+    from ..preference.train import Stopped
+
+    interrupt = Interrupt(run)
+    job = _Job(config, run, pairs, Progress(run, config.iterations, progress), ranks, interrupt.check)
+    try:
+        with interrupt.handled():
+            if ranks.is_main:
+                run.set_status(state="starting", message="loading models", last_error="")
+            job.train(resume)
+        state, step = "finished", run.status().iteration
+    except (KeyboardInterrupt, Stopped):
+        saved = run.checkpoints()
+        state, step = "stopped", int(saved[-1].name) if saved else 0
+    except BaseException as error:
+        if ranks.is_main:
+            # Writing the status may fail too (a full disk): the first error is the one to raise.
+            with contextlib.suppress(OSError, UserError):
+                run.set_status(state="failed", last_error=str(error) or type(error).__name__)
+        raise
+    if ranks.is_main:
+        run.take("stop")
+        run.set_status(state=state, iteration=step, message=job.message, eta_seconds=None, phase="")
+    return Result(state, step, None)
+
+
+class _Job:
+    """One process's part of such a run."""
+
+    def __init__(
+        self,
+        config: RewardRunConfig,
+        run: RunFolder,
+        pairs: VotedPairs,
+        progress: Progress,
+        ranks: Ranks,
+        check: Callable[[], None],
+    ) -> None:
+        self.config, self.run, self.pairs, self.progress, self.ranks = config, run, pairs, progress, ranks
+        self.check, self.message, self.began = check, "", time.monotonic()
+
+    def train(self, resume: bool) -> None:
+        from ..preference.ranks import Ranks as Together
+        from ..preference.recipe import RewardTraining
+        from ..preference.train import train_reward
+
+        config, run, device = self.config, self.run, self.ranks.device
+        base, start = Path(config.base_model), Path(config.start) if config.start else None
+        saved = run.checkpoints() if resume else []
+        if self.ranks.is_main and not run.has_reward():
+            remove(run.reward_folder)  # what a killed writer left
+            run.truncate_metrics(int(saved[-1].name) if saved else 0)
+        Together().wait()
+        given = {"learning_rate": config.learning_rate, "seed": config.seed, "patience": config.patience}
+        recipe = adapted_recipe(config.preset, base, device, config.low_memory, start, given)
+        del recipe["epochs"]
+        every = max(1, config.iterations // config.evaluations)
+        training = RewardTraining(steps=config.iterations, evaluate_every=every, save_every=every, **recipe)
+        if run.has_reward():  # it died after its last step
+            return
+        self.progress.begin()
+        made = train_reward(
+            base,
+            self.pairs.train,
+            run.reward_folder,
+            training,
+            device,
+            self.pairs.held_out,
+            self._report,
+            start=start,
+            resume=bool(saved),
+            states=run.checkpoints_folder,
+            ask=self._asked,
+        )
+        if not self.ranks.is_main:
+            return
+        found: dict[str, Any] = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss}
+        if made.accuracy:
+            found["held_out"] = measure_files(run.reward_folder, base, self.pairs.held_out, device, training.frozen)
+            self.message = (
+                f"the reward is that of step {made.steps}: {made.accuracy.without_ties:.1%} of the held-out pairs"
+            )
+        write_atomic(run.reward_folder / "training.json", json.dumps(found, indent=1) + "\n")
+
+    def _asked(self) -> str | None:
+        from ..grpo.interrupt import Stopped
+
+        try:
+            self.check()
+        except Stopped:
+            return "stop"
+        return "save" if self.run.requested("save") and self.ranks.is_main and self.run.take("save") else None
+
+    def _report(self, event: dict[str, Any]) -> None:
+        """A row of metrics and the status, after every step and measurement."""
+        step = event["step"]
+        if "accuracy" in event:
+            found = event["accuracy"]
+            row = {
+                "kind": "evaluation",
+                "iteration": step,
+                "accuracy": found["without_ties"],
+                "accuracy_with_ties": found["with_ties"],
+                "preference_loss": found["loss"],
+            }
+            print(
+                f"step {step}: {found['without_ties']:.1%} of the held-out pairs, loss {found['loss']:.4f}", flush=True
+            )
+        else:
+            now = time.monotonic()
+            row = {
+                "kind": "train",
+                "iteration": step,
+                "preference_loss": event["loss"],
+                "learning_rate": event["rate"],
+                "seconds_update": now - self.began,
+            }
+            self.began = now
+            self.progress.end(0.0, 1.0)
+            self.progress.begin()
+        self.run.append_metrics(row)
+        self.progress.update(step, "training", metrics=row)
