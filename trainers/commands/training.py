@@ -68,8 +68,7 @@ def execute(
         try:
             ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
             limit_threads(ranks)
-            if ranks.is_main:
-                stack.enter_context(heartbeat(run))
+            stack.enter_context(heartbeat(run, rank=ranks.index))
             if not share_devices and (ranks.device.type != "cpu" or ranks.accelerator.is_local_main_process):
                 stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
             inputs = run_inputs(config)

@@ -80,9 +80,14 @@ class Ranks:
     def count(self) -> int:
         return self.accelerator.num_processes
 
+    @property
+    def index(self) -> int:
+        """This process's rank, 0 for the main one."""
+        return self.accelerator.process_index
+
     def slice(self, count: int) -> range:
         """This process's part of `count`."""
-        return rank_slice(count, self.accelerator.process_index, self.count)
+        return rank_slice(count, self.index, self.count)
 
     def gather(self, values: Sequence[T]) -> list[T]:
         """The values of all processes, in order of their ranks."""
