@@ -33,7 +33,7 @@ def handler(act: Callable[[web.Request, Body], object], changes: bool = False):
             return web.json_response({"error": "send application/json"}, status=415)
         try:
             body = await _body(request) if changes else {}
-            answer = await asyncio.to_thread(act, request, body)
+            return await asyncio.to_thread(_answer, act, request, body)
         except UserError as error:
             return web.json_response({"error": str(error)}, status=404 if request.method == "GET" else 409)
         except OSError as error:
@@ -41,9 +41,14 @@ def handler(act: Callable[[web.Request, Body], object], changes: bool = False):
                 raise
             # It was deleted or rewritten while it was read.
             return web.json_response({"error": f"this cannot be read now: {error}"}, status=404)
-        return answer if isinstance(answer, web.Response) else web.json_response(answer)
 
     return handle
+
+
+def _answer(act: Callable[[web.Request, Body], object], request: web.Request, body: Body) -> web.Response:
+    """In the thread too: the JSON of a long curve would keep the server's loop from other requests."""
+    answer = act(request, body)
+    return answer if isinstance(answer, web.Response) else web.json_response(answer)
 
 
 async def _body(request: web.Request) -> Body:

@@ -43,9 +43,9 @@ def metrics(request: web.Request, _: Body) -> dict:
         points = query_count(request, "points", 0, MOST_POINTS)
         if points < 2:
             raise UserError(f"`points` must be a whole number from 2 to {MOST_POINTS}, not {points}")
-        return {"rows": run.thinned_metrics(points), "more": False}
+        return {"rows": run.metrics().thinned(points), "more": False}
     since = -1 if request.query.get("since", "-1") == "-1" else query_count(request, "since", 0, 2**53)
-    rows = run.metrics_since(since, MOST_ROWS)
+    rows = run.metrics().since(since, MOST_ROWS)
     return {"rows": rows, "more": len(rows) >= MOST_ROWS}
 
 

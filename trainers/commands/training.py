@@ -94,8 +94,7 @@ def execute(
                 of_policy = run.kind == "policy"
             limit_threads(ranks)
             watch = stack.enter_context(watched(ranks, run)) if ranks.count > 1 else None
-            if ranks.is_main:
-                stack.enter_context(heartbeat(run, ranks=watch.ages if watch else list))
+            stack.enter_context(heartbeat(run, rank=ranks.rank, signs=watch.ages if watch else list))
             if not share_devices and (ranks.device.type != "cpu" or ranks.is_local_main):
                 stack.enter_context(hold_device(device_name(ranks.device.type, ranks.device.index), run.path))
                 rewards = ranks.reward_device(config.reward) if of_policy else None

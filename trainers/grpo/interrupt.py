@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from ..errors import UserError
 from ..runs.folder import RunFolder
+from ..runs.heartbeat import at_work
 from ..runs.process_group import ANOTHER, ANOTHER_ENDED
 
 
@@ -27,7 +28,8 @@ class Interrupt:
         self._noted = threading.Event()
 
     def check(self) -> None:
-        """Raises Stopped when the run was asked to stop."""
+        """Note that the run comes to its next step. Raises Stopped when it was asked to stop."""
+        at_work()
         if self._noted.is_set() or self.run.requested("stop"):
             raise Stopped
 

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ..errors import UserError, shown
 from ..files import full_disk_explained, read_regular, require_regular, sweep, write_atomic
 from ..processes import host, start_token
+from .metrics import Metrics
 from .status import RunStatus, read_status
 
 if TYPE_CHECKING:
@@ -29,13 +30,8 @@ LONGEST_NAME = 60
 LOSSLESS_PIXELS = 1 << 14  # of a frame
 LONGEST_TITLE = 100
 TAIL = 1 << 16  # bytes of metrics.jsonl in which its last evaluation is looked for first
-LONGEST_ROW = 4096  # bytes of a row of metrics, at most nearly always
-LARGEST = 1 << 63  # no count and no metric is larger
-RATES = ("win", "tie", "loss", "win_low", "win_high")
 EXPORT = re.compile(r".+-(\d{6,})\.safetensors")
 CLIP = re.compile(r"(\d{2,6})-.+\.webp")
-ITERATION = re.compile(rb'"iteration":\s*(\d{1,19})\b')
-EVALUATION = {"reward_mean": float, "win": float, "win_low": float, "win_high": float, "margin": float}
 REWARD_KIND = b"kind: reward\n"
 T = TypeVar("T")
 
@@ -266,10 +262,13 @@ class RunFolder:
         """The newest export."""
         return next(reversed(self.exports()), None)
 
-    def best(self) -> Export | None:
-        """The export of the best evaluation by margin, the newer of equals; the newest where none is measured."""
+    def best(self, metrics: Metrics | None = None) -> Export | None:
+        """The export of the best evaluation by margin, the newer of equals; the newest where none is measured.
+
+        metrics: those of the run where they are read already.
+        """
         exports = {export.iteration: export for export in self.exports()}
-        measured = self.evaluations(exports)
+        measured = (metrics or self.metrics()).evaluations(exports)
         if not measured:
             return self.newest()
         return exports[max(measured, key=lambda row: (row["margin"], row["iteration"]))["iteration"]]
@@ -290,46 +289,8 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows in order; a line torn by a crash, or without an iteration, is left out."""
-        return _rows(self._metric_lines())
-
-    def metrics_since(self, iteration: int, most: int) -> list[dict[str, Any]]:
-        """The first rows after `iteration`, as `read_metrics` has them: `most`, and what else is of the last of these
-        iterations.
-
-        Of a long file only those are parsed: it is in the order of iterations.
-        """
-        lines, rows = self._metric_lines(), []
-        for line in lines[_first_after(lines, iteration) :]:
-            for row in _rows([line]):
-                if len(rows) >= most and row["iteration"] != rows[-1]["iteration"]:
-                    return rows
-                rows.append(row)
-        return rows
-
-    def thinned_metrics(self, most: int) -> list[dict[str, Any]]:
-        """Rows spread evenly over the run, the first and the last among them: at most `most` of evaluations and about
-        as many of all others.
-
-        Only those are parsed, so that a long history costs little.
-        """
-        data = self._metric_bytes()
-        evaluations = [start for start, _ in _evaluation_places(data)]
-        if len(data) < most * LONGEST_ROW and data.count(b"\n") <= most:
-            return _rows(data.splitlines())
-        places = (round(part * (len(data) - 1) / (most - 1)) for part in range(most))
-        others = {_line_at(data, place)[0] for place in places} - set(evaluations)
-        if last := next((start for start in _starts_from_end(data) if start not in evaluations), None):
-            others.add(last)
-        kept = sorted(others | set(_spread(evaluations, most)))
-        return _rows(data[start : _line_at(data, start)[1]] for start in kept)
-
-    def _metric_lines(self) -> list[bytes]:
-        return self._metric_bytes().splitlines()
-
-    def _metric_bytes(self, tail: int | None = None) -> bytes:
-        """The content of metrics.jsonl, or complete lines of its last `tail` bytes."""
+    def metrics(self, tail: int | None = None) -> Metrics:
+        """What metrics.jsonl holds now, or complete lines of its last `tail` bytes."""
         path = self.path / "metrics.jsonl"
         with contextlib.suppress(OSError):
             require_regular(path)
@@ -338,30 +299,24 @@ class RunFolder:
                 file.seek(0 if tail is None else max(0, size - tail))
                 if file.tell():
                     file.readline()
-                return file.read()
-        return b""
+                return Metrics(file.read())
+        return Metrics(b"")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows in order."""
+        return self.metrics().rows()
 
     def training(self) -> list[dict[str, Any]]:
         """The rows of training iterations."""
         return [row for row in self.read_metrics() if row.get("kind") == "train"]
 
-    def evaluations(self, of: Container[int] | None = None) -> list[dict[str, Any]]:
-        """The rows of complete evaluations: each has the numbers named in `EVALUATION`. With `of` only those of these
-        iterations, and no others are parsed."""
-        data = self._metric_bytes()
-        lines = (data[start:end] for start, end in _evaluation_places(data))
-        if of is not None:
-            lines = (line for line in lines if (found := ITERATION.search(line)) and int(found[1]) in of)
-        return list(_evaluations(lines))
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The rows of complete evaluations."""
+        return self.metrics().evaluations()
 
     def last_evaluation(self) -> dict[str, Any] | None:
-        """The last of `evaluations`; of a long file it alone is parsed."""
-        for tail in (TAIL, None):
-            data = self._metric_bytes(tail)
-            lines = [data[start:end] for start, end in _evaluation_places(data)]
-            if found := next(_evaluations(reversed(lines)), None):
-                return found
-        return None
+        """The last of `evaluations`, looked for at the end of the file first."""
+        return self.metrics(TAIL).last_evaluation() or self.metrics().last_evaluation()
 
     def truncate_metrics(self, iteration: int) -> None:
         """Forget rows after `iteration`: a resumed run writes them again."""
@@ -465,88 +420,6 @@ class RunFolder:
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
-
-
-def _rows(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """What can be used of lines of metrics.jsonl."""
-    parsed = (_row(line) for line in lines)
-    return [{name: value for name, value in row.items() if _expected(name, value)} for row in parsed if row]
-
-
-def _spread(values: Sequence[int], most: int) -> Iterable[int]:
-    """At most so many of the values at even distances, with the first and the last."""
-    if len(values) <= most:
-        return values
-    return (values[round(place * (len(values) - 1) / (most - 1))] for place in range(most))
-
-
-def _line_at(data: bytes, place: int) -> tuple[int, int]:
-    """Where the line with the byte at `place` begins and ends, without its line break."""
-    end = data.find(b"\n", place)
-    return data.rfind(b"\n", 0, place) + 1, len(data) if end < 0 else end
-
-
-def _starts_from_end(data: bytes) -> Iterator[int]:
-    """Where lines begin, from the last to the first."""
-    end = len(data)
-    while end > 0:
-        start = data.rfind(b"\n", 0, end - 1) + 1
-        yield start
-        end = start
-
-
-def _evaluation_places(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where the lines that may be of evaluations begin and end: most rows are of training, and parsing takes long."""
-    place = data.find(b'"evaluation"')
-    while place >= 0:
-        start, end = _line_at(data, place)
-        yield start, end
-        place = data.find(b'"evaluation"', end)
-
-
-def _evaluations(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        for row in _rows([line]):
-            if row.get("kind") == "evaluation" and all(row.get(name) is not None for name in EVALUATION):
-                yield row
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
-        return None
-    usable = isinstance(row, dict) and type(row.get("iteration")) is int and 0 <= row["iteration"] < LARGEST
-    return row if usable else None
-
-
-def _first_after(lines: Sequence[bytes], iteration: int) -> int:
-    """The index of a line from which on no row of a later iteration is missing, by bisection."""
-    low, high = 0, len(lines)
-    while low < high:
-        middle = (low + high) // 2
-        at = middle
-        while at > low and (row := _row(lines[at])) is None:  # torn by a crash
-            at -= 1
-        row = _row(lines[at])
-        if row is None or row["iteration"] <= iteration:
-            low = middle + 1
-        else:
-            high = at
-    return low
-
-
-def _expected(name: str, value: Any) -> bool:
-    """Whether a metric is what readers rely on: the kind is a text, everything else is null or a number that can be
-    shown, rates from 0 to 1."""
-    if type(value) is float and name not in RATES:
-        return -LARGEST <= value <= LARGEST
-    if name == "kind":
-        return isinstance(value, str)
-    if value is None:
-        return True
-    low, high = (0, 1) if name in RATES else (-LARGEST, LARGEST)
-    return type(value) in (int, float) and low <= value <= high
 
 
 def _json_ready(value: Any) -> Any:

@@ -41,16 +41,15 @@ def history(run: RunFolder) -> dict[str, Any]:
 
 
 def _history(run: RunFolder) -> dict[str, Any]:
-    path = run.path / "metrics.jsonl"
-    size = path.stat().st_size if path.exists() else 0
-    rows = run.thinned_metrics(SPARK_POINTS)
+    metrics = run.metrics()
+    rows = metrics.thinned(SPARK_POINTS)
     evaluations = [row for row in rows if row.get("kind") == "evaluation"]
     rewards = [row["reward_mean"] for row in rows if row.get("kind") == "train" and "reward_mean" in row]
     rewards = rewards or [row.get("accuracy") for row in evaluations]
-    best = run.best() if evaluations else None
+    best = run.best(metrics) if evaluations else None
     return {
         "measured": rows[-1]["iteration"] if rows else -1,
-        "size": size,
+        "size": len(metrics.data),
         "spark": [round(value, 4) for value in rewards if value is not None],
         "reward": _change(evaluations, "reward_mean"),
         "judge": _change(evaluations, "identity"),

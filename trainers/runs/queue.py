@@ -16,7 +16,7 @@ from ..errors import UserError
 from .claims import Claim, earlier, enter, leave
 from .devices import DeviceBusy, hold_device, holders
 from .folder import RunFolder
-from .heartbeat import heartbeat
+from .heartbeat import at_work, heartbeat
 from .registry import list_runs, refresh
 
 POLL_SECONDS = 0.5
@@ -68,6 +68,7 @@ def _wait(run: RunFolder, claim: Claim, held: ExitStack, report: Callable[[str],
     """Whether the devices are held by `held` now; False when the run was asked to stop."""
     shown = None
     while not run.requested("stop"):
+        at_work()
         place = len(earlier(claim)) + 1
         if place == 1 and _take(run, claim.devices, held):
             return True

@@ -10,7 +10,6 @@ from ..processes import alive, host, reap, suspended
 from .devices import hold_runs
 from .folder import RUN_ID, RunFolder, is_run
 from .heartbeat import silence
-from .progress import duration
 from .status import RunStatus
 
 
@@ -93,8 +92,8 @@ def _unless_hung(run: RunFolder, status: RunStatus) -> RunStatus:
         return status
     if suspended(status.pid):
         message = f"its process {status.pid} is suspended; `kill -CONT {status.pid}` continues it, Stop ends it"
-    elif (silent := silence(run, status)) is not None:
-        message = f"its process {status.pid} has given no sign of life for {duration(silent)}; Stop ends it by force"
+    elif (sign := silence(run, status)) is not None:
+        message = f"its process {status.pid} {sign}; Stop ends it by force"
     else:
         return status
     return status.model_copy(update={"state": "hung", "message": message})

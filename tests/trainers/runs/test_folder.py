@@ -17,8 +17,9 @@ from trainers.errors import UserError
 from trainers.pictures.clips import read_clip
 from trainers.processes import start_token
 from trainers.prompts import PromptItem
-from trainers.runs import folder
-from trainers.runs.folder import EVALUATION, RUN_ID, RunFolder
+from trainers.runs import metrics as metrics_of_a_run
+from trainers.runs.folder import RUN_ID, RunFolder
+from trainers.runs.metrics import EVALUATION
 
 
 @pytest.fixture
@@ -334,13 +335,13 @@ def metrics(run: RunFolder, iterations: int, every: int = 3) -> list[dict]:
 @pytest.mark.parametrize("since", [-1, 0, 1, 2, 3, 11, 12, 99])
 def test_rows_since_an_iteration_are_those_after_it(run, since):
     rows = metrics(run, 12)
-    assert run.metrics_since(since, 100) == [row for row in rows if row["iteration"] > since]
+    assert run.metrics().since(since, 100) == [row for row in rows if row["iteration"] > since]
 
 
 def test_a_long_part_ends_with_a_whole_iteration_and_continues_behind_it(run):
     got, since = [], -1
     rows = metrics(run, 12)
-    while part := run.metrics_since(since, 3):
+    while part := run.metrics().since(since, 3):
         assert 3 <= len(part) <= 4
         got, since = got + part, part[-1]["iteration"]
     assert got == rows
@@ -352,7 +353,7 @@ def test_torn_lines_hide_no_row_from_the_search(run, since):
     for iteration in range(1, 9):
         lines += [f'{{"kind": "train", "iteration": {iteration}}}', "", "{torn", "[]"]
     (run.path / "metrics.jsonl").write_text("\n".join(lines))
-    found = [row["iteration"] for row in run.metrics_since(since, 100)]
+    found = [row["iteration"] for row in run.metrics().since(since, 100)]
     assert found == [row["iteration"] for row in run.read_metrics() if row["iteration"] > since]
 
 
@@ -363,10 +364,13 @@ def test_the_last_evaluation_is_the_last_complete_one(run):
     assert run.last_evaluation() == run.evaluations()[-1] and run.last_evaluation()["iteration"] == 6
 
 
-def test_of_a_long_history_only_the_rows_that_are_asked_for_are_parsed(run, monkeypatch):
-    lines = (json.dumps({"kind": "train", "iteration": i}) for i in range(10_000))
+@pytest.mark.parametrize(
+    "read", [lambda metrics: metrics.since(5_000, 500), lambda metrics: metrics.thinned(400)], ids=["since", "thinned"]
+)
+def test_of_a_long_history_only_the_rows_that_are_asked_for_are_parsed(run, monkeypatch, read):
+    lines = (json.dumps({"kind": "train", "iteration": i}) for i in range(100_000))
     (run.path / "metrics.jsonl").write_text("\n".join(lines))
     parsed, loads = [], json.loads
-    monkeypatch.setattr(folder.json, "loads", lambda text: parsed.append(text) or loads(text))
-    run.metrics_since(5_000, 500)
+    monkeypatch.setattr(metrics_of_a_run.json, "loads", lambda text: parsed.append(text) or loads(text))
+    read(run.metrics())
     assert 0 < len(parsed) < 600

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -20,17 +21,21 @@ from trainers.runs.heartbeat import heartbeat, silence
 from trainers.runs.registry import is_alive, refresh
 from trainers.runs.summary import summary
 
-# One step that takes as long as the test: no status is written meanwhile.
+# A training process without training: `{step}` is what its main thread does as long as the test takes.
 WORKER = """
-import sys, time
+import re, sys, time
 from trainers.runs.folder import RunFolder
-from trainers.runs.heartbeat import heartbeat
+from trainers.runs.heartbeat import at_work, heartbeat
 run = RunFolder(sys.argv[1])
 with heartbeat(run, every=0.05):
     run.set_status(state="running", iteration=1)
+    time.sleep(0.2)
     print("runs", flush=True)
-    time.sleep(600)
+    {step}
 """
+CALL = "time.sleep(600)"
+CALL_WITHOUT_PYTHON = "re.match('(a+)+$', 'a' * 60 + 'b')"  # holds the interpreter's lock: no thread runs beside it
+STEPS = "while True: time.sleep(0.01), at_work()"
 
 
 @pytest.fixture
@@ -39,15 +44,26 @@ def run(tmp_path) -> RunFolder:
 
 
 @pytest.fixture
-def worker(run, repository):
-    child = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(run.path)], cwd=repository, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout.readline() == "runs\n"
-    wait_for(lambda: (run.path / module.FILE).exists())
-    yield child
-    child.kill()
-    child.communicate()
+def work(run, repository):
+    """`work(step)`: a process of the run that does this, and beats."""
+    children = []
+
+    def start(step: str) -> subprocess.Popen:
+        line = [sys.executable, "-c", WORKER.format(step=step), str(run.path)]
+        children.append(subprocess.Popen(line, cwd=repository, stdout=subprocess.PIPE, text=True))
+        assert children[-1].stdout.readline() == "runs\n"
+        wait_for(lambda: (run.path / module.FILE).exists())
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def worker(work):
+    return work(CALL)
 
 
 def wait_for(come) -> None:
@@ -57,11 +73,17 @@ def wait_for(come) -> None:
         time.sleep(0.02)
 
 
-def write(run: RunFolder, missed: float, quiet: float, pid: int | None = None) -> None:
+def write(
+    run: RunFolder, missed: float, quiet: float, still: float = 0.0, longest: float = 0.0, pid: int | None = None
+) -> None:
     """The last beat of a process, `missed` seconds old."""
     pid = pid or os.getpid()
-    values = {"pid": pid, "started": start_token(pid), "beat": time.monotonic() - missed, "quiet": quiet}
-    (run.path / module.FILE).write_text(json.dumps(values))
+    values = module.Beat(pid, start_token(pid), time.monotonic() - missed, quiet, still, longest, [])
+    (run.path / module.FILE).write_text(json.dumps(vars(values)))
+
+
+def last_beat(run: RunFolder) -> module.Beat:
+    return module.Beat(**json.loads((run.path / module.FILE).read_text()))
 
 
 def test_a_suspended_process_hangs_at_once_until_it_continues(run, worker):
@@ -140,13 +162,10 @@ def test_a_run_at_rest_never_hangs(run):
 
 
 def test_the_beat_counts_from_the_last_status_and_ends_with_its_block(run):
-    def quiet() -> float:
-        return json.loads((run.path / module.FILE).read_text())["quiet"]
-
     with heartbeat(run, every=0.02):
-        wait_for(lambda: (run.path / module.FILE).exists() and quiet() > 0.2)
+        wait_for(lambda: (run.path / module.FILE).exists() and last_beat(run).quiet > 0.2)
         run.set_status(message="a step")
-        wait_for(lambda: quiet() < 0.15)
+        wait_for(lambda: last_beat(run).quiet < 0.15)
     assert not (run.path / module.FILE).exists()
 
 
@@ -154,3 +173,75 @@ def test_a_deleted_run_does_not_end_the_thread(run):
     with heartbeat(run, every=0.01):
         run.path.rename(run.path.with_name("elsewhere"))
         time.sleep(0.1)
+
+
+# --- a main thread that gets no further ------------------------------------------------------------------------------
+
+
+def test_a_call_that_never_returns_hangs_though_the_heart_beats(run, work, monkeypatch):
+    work(CALL)
+    monkeypatch.setattr(module, "STILL_SECONDS", 0.3)
+    wait_for(lambda: refresh(run).state == "hung")
+    assert "has been at the same place of its code for" in summary(run)
+
+
+def test_a_call_that_lets_no_thread_run_hangs_too(run, work, monkeypatch):
+    work(CALL_WITHOUT_PYTHON)
+    monkeypatch.setattr(module, "MISSED_SECONDS", 0.5)
+    wait_for(lambda: refresh(run).state == "hung")
+    assert "has given no sign of life for" in summary(run)
+
+
+def test_a_loop_that_notes_its_steps_is_at_work(run, work):
+    work(STEPS)
+    wait_for(lambda: last_beat(run).quiet > 0.5)
+    assert last_beat(run).still < 0.25
+
+
+def test_a_run_at_one_place_for_most_of_a_minute_hangs_before_its_first_iteration_too(run):
+    run.set_status(state="running")
+    write(run, missed=1, quiet=50, still=46)
+    assert refresh(run).state == "hung"
+
+
+def test_a_call_as_long_as_others_before_is_no_hang(run):
+    run.set_status(state="running")
+    write(run, missed=1, quiet=50, still=170, longest=90)
+    assert refresh(run).state == "running"
+
+
+def test_the_longest_call_is_remembered(run):
+    with heartbeat(run, every=0.02):
+        time.sleep(0.3)
+        wait_for(lambda: last_beat(run).longest > 0.15)
+
+
+def test_a_process_that_waits_for_another_is_at_work(run):
+    ended = threading.Event()
+
+    def other() -> None:
+        while not ended.wait(0.02):
+            (run.path / module.OTHERS.replace("*", "1")).write_text(json.dumps(time.monotonic()))
+
+    thread = threading.Thread(target=other)
+    with heartbeat(run, every=0.02):
+        thread.start()
+        time.sleep(0.6)
+        found = last_beat(run)
+        ended.set()
+        thread.join()
+    assert found.still < found.quiet / 2
+
+
+def test_what_killed_processes_left_counts_for_nothing(run):
+    left = run.path / module.OTHERS.replace("*", "1")
+    left.write_text(json.dumps(time.monotonic() + 1e6))
+    with heartbeat(run):
+        assert not left.exists()
+
+
+def test_the_processes_beside_the_main_one_write_files_of_their_own(run):
+    with heartbeat(run, every=0.02, rank=3):
+        wait_for(lambda: list(module._others(run.path)))
+        assert not (run.path / module.FILE).exists()
+    assert not list(module._others(run.path))
