@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from trainers.downloads import catalog
+
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 
 SCRIPT = """
@@ -148,6 +150,12 @@ def test_comfy_test_is_given_a_workflow_that_users_get_but_for_its_notes(reposit
         for name in ("tests/two_people_without_notes.json", "02_two_people_with_vace.app.json")
     )
     assert given == shared | {"nodes": [node for node in shared["nodes"] if node["type"] != "MarkdownNote"]}
+
+
+def test_the_templates_name_the_files_that_fetch_downloads(repository):
+    texts = [path.read_text(encoding="utf-8") for path in sorted((repository / "workflows").glob("*.json"))]
+    named = {url for text in texts for url in re.findall(r'"url": "([^"]+)"', text)}
+    assert named == {catalog.VACE.url, catalog.PHANTOM.url, catalog.TEXT_ENCODER.url, catalog.VAE.url}
 
 
 # --- the wheel -------------------------------------------------------------------------------------------------------
