@@ -42,7 +42,7 @@ class Beat:
     """When a process beat, in seconds of the monotonic clock, which all processes of a machine share and which no
     setting of the clock moves. By then no status had been written for `quiet` seconds, and no process of the run had
     come to another place of its code for `still` seconds; `longest`: the longest such time that has ended by itself.
-    `ranks`: what `heartbeat` was told of the processes of a run of several.
+    `ranks`: what `heartbeat` was given of the processes of a run of several.
     """
 
     pid: int
