@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..runs.folder import RunFolder
 from .memory_plan import check_memory, plan_lines
 from .options import add_policy_and_preset, add_processes, add_runs_folder, add_wait, config_from
-from .training import check_devices, train_to_end
+from .training import check_devices, find_models, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -69,13 +69,10 @@ def check_fp8(config: TrainConfig) -> None:
 
 def check_inputs(config: TrainConfig) -> None:
     """Raises UserError for what the configuration names and cannot be used, before anything is loaded or written."""
-    from ..policies.parts import find_parts
-    from ..rewards.folder import find_reward
     from ..runs.inputs import check_prompts
 
     policy = config.policy
-    find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
-    find_reward(config.reward)
+    find_models(config)
     check_prompts(config)
     if config.start_lora and not os.path.exists(config.start_lora):
         raise UserError(f"there is no LoRA {config.start_lora}; give a .safetensors file or a folder of PEFT")

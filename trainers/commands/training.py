@@ -19,6 +19,7 @@ from ..runs.queue import wait_turn
 from .progress import Bar, Lines, open_display, quiet_libraries
 
 if TYPE_CHECKING:
+    from ..config import TrainConfig
     from ..grpo.trainer import Result
 
 STOPPED = 130
@@ -57,13 +58,19 @@ def execute(
 
     share_devices: do not hold it, because others use it too, or because it is held already.
     """
+    config = run.config()
+    try:
+        find_models(config)
+    except UserError as error:
+        run.set_status(state="failed", last_error=str(error))
+        raise
     quiet_libraries()
     from ..grpo.ranks import Ranks
     from ..grpo.trainer import train
     from ..runs.devices import device_name, hold_device
     from ..runs.inputs import run_inputs
 
-    config, ranks = run.config(), None
+    ranks = None
     with contextlib.ExitStack() as stack:
         try:
             ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
@@ -86,6 +93,16 @@ def execute(
     if ranks.is_main:
         _plot(run)
     return result
+
+
+def find_models(config: TrainConfig) -> None:
+    """Raises UserError for models that are not there, before what takes seconds to import."""
+    from ..policies.parts import find_parts
+    from ..rewards.folder import find_reward
+
+    policy = config.policy
+    find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
+    find_reward(config.reward)
 
 
 def limit_threads(ranks) -> None:
