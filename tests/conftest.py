@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,13 @@ TOGETHER = {
     "tests/nodes/test_runs.py": "workflow",
     "tests/test_readme.py": "readme",
     "tests/test_packaging.py": "packaging",
+    "tests/trainers/commands/test_demo.py": "demo",
+    "tests/trainers/commands/test_reward.py": "reward",
+    "tests/trainers/grpo/test_trainer.py": "trainer",
+    "tests/trainers/runs/test_faults.py": "faults",
+    "tests/trainers/tinyworld/test_oracle.py": "oracle",
 }
-"""Groups of tests that one worker runs, because they share a server, a run or a wheel.
+"""Groups of tests that one worker runs, because they share a server, a run, a wheel or what else takes seconds to make.
 
 Keys are how ids begin; the first match counts.
 """
@@ -33,6 +41,12 @@ SKIPPED = pytest.StashKey[Counter]()
 
 def pytest_configure(config) -> None:
     config.addinivalue_line("markers", "pipes: makes a named pipe (skipped where the system has none)")
+
+
+def pytest_collection_finish(session) -> None:
+    """Thousands of tests and the modules they import stay to the end: no collection of garbage has to visit them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item) -> None:
@@ -80,6 +94,22 @@ def own_temporary_folder(tmp_path_factory):
         del os.environ["TMPDIR"]
     else:
         os.environ["TMPDIR"] = before
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Children of the test start with the default handling of signals, whatever this process inherited.
+
+    What a shell starts in the background ignores SIGINT, what nohup starts ignores SIGHUP, and so do all children of
+    it. A signal that is handled, here by doing nothing, has its default in a new program.
+    """
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name)]
+    ignored = [number for number in signals if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ TINY = {
         *("--preset", "tiny", "--iterations", "1", "--held-out", "2"),
         *("--set", "rollout={steps: 3, group_size: 2, groups_per_update: 2, window: {kind: random, size: 1, last: 2}}"),
         *("--set", "lora={rank: 2, alpha: 2}", "--set", "evaluation={items: 2, steps: 2}"),
+        *("--set", "video={height: 16, width: 16, frames: 5}"),
     ],
     "sample": ["--preset", "tiny", "--height", "16", "--width", "16", "--frames", "5", "--steps", "2"],
     "bench": ["--phases", "text", "--repeats", "1"],

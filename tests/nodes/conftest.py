@@ -119,6 +119,15 @@ def pack(comfyui) -> SimpleNamespace:
     )
 
 
+@pytest.fixture(scope="module")
+def two_held_out(pack):
+    """Runs of TinyWorld's recipe measure two held-out items in place of 48."""
+    presets = importlib.import_module("identity_grpo.trainers.config.presets").PRESETS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets["tiny"]["evaluation"], "items", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def schema(pack):
     """`schema(node_id)`: the node's finished schema."""

@@ -22,7 +22,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
 from trainers.config import make_config
-from trainers.processes import alive
+from trainers.processes import alive, start_token
 from trainers.runs.folder import RunFolder
 
 ROOT = "/identity_grpo/runs"
@@ -112,6 +112,17 @@ def listen():
 
 
 @pytest.fixture
+def deaf(make):
+    """A run with a process that does nothing: for what no process has to answer."""
+    run = make("queued")
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"])
+    run.set_status(state="running", iteration=1, pid=child.pid, group=0, pid_started=start_token(child.pid))
+    yield run
+    child.kill()
+    child.wait()
+
+
+@pytest.fixture
 def going(make, listen):
     """A run with a process."""
     return listen(make("queued"))
@@ -183,14 +194,14 @@ def test_the_newest_checkpoint_is_that_from_which_a_resume_continues(ask, make):
     assert (before["resumes_from"], after["resumes_from"]) == (None, 10)
 
 
-def test_a_running_run_shows_its_time_left_and_its_newest_lora(ask, going):
-    ((_, before),) = ask(("GET", f"{ROOT}/{going.id}"))
-    going.set_status(eta_seconds=90.0)
+def test_a_running_run_shows_its_time_left_and_its_newest_lora(ask, deaf):
+    ((_, before),) = ask(("GET", f"{ROOT}/{deaf.id}"))
+    deaf.set_status(eta_seconds=90.0)
     for iteration in (5, 0):
-        (going.exports_folder / f"{going.id}-{iteration:06d}.safetensors").touch()
-    ((_, after),) = ask(("GET", f"{ROOT}/{going.id}"))
+        (deaf.exports_folder / f"{deaf.id}-{iteration:06d}.safetensors").touch()
+    ((_, after),) = ask(("GET", f"{ROOT}/{deaf.id}"))
     assert (before["state"], before["eta_seconds"], before["saved"]) == ("running", None, "")
-    assert after["eta_seconds"] == 90 and after["saved"] == f"{going.id}-000005.safetensors"
+    assert after["eta_seconds"] == 90 and after["saved"] == f"{deaf.id}-000005.safetensors"
     assert "iteration 1 of 7" in after["text"] and "left" in after["text"]
 
 
@@ -204,29 +215,29 @@ def test_a_running_run_shows_its_time_left_and_its_newest_lora(ask, going):
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
-def test_a_page_of_another_site_is_refused_by_every_route(ask, going, headers):
-    before, path = contents(going), f"{ROOT}/{going.id}"
+def test_a_page_of_another_site_is_refused_by_every_route(ask, deaf, headers):
+    before, path = contents(deaf), f"{ROOT}/{deaf.id}"
     requests = [("GET", ROOT), ("GET", path), *(("POST", f"{path}/{action}") for action in ACTIONS)]
     requests += [("GET", TRASH), *(("GET", f"{path}/{part}") for part in PARTS)]
-    requests += [("POST", f"{TRASH}/empty"), ("POST", f"{TRASH}/{going.id}/restore")]
+    requests += [("POST", f"{TRASH}/empty"), ("POST", f"{TRASH}/{deaf.id}/restore")]
     requests += [("POST", WATCH), ("POST", f"{WATCH}/end")]
     answers = ask(*((*request, {"headers": headers}) for request in requests))
     assert {status for status, _ in answers} == {403} and all(answer["error"] for _, answer in answers)
-    assert contents(going) == before
+    assert contents(deaf) == before
 
 
 @pytest.mark.parametrize("content", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_content_type_that_any_page_can_send_is_refused(ask, going, action, content):
-    before = contents(going)
-    asked = ("POST", f"{ROOT}/{going.id}/{action}", {"json": None, "data": b"{}", "headers": {"Content-Type": content}})
+def test_a_content_type_that_any_page_can_send_is_refused(ask, deaf, action, content):
+    before = contents(deaf)
+    asked = ("POST", f"{ROOT}/{deaf.id}/{action}", {"json": None, "data": b"{}", "headers": {"Content-Type": content}})
     assert ask(asked) == [(415, {"error": "send application/json"})]
-    assert contents(going) == before
+    assert contents(deaf) == before
 
 
 @pytest.mark.parametrize("wrong", IMPOSSIBLE_IDS)
-def test_an_impossible_id_is_refused_and_touches_nothing(ask, going, wrong):
-    before, name = contents(going), wrong.format(id=going.id, ID=going.id.upper())
+def test_an_impossible_id_is_refused_and_touches_nothing(ask, deaf, wrong):
+    before, name = contents(deaf), wrong.format(id=deaf.id, ID=deaf.id.upper())
     answers = ask(
         ("GET", f"{ROOT}/{name}"),
         *(("GET", f"{ROOT}/{name}/{part}") for part in PARTS),
@@ -236,7 +247,7 @@ def test_an_impossible_id_is_refused_and_touches_nothing(ask, going, wrong):
     reads, changes = len(PARTS) + 1, len(ACTIONS) + 1
     assert [status for status, _ in answers] == [404] * reads + [409] * changes
     assert {answer["error"] for _, answer in answers} == {"a run's id has lower-case letters, digits and dashes"}
-    assert contents(going) == before
+    assert contents(deaf) == before
 
 
 def test_an_unknown_run_is_refused_with_the_names_of_the_others(ask, make):
@@ -274,11 +285,11 @@ def test_stop_leaves_a_run_without_a_process_as_it_is(ask, make, state):
 
 
 @pytest.mark.parametrize("iteration, after", [(0, 1), (2, 3), (7, 7)])
-def test_save_answers_when_the_running_process_will_save(ask, going, iteration, after):
-    going.set_status(iteration=iteration)
-    ((status, shown),) = ask(("POST", f"{ROOT}/{going.id}/save"))
-    assert (status, shown["state"]) == (200, "running") and going.take("save")
-    assert shown["message"] == f"run {going.id} will save after iteration {after}"
+def test_save_answers_when_the_running_process_will_save(ask, deaf, iteration, after):
+    deaf.set_status(iteration=iteration)
+    ((status, shown),) = ask(("POST", f"{ROOT}/{deaf.id}/save"))
+    assert (status, shown["state"]) == (200, "running") and deaf.take("save")
+    assert shown["message"] == f"run {deaf.id} will save after iteration {after}"
 
 
 @pytest.mark.parametrize("state", ["stopped", "failed", "finished", "damaged"])
@@ -362,9 +373,9 @@ def test_a_deleted_run_is_listed_in_the_trash_and_restored(ask, make, root):
     assert (status, shown["id"], shown["state"]) == (200, run.id, "stopped") and run.path.is_dir()
 
 
-def test_a_run_that_trains_is_not_deleted(ask, going):
-    ((status, answer),) = ask(post(f"{ROOT}/{going.id}/delete"))
-    assert status == 409 and "stop it first" in answer["error"] and going.path.is_dir()
+def test_a_run_that_trains_is_not_deleted(ask, deaf):
+    ((status, answer),) = ask(post(f"{ROOT}/{deaf.id}/delete"))
+    assert status == 409 and "stop it first" in answer["error"] and deaf.path.is_dir()
 
 
 def test_an_emptied_trash_restores_nothing(ask, make):
@@ -660,10 +671,10 @@ def test_reading_changes_nothing(ask, trained):
     assert contents(trained) == before
 
 
-def test_clips_are_requested_of_a_run_that_trains_only(ask, going, make):
+def test_clips_are_requested_of_a_run_that_trains_only(ask, deaf, make):
     stopped = make("stopped")
-    (yes, no) = ask(("POST", f"{ROOT}/{going.id}/sample"), ("POST", f"{ROOT}/{stopped.id}/sample"))
-    assert yes[0] == 200 and going.take("sample") and "will sample held-out clips after" in yes[1]["message"]
+    (yes, no) = ask(("POST", f"{ROOT}/{deaf.id}/sample"), ("POST", f"{ROOT}/{stopped.id}/sample"))
+    assert yes[0] == 200 and deaf.take("sample") and "will sample held-out clips after" in yes[1]["message"]
     assert no[0] == 409 and not stopped.take("sample")
 
 

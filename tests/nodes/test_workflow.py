@@ -27,7 +27,7 @@ def graph(pack) -> dict:
 
 
 @pytest.fixture(scope="module")
-def results(pack, graph, node_output) -> dict:
+def results(pack, graph, node_output, two_held_out) -> dict:
     """The outputs of every node by its kind."""
     done = {}
 

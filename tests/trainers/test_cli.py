@@ -158,7 +158,7 @@ sys.exit(cli.main(["runs"]))
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_a_command_as_ctrl_c_does(repository, tmp_path, number):
+def test_a_signal_ends_a_command_as_ctrl_c_does(repository, tmp_path, default_signals, number):
     environment = os.environ | {"PYTHONPATH": str(repository)}
     command, pipe = [sys.executable, "-c", SLEEPER], subprocess.PIPE
     child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)

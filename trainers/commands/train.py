@@ -18,7 +18,7 @@ from .options import (
     config_from,
     machines_from,
 )
-from .training import check_devices, join, train_to_end
+from .training import check_devices, find_models, join, train_to_end
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -81,13 +81,10 @@ def check_fp8(config: TrainConfig) -> None:
 
 def check_inputs(config: TrainConfig) -> None:
     """Raises UserError for what the configuration names and cannot be used, before anything is loaded or written."""
-    from ..policies.parts import find_parts
-    from ..rewards.folder import find_reward
     from ..runs.inputs import check_prompts
 
     policy = config.policy
-    find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
-    find_reward(config.reward)
+    find_models(config)
     check_prompts(config)
     if config.start_lora and not os.path.exists(config.start_lora):
         raise UserError(f"there is no LoRA {config.start_lora}; give a .safetensors file or a folder of PEFT")

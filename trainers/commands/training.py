@@ -70,6 +70,12 @@ def execute(
     run: on other machines than the first the folder that keeps runs; the run is that of machine 0. share_devices: do
     not hold the device, because others use it too, or because it is held already.
     """
+    try:
+        if isinstance(run, RunFolder) and run.kind == "policy":
+            find_models(run.config())
+    except UserError as error:
+        run.set_status(state="failed", last_error=str(error))
+        raise
     quiet_libraries()
     from ..grpo.ranks import Ranks
     from ..grpo.trainer import train
@@ -178,6 +184,16 @@ def log_to(run: RunFolder, rank: int) -> None:
     with open(log, "ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+
+
+def find_models(config: TrainConfig) -> None:
+    """Raises UserError for models that are not there, before what takes seconds to import."""
+    from ..policies.parts import find_parts
+    from ..rewards.folder import find_reward
+
+    policy = config.policy
+    find_parts(policy.source, policy.text_encoder, policy.vae, policy.vace_module)
+    find_reward(config.reward)
 
 
 def limit_threads(ranks) -> None:

@@ -19,7 +19,8 @@ from trainers.config import make_config
 
 CPU = torch.device("cpu")
 VIDEO = {"height": 32, "width": 32, "frames": 5}
-CONFIG = {"video": VIDEO, "rollout": {"guidance": 2.0}, "optim": {"micro_batch": 2}}
+ROLLOUT = {"guidance": 2.0, "steps": 2, "window": {"kind": "random", "size": 1, "last": 1}}
+CONFIG = {"video": VIDEO, "rollout": ROLLOUT, "optim": {"micro_batch": 2}}
 # What the adapter calls of the published code, at its simplest.
 SAMPLER = """
 import torch

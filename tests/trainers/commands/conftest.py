@@ -24,7 +24,7 @@ def small(small_models) -> list[str]:
     return [
         *("--preset", "tiny", "--iterations", "2"),
         *("--set", f"rollout={ROLLOUT}", "--set", "lora={rank: 2, alpha: 2}"),
-        *("--set", "evaluation={items: 2, steps: 2}"),
+        *("--set", "evaluation={items: 2, steps: 2}", "--set", "video={height: 16, width: 16, frames: 5}"),
         *("--policy", small_models["policy"]["source"], "--reward", small_models["reward"]["source"]),
         *("--set", f"reward.base_model={small_models['reward']['base_model']}"),
         *("--prompts", small_models["prompts"], "--held-out", str(small_models["held_out"])),
@@ -53,7 +53,7 @@ def only_run(here) -> Callable[[], RunFolder]:
 
 
 @pytest.fixture
-def background(here, repository) -> Callable[..., subprocess.Popen]:
+def background(here, repository, default_signals) -> Callable[..., subprocess.Popen]:
     """Starts a command in another process, as in another terminal; it is killed when the test ends."""
     children = []
 

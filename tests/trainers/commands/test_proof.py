@@ -219,7 +219,7 @@ sys.exit(cli.main(["proof", "--runs", "runs"]))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_sigterm_ends_the_runs_of_a_proof(repository, tmp_path):
+def test_sigterm_ends_the_runs_of_a_proof(repository, tmp_path, default_signals):
     environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, "-c", PROOF], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True

@@ -12,7 +12,7 @@ import pytest
 from .conftest import PICTURES
 
 ROOT = Path(__file__).parents[3]
-# Counts what the command connects to, and the files that it writes, by Python's audit events.
+# What each command connects to, and the files that it writes, by Python's audit events.
 PROGRAM = """
 import json, os, sys
 seen = {"connected": [], "written": []}
@@ -26,48 +26,55 @@ def hook(event, arguments):
 sys.dont_write_bytecode = True
 sys.addaudithook(hook)
 from trainers.cli import main
-code = main(json.loads(sys.argv[1]))
-seen["written"] = [place for place in seen["written"] if place != os.devnull]
-print("AUDIT", json.dumps(seen))
-sys.exit(code)
+for folder, command in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = folder
+    seen |= {"connected": [], "written": []}
+    assert main(command) == 0
+    seen["written"] = [place for place in seen["written"] if place != os.devnull]
+    print("AUDIT", json.dumps(seen))
 """
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    """A function: what `faces` with these options connects to and writes, in an empty folder."""
-    clip = tmp_path_factory.mktemp("clip")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """Where a report is shown, and where one is shown and saved."""
+    return tmp_path_factory.mktemp("shown"), tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def audited(folders, tmp_path_factory) -> list[dict[str, list[str]]]:
+    """What `faces` connects to and writes in each of the folders, which are empty."""
+    clip, (shown, saved) = tmp_path_factory.mktemp("clip"), folders
     (clip / "0.jpg").write_bytes((PICTURES / "obama.jpg").read_bytes())
-
-    def run(folder: Path, *options: str) -> dict[str, list[str]]:
-        command = ["faces", str(clip), *options, "--references", str(PICTURES / "obama.jpg")]
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, json.dumps(command)],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=folder,
-            env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(folder), "TMPDIR": str(folder)},
-        )
-        assert "faces 1.00" in done.stdout
-        return json.loads(done.stdout.splitlines()[-1].removeprefix("AUDIT "))
-
-    return run
+    command = ["faces", str(clip), "--references", str(PICTURES / "obama.jpg")]
+    commands = [[str(shown), command], [str(saved), [*command, "--save", str(saved / "report.json")]]]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=shown,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(shown), "TMPDIR": str(shown)},
+    )
+    assert done.stdout.count("faces 1.00") == 2
+    lines = done.stdout.splitlines()
+    return [json.loads(line.removeprefix("AUDIT ")) for line in lines if line.startswith("AUDIT ")]
 
 
-def test_a_report_connects_to_nothing_and_writes_nothing(audited, tmp_path):
-    assert audited(tmp_path) == {"connected": [], "written": []}
-    assert list(tmp_path.rglob("*")) == []
+def test_a_report_connects_to_nothing_and_writes_nothing(audited, folders):
+    assert audited[0] == {"connected": [], "written": []}
+    assert list(folders[0].rglob("*")) == []
 
 
-def test_what_the_user_saves_are_numbers_without_a_face_or_an_embedding(audited, tmp_path):
-    seen = audited(tmp_path, "--save", str(tmp_path / "report.json"))
+def test_what_the_user_saves_are_numbers_without_a_face_or_an_embedding(audited, folders):
+    seen, saved = audited[1], folders[1]
     assert (
         seen["connected"] == []
         and seen["written"]
-        and [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["report.json"]
+        and [p.name for p in saved.rglob("*") if p.is_file()] == ["report.json"]
     )
-    (content,) = json.loads((tmp_path / "report.json").read_text())
+    (content,) = json.loads((saved / "report.json").read_text())
 
     def longest(value) -> int:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

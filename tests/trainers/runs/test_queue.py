@@ -24,9 +24,10 @@ from trainers.runs.summary import sentence
 # Waits for its turn as `work` does, and keeps the devices until its stdin is closed.
 WAITER = """
 import sys
+from trainers.runs import queue
 from trainers.runs.folder import RunFolder
-from trainers.runs.queue import wait_turn
-with wait_turn(RunFolder(sys.argv[1]), sys.argv[2:]) as turn:
+queue.POLL_SECONDS = 0.05
+with queue.wait_turn(RunFolder(sys.argv[1]), sys.argv[2:]) as turn:
     print("turn" if turn else "stopped", flush=True)
     turn and sys.stdin.read()
 """
@@ -41,6 +42,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 SMALL = {
     "iterations": 1,
+    "video": {"height": 16, "width": 16, "frames": 5},
     "rollout": {
         "steps": 3,
         "group_size": 2,
@@ -65,7 +67,7 @@ def make(tmp_path):
 
 
 @pytest.fixture
-def enqueue(repository):
+def enqueue(repository, default_signals):
     """`enqueue(run, *devices)`: a process that waits for them; it is in the queue when this returns."""
     children = []
 
@@ -255,3 +257,4 @@ def test_several_processes_train_at_their_turn(tmp_path, small_models):
         pass
     assert child.wait(200) == 0, run.log_tail(40)
     assert run.status().state == "finished"
+    assert [row["iteration"] for row in run.training()] == [1]  # of two processes, one run

@@ -13,9 +13,9 @@ from trainers.tinyworld.making.train_reward import make_reward
 
 
 def test_base_and_reward_are_written_and_read_back(tmp_path: Path) -> None:
-    result = make_reward(tmp_path, device="cpu", minutes=2, steps=3, batch=2, held_out=6, seed=7, sampled=0)
+    result = make_reward(tmp_path, device="cpu", minutes=2, steps=3, batch=2, held_out=2, seed=7, sampled=0)
     assert (
-        json.loads((tmp_path / "identity_reward" / "made.json").read_text(encoding="utf-8"))["held_out"]["pairs"] == 6
+        json.loads((tmp_path / "identity_reward" / "made.json").read_text(encoding="utf-8"))["held_out"]["pairs"] == 2
     )
     assert result["base"]["steps"] == 2 and result["reward"]["steps"] == 1
     size = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
