@@ -21,7 +21,7 @@ FILES = re.compile(
     r"|'NoneType' object has no attribute 'endswith'"  # core's error when no picture is chosen
 )
 SECONDS = 240
-WITHOUT_FILES = ("01_train_and_compare_in_miniature", "04_score_my_clips.app")
+WITHOUT_FILES = ("01_train_and_compare_in_miniature", "04_score_my_clips.app", "12_votes_become_a_reward")
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
@@ -83,3 +83,18 @@ def test_two_clips_are_compared_without_any_file(comfyui, object_info):
     assert result.status == "success", result.error
     (compare,) = (name for name, content in graph.items() if content["class_type"] == "IdentityGRPOCompare")
     assert "%" in result.outputs[compare]["text"][0]
+
+
+def test_pairs_are_collected_and_their_votes_counted_without_any_file(comfyui, object_info):
+    """What compares with the new reward waits for it."""
+    workflow = next(w for w in WORKFLOWS if w.stem == WITHOUT_FILES[2])
+    graph = to_api(flatten(json.loads(workflow.read_text(encoding="utf-8"))), object_info)
+    for content in graph.values():
+        if content["class_type"] == "IdentityGRPOVACESampler":
+            content["inputs"]["steps"] = 2
+    result = comfyui.run(graph, SECONDS)
+    assert result.status == "success", result.error
+    kinds = {content["class_type"]: name for name, content in graph.items()}
+    assert "1 pairs, 0 votes" in result.outputs[kinds["IdentityGRPOVote"]]["text"][0]
+    assert "0 of 50 pairs have votes" in result.outputs[kinds["IdentityGRPOTrainReward"]]["text"][0]
+    assert kinds["IdentityGRPOCompare"] not in result.outputs

@@ -76,6 +76,8 @@ class _Job:
     ) -> None:
         self.config, self.run, self.pairs, self.progress, self.ranks = config, run, pairs, progress, ranks
         self.check, self.message, self.began = check, "", time.monotonic()
+        self.step = self.measured = 0
+        progress.typical = False  # until a measurement of the held-out pairs has been timed
 
     def train(self, resume: bool) -> None:
         from ..preference.ranks import Ranks as Together
@@ -88,6 +90,7 @@ class _Job:
         if self.ranks.is_main and not run.has_reward():
             remove(run.reward_folder)  # what a killed writer left
             run.truncate_metrics(int(saved[-1].name) if saved else 0)
+        self.step = int(saved[-1].name) if saved else 0
         Together().wait()
         given = {"learning_rate": config.learning_rate, "seed": config.seed, "patience": config.patience}
         recipe = adapted_recipe(config.preset, base, device, config.low_memory, start, given)
@@ -114,6 +117,7 @@ class _Job:
             return
         found: dict[str, Any] = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss}
         if made.accuracy:
+            self.progress.update(self.step, "measuring")
             found["held_out"] = measure_files(run.reward_folder, base, self.pairs.held_out, device, training.frozen)
             self.message = (
                 f"the reward is that of step {made.steps}: {made.accuracy.without_ties:.1%} of the held-out pairs"
@@ -134,6 +138,12 @@ class _Job:
         step = event["step"]
         if "accuracy" in event:
             found = event["accuracy"]
+            print(
+                f"step {step}: {found['without_ties']:.1%} of the held-out pairs, loss {found['loss']:.4f}", flush=True
+            )
+            if step < self.step or step == self.measured:
+                return  # of the best step again, as it is written: rows are in the order of steps
+            self.measured = step
             row = {
                 "kind": "evaluation",
                 "iteration": step,
@@ -141,9 +151,6 @@ class _Job:
                 "accuracy_with_ties": found["with_ties"],
                 "preference_loss": found["loss"],
             }
-            print(
-                f"step {step}: {found['without_ties']:.1%} of the held-out pairs, loss {found['loss']:.4f}", flush=True
-            )
         else:
             now = time.monotonic()
             row = {
@@ -153,8 +160,9 @@ class _Job:
                 "learning_rate": event["rate"],
                 "seconds_update": now - self.began,
             }
-            self.began = now
+            self.began, self.step = now, step
             self.progress.end(0.0, 1.0)
             self.progress.begin()
+            self.progress.typical = self.measured > 0
         self.run.append_metrics(row)
         self.progress.update(step, "training", metrics=row)

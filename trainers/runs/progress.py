@@ -32,7 +32,9 @@ class ProgressReport:
 class Progress:
     """Measures iterations, writes the run's status and calls `report` after every step of a phase.
 
-    `compiling`: phases whose first step has still to compile the policy's blocks, which takes minutes without a report.
+    `typical`: whether an iteration as long as the longest has been timed; before that, silence does not mean that the
+    process hangs. `compiling`: phases whose first step has still to compile the policy's blocks, which takes minutes
+    without a report.
     """
 
     def __init__(self, run: RunFolder, iterations: int, report: Callable[[ProgressReport], None]) -> None:
@@ -41,6 +43,7 @@ class Progress:
         self.shares: list[float] = []
         self.began = 0.0
         self.message = self.phase = ""
+        self.typical = True
         self.compiling: set[str] = set()
 
     def begin(self) -> None:
@@ -71,7 +74,7 @@ class Progress:
             phase=shown,
             phase_done=within,
             eta_seconds=eta,
-            slowest_seconds=max(self.durations, default=None),
+            slowest_seconds=max(self.durations, default=None) if self.typical else None,
             message=self.message,
         )
         fraction = done / self.iterations

@@ -46,7 +46,7 @@ def test_it_ends_with_a_reward_its_curve_and_its_accuracy(run: RunFolder, capsys
     assert run.has_reward() and (run.reward_folder / "calibration.png").is_file() and run.curve_file.is_file()
     rows = run.read_metrics()
     assert [row["iteration"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert [row["iteration"] for row in rows if row["kind"] == "evaluation"][:3] == [2, 4, 6]
+    assert [row["iteration"] for row in rows if row["kind"] == "evaluation"] == [2, 4, 6]
     assert "of the held-out pairs" in summary(run) and str(run.reward_folder) in summary(run)
     shown = card(run)
     assert shown["kind"] == "reward" and shown["spark"][-1] == rows[-1]["accuracy"]
