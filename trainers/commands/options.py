@@ -79,7 +79,7 @@ def machines_from(options: Namespace) -> Machines:
     """What --machines, --machine-rank and --rendezvous say. Raises UserError where they do not fit each other."""
     count, rank, address = options.machines, options.machine_rank, options.rendezvous or ""
     if rank >= count:
-        raise UserError(f"--machine-rank {rank}: {count} machine{'s' * (count > 1)} are numbered from 0 to {count - 1}")
+        raise UserError(f"--machine-rank {rank}: with --machines {count} it is at most {count - 1}")
     host, _, port = address.rpartition(":")
     if count > 1 and not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
         raise UserError(

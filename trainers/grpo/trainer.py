@@ -76,7 +76,7 @@ def train(
     if not resume and run.checkpoints():
         raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
     interrupt = Interrupt(run)
-    trainer = None
+    trainer, ended_at_once = None, False
     try:
         with interrupt.handled():
             if ranks.is_main:
@@ -87,7 +87,8 @@ def train(
             ranks.start_trackers(run.id, config.model_dump(mode="json"))
             trainer = Trainer(config, run, inputs, ranks, interrupt, progress, from_checkpoint)
             result = trainer.train(resume)
-    except (KeyboardInterrupt, Stopped):
+    except (KeyboardInterrupt, Stopped) as end:
+        ended_at_once = isinstance(end, KeyboardInterrupt)
         result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
     except BaseException as error:
         # What has failed before is the cause, as a process that is missing. Writing the status may fail too (a full
@@ -100,6 +101,8 @@ def train(
         run.take("stop")
         message = trainer.message if trainer else ""
         run.set_status(state=result.state, iteration=result.iteration, message=message, eta_seconds=None)
+    if ended_at_once and ranks.count > 1:
+        raise KeyboardInterrupt  # this process alone: the others must not wait for it
     return result
 
 

@@ -54,7 +54,7 @@ def command(
 
 
 def machine_options(machines: Machines) -> list[str]:
-    """The options that name to a command which of several machines this is."""
+    """The options of a command for this one of several machines; none where there is one."""
     if machines.count == 1:
         return []
     numbers = ["--machines", str(machines.count), "--machine-rank", str(machines.rank)]

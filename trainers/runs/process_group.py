@@ -104,8 +104,11 @@ def run_processes(
 
 
 def note_failure(run: RunFolder, failure: Failure) -> None:
-    """Make the run `failed` with the reason and the end of the dead process's log, unless its own error is known."""
+    """Make the run `failed` with the reason and the end of the dead process's log, unless its own error is known or
+    it had ended."""
     status = run.status()
+    if status.state in ("finished", "stopped"):  # a process that crashes at its exit changes nothing
+        return
     known = status.last_error if status.state == "failed" else ""
     if not known or failure.killed or HAS_EXITED.match(known):
         tail = run.log_tail(rank=failure.rank)

@@ -9,10 +9,11 @@ import pytest
 
 from trainers.cli import make_parser
 from trainers.commands.numbers import number_between
-from trainers.commands.options import config_from, parse_settings
+from trainers.commands.options import config_from, machines_from, parse_settings
 from trainers.config import make_config
 from trainers.errors import UserError
 from trainers.runs.folder import RunFolder
+from trainers.runs.process_group import Machines
 
 
 def options(*arguments: str):
@@ -223,3 +224,26 @@ def test_a_number_within_its_range_is_taken():
 def test_a_home_that_is_not_there_is_a_plain_name():
     config = config_from(options("train", "--prompts", "~nobody-of-this-name/a.csv")).with_absolute_paths()
     assert config.prompts.endswith("~nobody-of-this-name/a.csv")
+
+
+def test_one_machine_needs_no_address():
+    assert machines_from(options("train")) == Machines()
+
+
+def test_the_place_of_a_machine_is_read():
+    given = options("resume", "--machines", "4", "--machine-rank", "3", "--rendezvous", "head.local:29500")
+    assert machines_from(given) == Machines(4, 3, "head.local:29500")
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["--machines", "2"], "--rendezvous ``: give machine 0's name and a free port of it"),
+        (["--machines", "2", "--rendezvous", "head:http"], "--rendezvous `head:http`: give"),
+        (["--machines", "2", "--rendezvous", "head:99999"], "--rendezvous `head:99999`: give"),
+        (["--machine-rank", "1"], "--machine-rank 1: with --machines 1 it is at most 0"),
+    ],
+)
+def test_machines_that_cannot_meet_are_refused(arguments, problem):
+    with pytest.raises(UserError, match=re.escape(problem)):
+        machines_from(options("train", *arguments))

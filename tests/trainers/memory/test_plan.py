@@ -65,6 +65,12 @@ def test_working_memory_grows_with_the_videos_at_once_and_weights_do_not():
     assert many.parts == few.parts
 
 
+def test_a_reward_with_a_gpu_to_itself_needs_nothing_of_the_policy_s():
+    shared, own = needs(workload()), needs(workload(reward={"device": "own"}))
+    assert set(shared) - set(own) == {"score", "evaluation: score"}
+    assert shared["update"] - own["update"] == pytest.approx(VACE.reward / GIB)
+
+
 def test_without_recomputing_the_graphs_of_all_blocks_are_kept():
     kept, auto, half = (
         needs(workload(optim={"gradient_checkpointing": value}))["update"] for value in (0.0, "auto", 0.5)
