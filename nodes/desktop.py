@@ -29,7 +29,7 @@ def show_file(path: Path, request: web.Request) -> None:
     program = _program()
     if program is None or not can_show(request):
         raise UserError(f"the folder can be opened only on the computer that runs ComfyUI; it is {path.parent} there")
-    arguments = {"open": ["-R", str(path)], "explorer": [f"/select,{path}"]}.get(Path(program).stem, [str(path.parent)])
+    arguments = ["-R", str(path)] if sys.platform == "darwin" else [str(path.parent)]
     quiet = subprocess.DEVNULL
     # Never a shell line: the path is an argument of its own.
     adopt(subprocess.Popen([program, *arguments], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True))

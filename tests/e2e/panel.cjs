@@ -198,6 +198,8 @@ async function delay(page, id) {
     for (const act of [
       () => choose(page, waiting.nth(1), /^Move up$/),
       () => waiting.nth(0).press("Alt+ArrowDown"),
+      () => page.keyboard.press("Alt+ArrowUp"), // the card keeps the focus
+      () => page.keyboard.press("Alt+ArrowDown"),
       () => waiting.nth(1).dragTo(waiting.nth(0), { sourcePosition: { x: 80, y: 12 }, targetPosition: { x: 80, y: 12 } }),
     ]) {
       await act();

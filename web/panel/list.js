@@ -59,15 +59,17 @@ export function runList(place) {
   function arrange() {
     const text = search.value.trim().toLowerCase();
     const order = store.ordered();
+    const focused = list.contains(document.activeElement) ? document.activeElement : undefined;
     let shown = 0, at = list.firstChild;
     for (const run of order) {
       const found = cards.get(run.id);
       setShown(found.box, !text || found.matches(text));
       shown += found.box.hidden ? 0 : 1;
-      // Moved only when it is elsewhere: a card that is moved loses its focus.
+      // Moved only when it is elsewhere: a card that is moved loses its focus, and its clips flicker.
       if (found.box === at) at = at.nextSibling;
       else list.insertBefore(found.box, at);
     }
+    if (focused !== document.activeElement) focused?.focus({ preventScroll: true });
     setShown(empty, store.state.loaded && !order.length);
     setText(note, store.state.problem ? t("{problem}; trying again", { problem: store.state.problem }) : !store.state.loaded ? t("Reading runs…") : text && !shown && order.length ? t("No run matches") : "");
     setShown(note, Boolean(note.textContent));

@@ -14,7 +14,7 @@ const FRAME = 44; // pixels of a chart around its plot
 const SETTLED = 120; // ms after which a new size counts
 
 export function overview() {
-  let plots = [], shownKey = "", over = [], asked = 0, shown = 0, drawing;
+  let plots = [], shownKey = "", over = [], asked = 0, shown = 0, scheduled;
   const look = { smoothing: 0.6, log: false, zoom: undefined };
   const grid = el("div.igrpo-charts");
   const nothing = el("div.igrpo-note", { textContent: t("Nothing is measured yet: the first curve appears with the first iteration.") });
@@ -53,8 +53,8 @@ export function overview() {
     shown = turn;
     over = found;
     // Several answers may come at once.
-    drawing ??= requestAnimationFrame(() => {
-      drawing = undefined;
+    scheduled ??= requestAnimationFrame(() => {
+      scheduled = undefined;
       render();
     });
   }
@@ -122,7 +122,7 @@ export function overview() {
 
   function end() {
     sizes.disconnect();
-    cancelAnimationFrame(drawing);
+    cancelAnimationFrame(scheduled);
     for (const one of plots) one.plot.destroy();
   }
   return { box, update, end };
