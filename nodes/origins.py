@@ -25,7 +25,7 @@ def origin_problem(request: web.Request) -> str | None:
     host, origin = request.headers.get("Host"), request.headers.get("Origin")
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         return "this request comes from another site's page"
-    if host is None or not _is_loopback(_own_address(request)):
+    if host is None or not is_loopback(_own_address(request)):
         return None
     if not _is_local_name(_hostname(host)):
         return (
@@ -62,10 +62,11 @@ def _hostname(host: str) -> str:
 def _is_local_name(name: str) -> bool:
     """Whether a browser resolves the name to this computer without asking a DNS server that others control."""
     own = socket.gethostname().lower()
-    return name in ("localhost", own, f"{own}.local") or name.endswith(".localhost") or _is_loopback(name)
+    return name in ("localhost", own, f"{own}.local") or name.endswith(".localhost") or is_loopback(name)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether the IP address means this computer; False for a name."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

@@ -10,9 +10,11 @@ from server import PromptServer
 from ..trainers.errors import UserError, shown
 from ..trainers.runs import claims, launcher, requests, starting, trash
 from ..trainers.runs.cards import card
+from ..trainers.runs.exports import keep
 from . import folders
+from .desktop import show_file
 from .requests import Body, field, handler, run_id, run_of
-from .run_views import VIEWS, all_runs
+from .run_views import VIEWS, all_runs, published_file
 from .watching import end_watch, renew_watch
 
 ROOT = "/identity_grpo/runs"
@@ -74,10 +76,30 @@ def _sample(request: web.Request, _: Body) -> dict:
 
 
 def _move(request: web.Request, body: Body) -> dict:
-    """Move a waiting run `to` another place in the queue: first, up, down or last; `message` shows its place."""
+    """Move a waiting run `to` another place in the queue: first, up, down, last or a number from 1; `message` shows its
+    place."""
     run = run_of(request)
-    place = claims.move(run.path, field(body, "to", str))
+    to = body.get("to")
+    place = claims.move(run.path, field(body, "to", int if type(to) is int else str))
     return card(run) | {"message": f"run {run.id} is number {place} of the runs that wait for its device"}
+
+
+def _keep(request: web.Request, body: Body) -> dict:
+    """Keep the LoRA of an `iteration` for good, or, with `kept` false, no longer."""
+    run = run_of(request)
+    keep(run, field(body, "iteration", int), field(body, "kept", bool, True))
+    return card(run)
+
+
+def _show(request: web.Request, body: Body) -> dict:
+    """Open the folder with the LoRA of an `iteration` in the file manager of this computer."""
+    run = run_of(request)
+    iteration = field(body, "iteration", int)
+    path = next((export.path for export in run.exports() if export.iteration == iteration), None)
+    if path is None:
+        raise UserError(f"run {run.id} has no LoRA of iteration {iteration}")
+    show_file(published_file(run, path.name) or path, request)
+    return {}
 
 
 def _rename(request: web.Request, body: Body) -> dict:
@@ -141,6 +163,8 @@ ACTIONS = {
     "sample": _sample,
     "move": _move,
     "rename": _rename,
+    "keep": _keep,
+    "show": _show,
     "delete": _delete,
     "duplicate": _duplicate,
 }

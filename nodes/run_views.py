@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from aiohttp import web
 
@@ -14,9 +15,10 @@ from ..trainers.runs.chosen_settings import chosen_settings
 from ..trainers.runs.exports import asked_iterations
 from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.gallery import clip_file, gallery, iteration_scores, reference_picture
-from ..trainers.runs.history import metrics_table
+from ..trainers.runs.history import curves, metrics_table
 from ..trainers.runs.registry import list_runs
 from . import folders
+from .desktop import can_show
 from .requests import Body, path_count, query_count, run_of
 
 MOST_ROWS = 500
@@ -35,7 +37,7 @@ def one_run(request: web.Request, _: Body) -> dict:
     return card(run_of(request))
 
 
-def metrics(request: web.Request, _: Body) -> dict:
+def metrics(request: web.Request, _: Body) -> dict | web.Response:
     """The rows of metrics after the iteration `since` (-1, the default: from the start), oldest first; `more`: whether
     further rows follow the last of them. With `points` the rows of the run, thinned to so many of either kind."""
     run = run_of(request)
@@ -43,7 +45,8 @@ def metrics(request: web.Request, _: Body) -> dict:
         points = query_count(request, "points", 0, MOST_POINTS)
         if points < 2:
             raise UserError(f"`points` must be a whole number from 2 to {MOST_POINTS}, not {points}")
-        return {"rows": run.metrics().thinned(points), "more": False}
+        text = f'{{"rows": {curves(run, points)}, "more": false}}'
+        return web.Response(text=text, content_type="application/json")
     since = -1 if request.query.get("since", "-1") == "-1" else query_count(request, "since", 0, 2**53)
     rows = run.metrics().since(since, MOST_ROWS)
     return {"rows": rows, "more": len(rows) >= MOST_ROWS}
@@ -68,16 +71,19 @@ def settings(request: web.Request, _: Body) -> dict:
     return {"preset": config.preset, "settings": chosen_settings(config), "folder": str(run.path)}
 
 
-def exports(request: web.Request, _: Body) -> list[dict]:
-    """Its LoRA files, newest first; `choice`: what they are called in ComfyUI's list of LoRAs, empty for one that is
-    not published there."""
+def exports(request: web.Request, _: Body) -> dict:
+    """`files`: its LoRAs, newest first; `choice`: what they are called in ComfyUI's list of LoRAs, empty for one that
+    is not published there. `showable`: whether their folder can be shown to the user who asks."""
     run = run_of(request)
-    scores = {row["iteration"]: row for row in run.evaluations()}
-    kept, best, newest = asked_iterations(run), run.best(), run.newest()
-    return [
+    found = list(reversed(run.exports()))
+    measured = run.metrics()
+    scores = {row["iteration"]: row for row in measured.evaluations({export.iteration for export in found})}
+    kept, best, newest = asked_iterations(run), run.best(measured), run.newest()
+    files = [
         {
             "iteration": export.iteration,
             "name": export.path.name,
+            "path": str(published_file(run, export.path.name) or export.path),
             "bytes": export.path.stat().st_size,
             "written": export.path.stat().st_mtime,
             "reward": scores.get(export.iteration, {}).get("margin"),
@@ -87,13 +93,19 @@ def exports(request: web.Request, _: Body) -> list[dict]:
             "kept": export.iteration in kept,
             "choice": _choice(run, export.path.name),
         }
-        for export in reversed(run.exports())
+        for export in found
     ]
+    return {"files": files, "showable": can_show(request)}
+
+
+def published_file(run: RunFolder, name: str) -> Path | None:
+    """The copy of an export that loaders list; None while there is none."""
+    path = folders.published_root() / run.id / name
+    return path if path.is_file() else None
 
 
 def _choice(run: RunFolder, name: str) -> str:
-    published = folders.published_root()
-    return f"{published.name}/{run.id}/{name}" if (published / run.id / name).is_file() else ""
+    return f"{folders.published_root().name}/{run.id}/{name}" if published_file(run, name) else ""
 
 
 def clips(request: web.Request, _: Body) -> dict:

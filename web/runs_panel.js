@@ -4,6 +4,7 @@ import { runList } from "./panel/list.js";
 import { allowNotifications, markRead, NOTIFY, watchForNews } from "./panel/notices.js";
 import { runView } from "./panel/run_view.js";
 import { VIEW } from "./panel/selection.js";
+import { t } from "./panel/texts.js";
 
 const TAB = "identity-grpo";
 
@@ -46,7 +47,7 @@ app.registerExtension({
       id: TAB,
       icon: "pi pi-chart-line",
       title: "Identity-GRPO",
-      tooltip: "Identity-GRPO: training runs",
+      tooltip: t("Identity-GRPO: training runs"),
       ...custom((place) => {
         markRead();
         return runList(place);

@@ -76,6 +76,11 @@ async function press(page, kind, label) {
   await button.click({ timeout: 10000 });
 }
 
+async function choose(page, box, label) {
+  await box.locator("button[aria-haspopup=menu]").click();
+  await page.locator("[role=menuitem]", { hasText: label }).click();
+}
+
 const confirm = (page) => page.locator("[role=dialog] button", { hasText: /^\s*Confirm\s*$/ }).click({ timeout: 10000 });
 
 const queue = (page) =>
@@ -124,7 +129,8 @@ async function delay(page, id) {
     const content = await workflow(page);
     await open(page, content);
     seen.before = await strips(page);
-    await page.evaluate(() => app.extensionManager.command.execute("Workspace.ToggleSidebarTab.identity-grpo"));
+    const toggle = () => page.evaluate(() => app.extensionManager.command.execute("Workspace.ToggleSidebarTab.identity-grpo"));
+    await toggle();
     await page.waitForSelector(".igrpo-nothing:not([hidden])");
     seen.empty = await page.locator(".igrpo-nothing").innerText();
     await queue(page);
@@ -154,6 +160,10 @@ async function delay(page, id) {
     seen.title = { file: readFileSync(join(runs, seen.id, "title.txt"), "utf8"), bold: await page.locator(".igrpo b b, .igrpo-title b").count() };
 
     await page.locator("#igrpo-tab-files").click();
+    const keep = page.locator("[data-key^=keep-]").last();
+    await keep.click();
+    await page.waitForSelector('.igrpo-badge[data-kind="kept"]');
+    seen.kept = { list: JSON.parse(readFileSync(join(runs, seen.id, "exports", "kept.json"))), iteration: Number((await keep.getAttribute("data-key")).slice(5)) };
     await page.locator("button", { hasText: "Use newest in the graph" }).click();
     seen.lora = await page.evaluate(() => app.graph._nodes.find((n) => n.type === "IdentityGRPOLoadLoRA" && String(n.widgets.find((w) => w.name === "lora").value).includes("tiny-"))?.widgets.find((w) => w.name === "lora").value);
     await page.locator("#igrpo-tab-clips").click();
@@ -171,6 +181,40 @@ async function delay(page, id) {
     await press(page, "Train", "Resume");
     seen.resumed = { Train: await strip(page, "Train", /^iteration/), Run: await strip(page, "Run", /^iteration/) };
     await picture(page, "nodes");
+
+    // Two copies wait for the device, and change places by the menu, by keys and by the mouse.
+    await toggle();
+    const first = page.locator('.igrpo-card[data-state="running"]');
+    const waiting = page.locator('.igrpo-card[data-state="waiting"]');
+    const order = () => waiting.locator(".igrpo-title-text").evaluateAll((titles) => titles.map((title) => title.title));
+    const swapped = (before) => until(page, order, (now) => now.length === 2 && now[0] === before[1] && now[1] === before[0], "the other order");
+    for (const count of [1, 2]) {
+      await choose(page, first, /^Duplicate$/);
+      await page.locator('.igrpo-card[data-state="queued"] button[aria-label^=Start]').click();
+      await until(page, () => waiting.count(), (found) => found === count, "a waiting run");
+    }
+    await until(page, () => waiting.locator(".igrpo-standing").allInnerTexts(), (texts) => texts.join() === "waiting, next,waiting, place 2", "the places");
+    seen.orders = [await order()];
+    for (const act of [
+      () => choose(page, waiting.nth(1), /^Move up$/),
+      () => waiting.nth(0).press("Alt+ArrowDown"),
+      () => page.keyboard.press("Alt+ArrowUp"), // the card keeps the focus
+      () => page.keyboard.press("Alt+ArrowDown"),
+      () => waiting.nth(1).dragTo(waiting.nth(0), { sourcePosition: { x: 80, y: 12 }, targetPosition: { x: 80, y: 12 } }),
+    ]) {
+      await act();
+      seen.orders.push(await swapped(seen.orders.at(-1)));
+    }
+    await picture(page, "queue");
+    while (await waiting.count()) {
+      const left = (await waiting.count()) - 1;
+      await waiting.first().locator("button[aria-label^=Stop]").click();
+      await confirm(page);
+      await until(page, () => waiting.count(), (found) => found === left, "one that waits no more");
+      await choose(page, page.locator('.igrpo-card[data-state="stopped"]'), /^Delete$/);
+      await until(page, () => page.locator('.igrpo-card[data-state="stopped"]').count(), (found) => found === 0, "its deletion");
+    }
+    await toggle();
 
     // A run that fails is announced once, and counted on the tab until it is opened.
     process.kill(JSON.parse(readFileSync(join(runs, seen.id, "status.json"))).pid, "SIGKILL");

@@ -65,6 +65,15 @@ def test_the_graph_uses_its_lora(seen):
     assert seen["lora"] == f"{seen['id']}: latest"
 
 
+def test_a_lora_is_kept_from_the_files(seen):
+    assert seen["kept"]["list"] == [seen["kept"]["iteration"]]
+
+
+def test_waiting_runs_change_places_by_menu_keys_and_mouse(seen):
+    first = seen["orders"][0]
+    assert seen["orders"] == [first, first[::-1]] * 3
+
+
 def test_clips_and_reference_images_are_shown(seen):
     assert seen["clips"] >= 2
 

@@ -78,6 +78,18 @@ def test_every_category_has_a_name(pack):
     assert parts == set(read("en", "main")["nodeCategories"])
 
 
+def test_every_text_of_the_panel_is_in_chinese_with_the_same_values():
+    scripts = [*(REPOSITORY / "web").glob("*.js"), *(REPOSITORY / "web" / "panel").glob("*.js")]
+    sources = {path.name: path.read_text(encoding="utf-8") for path in scripts}
+    chinese = dict(
+        re.findall(r'^  ("(?:[^"\\]|\\.)*"): ("(?:[^"\\]|\\.)*"),$', sources.pop("texts_zh.js"), re.MULTILINE)
+    )
+    used = {text for source in sources.values() for text in re.findall(r'\b(?:t|key)\(("(?:[^"\\]|\\.)*")', source)}
+    assert sorted(used - chinese.keys()) == [] and sorted(chinese.keys() - used) == []
+    values = re.compile(r"\{\w+\}")
+    assert [k for k, v in chinese.items() if sorted(values.findall(k)) != sorted(values.findall(v))] == []
+
+
 def test_every_setting_of_the_editor_has_a_name():
     """A setting's `id: "Name.part"`, or a constant in its place."""
     ids = set()

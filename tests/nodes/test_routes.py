@@ -27,7 +27,7 @@ from trainers.runs.folder import RunFolder
 
 ROOT = "/identity_grpo/runs"
 REPOSITORY = Path(__file__).parents[2]
-ACTIONS = ("stop", "resume", "save", "sample", "move", "rename", "delete", "duplicate")
+ACTIONS = ("stop", "resume", "save", "sample", "move", "rename", "keep", "show", "delete", "duplicate")
 TRASH = "/identity_grpo/trash"
 WATCH = "/identity_grpo/watch"
 PARTS = (
@@ -513,7 +513,7 @@ def trained(make):
     frames[:, :, :, 0] = 200
     item = SimpleNamespace(id="tiny-held-out-0000")
     for iteration, reward in ((0, 1.0), (2, 3.0)):
-        scores = {"ids": [item.id], "rewards": [reward], "identity": [0.5 + iteration / 10]}
+        scores = {"ids": [item.id], "rewards": [reward], "identity": [0.5 + iteration / 10], "people": [[0.6, 0.8]]}
         run.write_clips(iteration, [item], [frames], 10)
         run.write_measurement(iteration, scores)
         row = dict.fromkeys(("win", "tie", "loss", "win_low", "win_high"), 0.5) | {"margin": reward - 1}
@@ -573,11 +573,11 @@ def test_clips_by_iteration_with_their_items_and_scores(ask, trained):
     assert listed["iterations"] == [{"iteration": 0, "numbers": [0]}, {"iteration": 2, "numbers": [0]}]
     assert listed["items"][0]["id"] == "tiny-held-out-0000" and listed["items"][0]["references"] > 0
     assert listed["start"] == "base policy" and listed["problem"] == "" and listed["base"]["rewards"] == [1.0]
-    assert scores == {"ids": ["tiny-held-out-0000"], "rewards": [3.0], "identity": [0.7]}
+    assert scores == {"ids": ["tiny-held-out-0000"], "rewards": [3.0], "identity": [0.7], "people": [[0.6, 0.8]]}
 
 
 def test_a_damaged_measurement_is_no_score(ask, trained):
-    trained.write_measurement(2, {"ids": ["a", "b"], "rewards": [1.0], "identity": ["<b>", None]})
+    trained.write_measurement(2, {"ids": ["a", "b"], "rewards": [1.0], "identity": ["<b>", None], "people": [[1], "x"]})
     ((status, scores),) = ask(("GET", f"{ROOT}/{trained.id}/clips/2"))
     assert status == 200 and scores == {"ids": ["a", "b"], "identity": [None, None]}
 
@@ -619,13 +619,61 @@ def test_exports_have_size_score_and_the_name_that_loaders_list(ask, trained, tm
     from identity_grpo.nodes import folders
 
     monkeypatch.setattr(folders, "published_root", lambda: tmp_path / "loras" / "identity_grpo")
-    ((_, (hidden,)),) = ask(("GET", f"{ROOT}/{trained.id}/exports"))
+    ((_, before),) = ask(("GET", f"{ROOT}/{trained.id}/exports"))
+    (hidden,) = before["files"]
     place = tmp_path / "loras" / "identity_grpo" / trained.id / hidden["name"]
     place.parent.mkdir(parents=True)
     place.touch()
-    ((_, (file,)),) = ask(("GET", f"{ROOT}/{trained.id}/exports"))
+    ((_, after),) = ask(("GET", f"{ROOT}/{trained.id}/exports"))
+    (file,) = after["files"]
+    assert (hidden["path"], file["path"]) == (str(trained.export_path(2)), str(place))
     assert hidden["choice"] == "" and file["choice"] == f"identity_grpo/{trained.id}/{hidden['name']}"
     assert (file["iteration"], file["bytes"], file["reward"], file["judge"]) == (2, 4, 2.0, 0.7) and file["best"]
+
+
+def test_a_lora_is_kept_and_let_go(ask, trained):
+    path = f"{ROOT}/{trained.id}"
+    for kept in (True, False):
+        _, (_, shown) = ask(post(f"{path}/keep", iteration=2, kept=kept)), ask(("GET", f"{path}/exports"))[0]
+        assert [file["kept"] for file in shown["files"]] == [kept]
+
+
+@pytest.mark.parametrize("body", [{}, {"iteration": "2"}, {"iteration": 2.0}, {"iteration": True}, {"iteration": 1}])
+@pytest.mark.parametrize("action", ["keep", "show"])
+def test_a_lora_that_is_not_there_is_neither_kept_nor_shown(ask, trained, action, body):
+    before = contents(trained)
+    assert ask(post(f"{ROOT}/{trained.id}/{action}", **body))[0][0] == 409
+    assert contents(trained) == before
+
+
+@pytest.fixture
+def file_manager(tmp_path, monkeypatch) -> Path:
+    """Where a file manager writes the folder that it was asked to open."""
+    program, opened = tmp_path / "xdg-open", tmp_path / "opened"
+    program.write_text(f'#!/bin/sh\nprintf %s "$*" > {opened}.part && mv {opened}.part {opened}\n')
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("DISPLAY", ":0")
+    return opened
+
+
+def test_the_folder_of_a_lora_is_shown_to_a_browser_on_this_computer(ask, trained, file_manager):
+    path = f"{ROOT}/{trained.id}"
+    assert ask(("GET", f"{path}/exports"))[0][1]["showable"]
+    assert ask(post(f"{path}/show", iteration=2)) == [(200, {})]
+    wait_for(file_manager.exists)
+    assert file_manager.read_text() == str(trained.exports_folder)
+
+
+def test_no_folder_is_shown_behind_a_proxy_or_without_a_screen(ask, trained, file_manager, monkeypatch):
+    path, proxied = f"{ROOT}/{trained.id}", {"headers": {"X-Forwarded-For": "10.0.0.7"}}
+    assert not ask(("GET", f"{path}/exports", proxied))[0][1]["showable"]
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert not ask(("GET", f"{path}/exports"))[0][1]["showable"]
+    ((status, answer),) = ask(post(f"{path}/show", iteration=2))
+    assert status == 409 and str(trained.exports_folder) in answer["error"] and not file_manager.exists()
 
 
 @pytest.fixture
@@ -641,7 +689,7 @@ def waiting(make, tmp_path, monkeypatch):
         claims.leave(claim)
 
 
-@pytest.mark.parametrize(("to", "place"), [("first", 1), ("up", 1), ("down", 3), ("last", 3)])
+@pytest.mark.parametrize(("to", "place"), [("first", 1), ("up", 1), ("down", 3), ("last", 3), (1, 1), (3, 3), (99, 3)])
 def test_a_waiting_run_is_moved_in_the_queue(ask, waiting, to, place):
     claims = import_module("identity_grpo.trainers.runs.claims")
     ((status, answer),) = ask(post(f"{ROOT}/{waiting[1].id}/move", to=to))
@@ -651,7 +699,12 @@ def test_a_waiting_run_is_moved_in_the_queue(ask, waiting, to, place):
 
 @pytest.mark.parametrize(
     ("body", "text"),
-    [({"to": "sideways"}, "cannot be moved `sideways`"), ({}, "`to` must be text"), ({"to": 1}, "text")],
+    [
+        ({"to": "sideways"}, "cannot be moved `sideways`"),
+        ({"to": 0}, "cannot be moved `0`"),
+        ({}, "`to` must be text"),
+        ({"to": 1.5}, "text"),
+    ],
 )
 def test_an_impossible_move_is_refused(ask, waiting, body, text):
     ((status, answer),) = ask(post(f"{ROOT}/{waiting[1].id}/move", **body))

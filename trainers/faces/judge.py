@@ -17,17 +17,21 @@ from .weights import release_networks
 class FaceJudge:
     """`identity` of videos: the share of each in which the right people are recognised, from 0 to 1.
 
-    It is the headline of the face report, and 0 for a video whose faces are too small or blurred to be recognised.
+    It is the headline of the face report, and 0 for a video whose faces are too small or blurred to be recognised;
+    `people`: the same of each person.
     """
 
     def __init__(self, reports: ItemReports) -> None:
         self.reports = reports
 
-    def __call__(self, videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
-        """`identity` of each video, uint8 [n, F, H, W, 3]."""
-        found = [report.headline or 0.0 for report in self.reports(videos, items)]
+    def __call__(self, videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list]:
+        """`identity` and `people` of each video, uint8 [n, F, H, W, 3]."""
+        reports = self.reports(videos, items)
         release_networks()
-        return {"identity": found}
+        return {
+            "identity": [report.headline or 0.0 for report in reports],
+            "people": [[person.score or 0.0 for person in report.people] for report in reports],
+        }
 
 
 def face_judge(items: Sequence[PromptItem], fps: float, recogniser: Recogniser = BUILT_IN) -> FaceJudge | None:

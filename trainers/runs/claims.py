@@ -74,13 +74,14 @@ def leave(claim: Claim) -> None:
     _file(claim.number).unlink(missing_ok=True)
 
 
-def move(run: Path, to: Move) -> int:
-    """Move a waiting run among those that wait for one of its devices: one place `up` or `down`, `first` or `last`.
+def move(run: Path, to: Move | int) -> int:
+    """Move a waiting run among those that wait for one of its devices: one place `up` or `down`, `first` or `last`, or
+    to the place with that number, 1 is the next.
 
-    Returns its place, 1 is the next; at the end of the queue it keeps its place. Raises UserError for a run that does
-    not wait, and for another move.
+    Returns its place; at the end of the queue it keeps its place. Raises UserError for a run that does not wait, and
+    for another move.
     """
-    if to not in MOVES:
+    if to not in MOVES and not (type(to) is int and to > 0):
         raise UserError(f"a run cannot be moved `{to}` in the queue; choose one of {', '.join(MOVES)}")
     with FileLock(_folder() / "queue.lock"):
         queue = _claims()
@@ -89,7 +90,9 @@ def move(run: Path, to: Move) -> int:
             raise UserError(f"run {Path(run).name} does not wait in the queue; only a waiting run can be moved")
         rivals = [claim for claim in queue if set(claim.devices) & set(own.devices)]
         at = rivals.index(own)
-        place = {"first": 0, "up": max(0, at - 1), "down": min(len(rivals) - 1, at + 1), "last": len(rivals) - 1}[to]
+        last = len(rivals) - 1
+        words = {"first": 0, "up": max(0, at - 1), "down": min(last, at + 1), "last": last}
+        place = min(last, to - 1) if isinstance(to, int) else words[to]
         if place != at:
             neighbour = rivals[place]
             queue.remove(own)

@@ -6,6 +6,8 @@ import base64
 import json
 from pathlib import Path
 
+from filelock import FileLock
+
 from ..config import PolicyKind, TrainConfig
 from ..errors import UserError
 from ..files import atomic_file, place_atomic, read_regular, sweep, write_atomic
@@ -14,6 +16,7 @@ from ..pictures.preview import cover, preview
 from .export_metadata import export_metadata, run_metadata
 from .folder import Export, RunFolder
 
+LOCK_SECONDS = 10.0
 PREVIEW = ".webp"
 """Ending of the picture beside a LoRA of the same name: ComfyUI and Lora-Manager show it."""
 
@@ -46,7 +49,7 @@ class Exports:
                 aside.write_bytes(moving)
         write_native(lora, path, entries)
         if asked:
-            write_atomic(_list(self.run), json.dumps(sorted({*asked_iterations(self.run), iteration})) + "\n")
+            keep(self.run, iteration)
         self.prune()
         self.publish()
         return path
@@ -111,6 +114,22 @@ def asked_iterations(run: RunFolder) -> set[int]:
         return {iteration for iteration in kept if isinstance(iteration, int)}
     except (OSError, ValueError, TypeError, RecursionError):
         return set()
+
+
+def keep(run: RunFolder, iteration: int, kept: bool = True) -> None:
+    """Keep the export of an iteration for good, or no longer: then it goes when newer ones have come.
+
+    Raises UserError when the run has no export of it.
+    """
+    exports = [export.iteration for export in run.exports()]
+    if iteration not in exports:
+        there = f"it has those of {', '.join(map(str, exports))}" if exports else "it has none yet"
+        raise UserError(f"run {run.id} has no LoRA of iteration {iteration}; {there}")
+    # The run's process may add to the list at the same time.
+    with FileLock(_list(run).with_suffix(".lock"), timeout=LOCK_SECONDS):
+        asked = asked_iterations(run)
+        asked = asked | {iteration} if kept else asked - {iteration}
+        write_atomic(_list(run), json.dumps(sorted(asked)) + "\n")
 
 
 def _list(run: RunFolder) -> Path:

@@ -83,5 +83,12 @@ def _scores(measurement: dict[str, Any] | None) -> dict[str, Any]:
     for name in SCORES:
         values = measurement.get(name)
         if isinstance(values, list) and len(values) == len(ids):
-            found[name] = [value if type(value) in (int, float) else None for value in values]
+            found[name] = [_number(value) for value in values]
+    people = measurement.get("people")
+    if isinstance(people, list) and len(people) == len(ids) and all(isinstance(values, list) for values in people):
+        found["people"] = [[_number(value) for value in values] for values in people]
     return found
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in (int, float) else None

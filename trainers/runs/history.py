@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .folder import RunFolder
 
 SPARK_POINTS = 60
-CACHED = 256  # runs
 T = TypeVar("T")
 
-_cached: dict[tuple[Path, str], tuple[object, Any]] = {}
+
+class UntilChanged(Generic[T]):
+    """Results that are computed again only when a file or folder that they are made of has changed; the `most` last
+    ones are kept."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: dict[Hashable, tuple[object, T]] = {}
+
+    def get(self, key: Hashable, paths: Sequence[Path], compute: Callable[[], T]) -> T:
+        """That of `key`, which is made of `paths`."""
+        sign = tuple(map(_sign, paths))
+        found = self._kept.get(key)
+        if found is None or found[0] != sign:
+            found = sign, compute()
+            while len(self._kept) >= self.most:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[key] = found
+        return found[1]
+
+
+_histories: UntilChanged[dict[str, Any]] = UntilChanged(256)
+_curves: UntilChanged[str] = UntilChanged(32)  # each of some 100 kB
+
+
+def curves(run: RunFolder, points: int) -> str:
+    """The rows of the metrics, thinned to so many of either kind, as JSON."""
+    paths = (run.path / "metrics.jsonl",)
+    return _curves.get((run.path, points), paths, lambda: json.dumps(run.metrics().thinned(points)))
 
 
 def metrics_table(run: RunFolder) -> tuple[str, int, int]:
@@ -37,7 +65,7 @@ def history(run: RunFolder) -> dict[str, Any]:
     `best`: the iteration of the best LoRA, None where there is none.
     """
     # The LoRA of an evaluation is written after its metrics.
-    return _until_changed(run, (run.path / "metrics.jsonl", run.exports_folder), _history)
+    return _histories.get(run.path, (run.path / "metrics.jsonl", run.exports_folder), lambda: _history(run))
 
 
 def _history(run: RunFolder) -> dict[str, Any]:
@@ -60,17 +88,6 @@ def _history(run: RunFolder) -> dict[str, Any]:
 def _change(evaluations: list[dict[str, Any]], name: str) -> dict[str, float] | None:
     values = [row[name] for row in evaluations if row.get(name) is not None]
     return {"start": values[0], "now": values[-1]} if values else None
-
-
-def _until_changed(run: RunFolder, paths: Sequence[Path], compute: Callable[[RunFolder], T]) -> T:
-    """`compute(run)`, cached until one of the files or folders is another one."""
-    sign = tuple(_sign(path) for path in paths)
-    key = (run.path, compute.__name__)
-    if key not in _cached or _cached[key][0] != sign:
-        while len(_cached) >= CACHED:
-            _cached.pop(next(iter(_cached)), None)
-        _cached[key] = sign, compute(run)
-    return _cached[key][1]
 
 
 def _sign(path: Path) -> tuple[int, ...] | None:

@@ -24,7 +24,7 @@ class RunInputs:
 
     items: PromptSet
     held_out: PromptSet
-    judge: Callable[[Tensor, Sequence[PromptItem]], dict[str, list[float]]] | None = None
+    judge: Callable[[Tensor, Sequence[PromptItem]], dict[str, list]] | None = None
 
 
 def run_inputs(config: TrainConfig) -> RunInputs:
@@ -114,16 +114,19 @@ def held_out_items(config: TrainConfig, most: int) -> Sequence[PromptItem]:
     return held_out[: min(most, config.evaluation.items)]
 
 
-def tinyworld_judge(videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list[float]]:
-    """The oracle's identity, text alignment and picture quality of videos of TinyWorld's items."""
+def tinyworld_judge(videos: Tensor, items: Sequence[PromptItem]) -> dict[str, list]:
+    """The oracle's identity, text alignment and picture quality of videos of TinyWorld's items, and `people`: the
+    identity of each person."""
     from accelerate import PartialState
 
     from ..tinyworld.oracle import measure
     from ..tinyworld.prompts import scenes_of
 
     # On the GPU where there is one: videos come to the CPU when they are decoded.
-    found = measure(videos.to(PartialState().device), scenes_of(items))
-    return {name: getattr(found, name).tolist() for name in ("identity", "alignment", "quality")}
+    scenes = scenes_of(items)
+    found = measure(videos.to(PartialState().device), scenes)
+    people = [row[:count] for row, count in zip(found.per_person.tolist(), scenes.count.tolist(), strict=True)]
+    return {name: getattr(found, name).tolist() for name in ("identity", "alignment", "quality")} | {"people": people}
 
 
 def _refuse_overlap(train: PromptSet, held_out: PromptSet) -> None:

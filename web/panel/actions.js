@@ -4,6 +4,7 @@ import { titleOf } from "./format.js";
 import * as server from "./server.js";
 import * as store from "./store.js";
 import { openRun, select, selection } from "./selection.js";
+import { t } from "./texts.js";
 import { offerUndo } from "./undo.js";
 
 export function toast(severity, summary, detail) {
@@ -23,9 +24,9 @@ export const can = {
 };
 
 export const hints = {
-  stop: (run) => (Number.isInteger(run.resumes_from) ? "Stop after the step in progress; finished iterations are saved" : "Stop after the step in progress; nothing is saved yet"),
-  save: (run) => (run.kind === "reward" ? "Save now: write a checkpoint after this step" : "Save now: write a checkpoint and its LoRA after this iteration, and keep the LoRA"),
-  resume: (run) => (Number.isInteger(run.resumes_from) ? `Resume: continue from iteration ${run.resumes_from}` : run.state === "queued" ? "Start" : "Resume: begin again, nothing was saved"),
+  stop: (run) => (Number.isInteger(run.resumes_from) ? t("Stop after the step in progress; finished iterations are saved") : t("Stop after the step in progress; nothing is saved yet")),
+  save: (run) => (run.kind === "reward" ? t("Save now: write a checkpoint after this step") : t("Save now: write a checkpoint and its LoRA after this iteration, and keep the LoRA")),
+  resume: (run) => (Number.isInteger(run.resumes_from) ? t("Resume: continue from iteration {iteration}", { iteration: run.resumes_from }) : run.state === "queued" ? t("Start") : t("Resume: begin again, nothing was saved")),
 };
 
 // `news`: the answer's message says what will happen; else it is the run's status.
@@ -43,25 +44,39 @@ async function attempt(label, act, news = false) {
 }
 
 export async function stop(run) {
-  const saved = Number.isInteger(run.resumes_from) ? "Finished iterations are saved; Resume continues from there." : "Nothing is saved yet: Resume begins again.";
-  if (!(await ask("Stop this run?", `${titleOf(run)} ends after the step in progress. ${saved}`))) return;
-  await attempt("Stop", () => server.act(run.id, "stop"));
+  const title = titleOf(run);
+  const what = Number.isInteger(run.resumes_from)
+    ? t("{title} ends after the step in progress. Finished iterations are saved; Resume continues from there.", { title })
+    : t("{title} ends after the step in progress. Nothing is saved yet: Resume begins again.", { title });
+  if (!(await ask(t("Stop this run?"), what))) return;
+  await attempt(t("Stop"), () => server.act(run.id, "stop"));
 }
 
-export const save = (run) => attempt("Save now", () => server.act(run.id, "save"), true);
-export const sample = (run) => attempt("Sample now", () => server.act(run.id, "sample"), true);
+export const save = (run) => attempt(t("Save now"), () => server.act(run.id, "save"), true);
+export const sample = (run) => attempt(t("Sample now"), () => server.act(run.id, "sample"), true);
 
-export const resume = (run) => attempt("Resume", () => server.act(run.id, "resume", { wait: true }));
+export const resume = (run) => attempt(t("Resume"), () => server.act(run.id, "resume", { wait: true }));
 
-// `to`: first, up, down or last among the runs that wait for the same device.
-const move = (run, to) => attempt("Move in the queue", () => server.act(run.id, "move", { to }), true);
+// `to`: first, up, down, last or a place, among the runs that wait for the same device.
+export const move = (run, to) => attempt(t("Move in the queue"), () => server.act(run.id, "move", { to }), true);
 
-export const rename = (run, title) => attempt("Rename", () => server.act(run.id, "rename", { title }));
+export const keepFile = (run, iteration, kept) => attempt(t("Keep"), () => server.act(run.id, "keep", { iteration, kept }));
+
+export const showFile = (run, iteration) => attempt(t("Show in folder"), () => server.act(run.id, "show", { iteration }));
+
+export const copyPath = (path) =>
+  attempt(t("Copy path"), async () => {
+    await copyText(path);
+    toast("success", t("Copied"), path);
+  });
+
+export const rename = (run, title) => attempt(t("Rename"), () => server.act(run.id, "rename", { title }));
 
 export async function duplicate(run, changes = {}) {
-  const copy = await attempt("Duplicate", () => server.act(run.id, "duplicate", { changes }));
+  const copy = await attempt(t("Duplicate"), () => server.act(run.id, "duplicate", { changes }));
   if (!copy) return undefined;
-  toast("info", "Duplicate", `${copy.id} has the same settings${Object.keys(changes).length ? " with your changes" : ""}; Resume starts it`);
+  const { id } = copy;
+  toast("info", t("Duplicate"), Object.keys(changes).length ? t("{id} has the same settings with your changes; Start begins it", { id }) : t("{id} has the same settings; Start begins it", { id }));
   return copy;
 }
 
@@ -69,21 +84,20 @@ export async function remove(run) {
   try {
     await server.act(run.id, "delete");
   } catch (error) {
-    toast("error", "Delete", error.message);
+    toast("error", t("Delete"), error.message);
     return;
   }
   store.remove(run.id);
   if (selection.run === run.id) select({ run: undefined });
-  offerUndo(`Deleted ${titleOf(run)}. It is in the trash for 30 days.`, () => bringBack(run.id));
+  offerUndo(t("Deleted {title}. It is in the trash for 30 days.", { title: titleOf(run) }), () => bringBack(run.id));
 }
 
-export const bringBack = (id) => attempt("Undo", () => server.restore(id));
+export const bringBack = (id) => attempt(t("Undo"), () => server.restore(id));
 
 export async function copyFolder(run) {
-  await attempt("Copy folder path", async () => {
+  await attempt(t("Copy folder path"), async () => {
     const { folder } = await server.read(run.id, "settings");
-    await copyText(folder);
-    toast("success", "Copied", folder);
+    await copyPath(folder);
   });
 }
 
@@ -91,7 +105,7 @@ export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    throw new Error("the browser does not allow copying here; open ComfyUI by http://127.0.0.1 or https");
+    throw new Error(t("the browser does not allow copying here; open ComfyUI by http://127.0.0.1 or https"));
   }
 }
 
@@ -121,24 +135,24 @@ export async function useInGraph(run, choice) {
   app.canvas.emitAfterChange?.();
   app.canvas.selectNode?.(node);
   app.canvas.setDirty(true, true);
-  toast("success", made ? "Load LoRA added to the graph" : "Load LoRA updated", choice);
+  toast("success", made ? t("Load LoRA added to the graph") : t("Load LoRA updated"), choice);
 }
 
 // The entries of a run's menu; `from` has what only its place offers.
 export function menuOf(run, { edit }) {
   const entry = (icon, label, act, allowed = true, danger = false) => allowed && { icon, label, act, danger };
   return [
-    entry("chart-line", "Open", () => openRun(run.id)),
-    entry("camera", "Sample now", () => sample(run), can.sample(run)),
-    entry("play", run.state === "queued" ? "Start" : "Resume", () => resume(run), can.resume(run)),
-    entry("angle-double-up", "Move to the front", () => move(run, "first"), can.move(run)),
-    entry("angle-up", "Move up", () => move(run, "up"), can.move(run)),
-    entry("angle-down", "Move down", () => move(run, "down"), can.move(run)),
-    entry("link", "Use newest LoRA in the graph", () => useInGraph(run, `${run.id}: latest`), Boolean(run.saved)),
-    entry("copy", "Duplicate", () => duplicate(run), run.state !== "damaged"),
-    entry("sliders-h", "Duplicate with changes…", () => openRun(run.id, "settings"), run.state !== "damaged"),
-    entry("pencil", "Rename", edit, Boolean(edit)),
-    entry("folder", "Copy folder path", () => copyFolder(run)),
-    entry("trash", "Delete", () => remove(run), can.delete(run), true),
+    entry("chart-line", t("Open"), () => openRun(run.id)),
+    entry("camera", t("Sample now"), () => sample(run), can.sample(run)),
+    entry("play", run.state === "queued" ? t("Start") : t("Resume"), () => resume(run), can.resume(run)),
+    entry("angle-double-up", t("Move to the front"), () => move(run, "first"), can.move(run)),
+    entry("angle-up", t("Move up"), () => move(run, "up"), can.move(run)),
+    entry("angle-down", t("Move down"), () => move(run, "down"), can.move(run)),
+    entry("link", t("Use newest LoRA in the graph"), () => useInGraph(run, `${run.id}: latest`), Boolean(run.saved)),
+    entry("copy", t("Duplicate"), () => duplicate(run), run.state !== "damaged"),
+    entry("sliders-h", t("Duplicate with changes…"), () => openRun(run.id, "settings"), run.state !== "damaged"),
+    entry("pencil", t("Rename"), edit, Boolean(edit)),
+    entry("folder", t("Copy folder path"), () => copyFolder(run)),
+    entry("trash", t("Delete"), () => remove(run), can.delete(run), true),
   ];
 }

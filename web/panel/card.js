@@ -1,13 +1,15 @@
 // A run as a card of the list.
-import { can, hints, menuOf, resume, save, stop } from "./actions.js";
+import { can, hints, menuOf, move, resume, save, stop } from "./actions.js";
 import { clip, discard } from "./clip.js";
 import { el, icon, iconButton, setShown, setText } from "./dom.js";
 import { deviceOf, duration, firstLine, look, percent, phaseOf, standing } from "./format.js";
 import { gain } from "./gain.js";
 import { openMenu } from "./menu.js";
+import { draggable } from "./queue_drag.js";
 import { runTitle } from "./run_title.js";
 import { openRun, selection, toggleOverlay } from "./selection.js";
 import { spark } from "./spark.js";
+import { t } from "./texts.js";
 
 const THUMBNAIL = 96; // pixels
 
@@ -17,19 +19,19 @@ export function card(first) {
   const title = runTitle("span.igrpo-title");
   const status = el("span.igrpo-standing");
   const overlay = el("input", { type: "checkbox", onclick: (event) => event.stopPropagation(), onchange: () => toggleOverlay(run.id) });
-  const overlayBox = el("label.igrpo-overlay", { title: "Show its curves over those of the open run", onclick: (event) => event.stopPropagation() }, overlay, icon("chart-line"));
-  const curve = spark(first.kind === "reward" ? "Held-out accuracy" : "Mean reward of the rollouts");
+  const overlayBox = el("label.igrpo-overlay", { title: t("Show its curves over those of the open run"), onclick: (event) => event.stopPropagation() }, overlay, icon("chart-line"));
+  const curve = spark(first.kind === "reward" ? t("Held-out accuracy") : t("Mean reward of the rollouts"));
   const reward = el("span.igrpo-gain"), judge = el("span.igrpo-gain");
   const bar = el("div.igrpo-bar-done");
   const progress = el("div.igrpo-bar", { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
   const done = el("span.igrpo-percent"), left = el("span.igrpo-left"), phase = el("span.igrpo-phase"), device = el("span.igrpo-device");
   const error = el("div.igrpo-error");
-  const clips = [0, 1].map((index) => clip(THUMBNAIL, `Newest clip ${index + 1}`));
+  const clips = [0, 1].map((index) => clip(THUMBNAIL, t("Newest clip {number}", { number: index + 1 })));
   const buttons = {
-    stop: iconButton("stop", "Stop", () => stop(run)),
-    save: iconButton("save", "Save now", () => save(run)),
-    resume: iconButton("play", "Resume", () => resume(run)),
-    more: iconButton("ellipsis-h", "More actions", (event) => openMenu(event.currentTarget, menuOf(run, { edit: title.edit })), { "aria-haspopup": "menu" }),
+    stop: iconButton("stop", t("Stop"), () => stop(run)),
+    save: iconButton("save", t("Save now"), () => save(run)),
+    resume: iconButton("play", t("Resume"), () => resume(run)),
+    more: iconButton("ellipsis-h", t("More actions"), (event) => openMenu(event.currentTarget, menuOf(run, { edit: title.edit })), { "aria-haspopup": "menu" }),
   };
   const tools = el("div.igrpo-tools", { onclick: (event) => event.stopPropagation() }, ...Object.values(buttons));
   const progressRow = el("div.igrpo-row.igrpo-progress", {}, progress, done);
@@ -49,16 +51,26 @@ export function card(first) {
   box.onclick = () => getSelection().isCollapsed && openRun(run.id, run.state === "failed" ? "log" : undefined);
   box.onkeydown = (event) => {
     if (event.target !== box) return;
-    if (event.key === "Enter" || event.key === " ") openRun(run.id, run.state === "failed" ? "log" : undefined);
+    const step = event.altKey && { ArrowUp: "up", ArrowDown: "down" }[event.key];
+    if (step && can.move(run)) move(run, step);
+    else if (event.key === "Enter" || event.key === " ") openRun(run.id, run.state === "failed" ? "log" : undefined);
     else if (event.key === "F2") title.edit();
     else if (event.key === "Delete" && can.delete(run)) menuOf(run, {}).find((entry) => entry?.danger)?.act();
     else return;
     event.preventDefault();
   };
 
+  const grip = el("span.igrpo-grip", { title: t("Drag to another place in the queue, or press Alt with an arrow key") }, icon("bars"));
+  box.querySelector(".igrpo-head").prepend(grip);
+  draggable(box, () => run);
+
   function update(changed) {
     run = changed;
     const { kind, icon: name } = look(run);
+    box.draggable = can.move(run);
+    setShown(grip, box.draggable);
+    if (box.draggable) box.setAttribute("aria-keyshortcuts", "Alt+ArrowUp Alt+ArrowDown");
+    else box.removeAttribute("aria-keyshortcuts");
     box.dataset.state = kind;
     if (mark.dataset.icon !== name) mark.replaceChildren(icon(name, name === "spinner" ? "pi-spin" : ""));
     mark.dataset.icon = name;
@@ -76,7 +88,7 @@ export function card(first) {
       progress.setAttribute("aria-valuenow", Math.round(100 * run.done));
       setText(done, percent(run.done));
     }
-    setText(left, run.state === "running" && run.eta_seconds !== null ? `${duration(run.eta_seconds)} left` : "");
+    setText(left, run.state === "running" && run.eta_seconds !== null ? t("{time} left", { time: duration(run.eta_seconds) }) : "");
     setText(phase, kind === "waiting" || kind === "starting" || kind === "hung" ? firstLine(run.message) : phaseOf(run));
     setText(device, deviceOf(run));
     device.title = run.processes;
@@ -101,7 +113,7 @@ export function card(first) {
     box.classList.toggle("igrpo-open", selection.visible && selection.run === run.id);
     setShown(overlayBox, selection.visible && selection.run !== undefined && selection.run !== run.id && run.spark.length > 0);
     overlay.checked = selection.overlaid.has(run.id);
-    overlay.setAttribute("aria-label", `Overlay the curves of ${title.box.textContent}`);
+    overlay.setAttribute("aria-label", t("Overlay the curves of {title}", { title: title.box.textContent }));
   }
   update(first);
   return { box, update, choose, matches: (text) => `${run.title} ${run.id} ${standing(run)}`.toLowerCase().includes(text), end: () => clips.forEach(discard) };

@@ -1,6 +1,7 @@
 // The charts of a run's overview: which curves there are, how they are smoothed, and how they look.
 import uPlot from "../vendor/uplot/uPlot.mjs";
 import { number } from "./format.js";
+import { t } from "./texts.js";
 
 const CURSOR = uPlot.sync("identity-grpo");
 const DASHES = [[], [6, 4], [2, 3], [8, 3, 2, 3], [1, 5], [12, 4]]; // one for each run that lies over the others
@@ -11,30 +12,44 @@ const FEW = 4; // pixels: less is a click, more a selection
 const train = (row) => row.kind === "train";
 const held = (row) => row.kind === "evaluation";
 const gpu = (name) => name.startsWith("gib_");
+const PERSON = /^identity_person_\d$/;
+const PEOPLE = ["blue", "green", "red"];
+
+// An end of the interval of the mean reward. The items are the same at every evaluation: uncertain is their change.
+const bound = (row, name) => (held(row) && typeof row[name] === "number" ? row.reward_mean + row[name] - row.margin : undefined);
 const phase = (name) => name.slice(4).replaceAll("_", " ");
 
 // Charts in their order. A curve: its name, its value of a row, its colour, and for some an interval, filling or dots.
 export function chartsOf(rows) {
   const has = (name) => rows.some((row) => typeof row[name] === "number");
   const memory = [...new Set(rows.flatMap((row) => Object.keys(row).filter(gpu)))];
+  const people = [...new Set(rows.flatMap((row) => Object.keys(row).filter((name) => PERSON.test(name))))].sort();
   const value = (name, of) => (row) => (of(row) ? row[name] : undefined);
   const charts = [
     {
-      title: "Reward",
+      title: t("Reward"),
+      hint: t("Mean of the rollouts and of the held-out items, with the 95% interval of their change against the base policy"),
       curves: [
-        { name: "rollouts", get: value("reward_mean", train), colour: "blue", smooth: true },
-        { name: "held out", get: value("reward_mean", held), colour: "amber", dots: true },
+        { name: t("rollouts"), get: value("reward_mean", train), colour: "blue", smooth: true },
+        {
+          name: t("held out"),
+          get: value("reward_mean", held),
+          low: (row) => bound(row, "margin_low"),
+          high: (row) => bound(row, "margin_high"),
+          colour: "amber",
+          dots: true,
+        },
       ],
     },
     {
-      title: "Win rate",
-      hint: "On held-out items against the base policy, with its 95% interval",
+      title: t("Win rate"),
+      hint: t("On held-out items against the base policy, with its 95% interval"),
       range: [0, 1],
       level: 0.5,
       format: (v) => (v === null || v === undefined ? "–" : `${(100 * v).toFixed(0)}%`),
       curves: [
         {
-          name: "win rate",
+          name: t("win rate"),
           get: (row) => (held(row) && row.iteration > 0 ? row.win : undefined),
           low: (row) => (held(row) && row.iteration > 0 ? row.win_low : undefined),
           high: (row) => (held(row) && row.iteration > 0 ? row.win_high : undefined),
@@ -62,28 +77,31 @@ export function chartsOf(rows) {
       ],
     },
     has("identity") && {
-      title: "Judge",
-      hint: `${has("alignment") ? "TinyWorld's oracle" : "The face report"}, which is not trained on`,
+      title: t("Judge"),
+      hint: has("alignment")
+        ? t("TinyWorld's oracle, which is not trained on; person 1 is the first reference image of every item")
+        : t("The face report, which is not trained on; person 1 is the first reference image of every item"),
       curves: [
-        { name: "identity", get: value("identity", held), colour: "violet", dots: true },
-        has("alignment") && { name: "alignment", get: value("alignment", held), colour: "quiet", dots: true },
-        has("quality") && { name: "quality", get: value("quality", held), colour: "amber", dots: true },
+        { name: t("identity"), get: value("identity", held), colour: "violet", dots: true },
+        ...people.map((name, index) => ({ name: t("person {number}", { number: index + 1 }), get: value(name, held), colour: PEOPLE[index % PEOPLE.length], thin: true })),
+        has("alignment") && { name: t("alignment"), get: value("alignment", held), colour: "quiet", dots: true },
+        has("quality") && { name: t("quality"), get: value("quality", held), colour: "amber", dots: true },
       ],
     },
-    { title: "KL", hint: "To the base policy", log: true, curves: [{ name: "KL", get: value("kl", train), colour: "blue", smooth: true }] },
-    { title: "Clip fraction", zero: true, curves: [{ name: "clipped", get: value("clipfrac", train), colour: "amber", smooth: true }] },
-    { title: "Ratio drift", log: true, curves: [{ name: "|ratio − 1|", get: value("ratio_error", train), colour: "violet", smooth: true }] },
-    { title: "Gradient norm", log: true, curves: [{ name: "norm", get: value("grad_norm", train), colour: "green", smooth: true }] },
+    { title: "KL", hint: t("To the base policy"), log: true, curves: [{ name: "KL", get: value("kl", train), colour: "blue", smooth: true }] },
+    { title: t("Clip fraction"), zero: true, curves: [{ name: t("clipped"), get: value("clipfrac", train), colour: "amber", smooth: true }] },
+    { title: t("Ratio drift"), log: true, curves: [{ name: "|ratio − 1|", get: value("ratio_error", train), colour: "violet", smooth: true }] },
+    { title: t("Gradient norm"), log: true, curves: [{ name: t("norm"), get: value("grad_norm", train), colour: "green", smooth: true }] },
     {
-      title: "Seconds per phase",
+      title: t("Seconds per phase"),
       zero: true,
       curves: [
-        { name: "update", get: value("seconds_update", train), colour: "amber", fill: true },
-        { name: "total", get: (row) => (train(row) ? (row.seconds_rollout ?? 0) + (row.seconds_update ?? 0) : undefined), colour: "blue", fill: true },
+        { name: t("update"), get: value("seconds_update", train), colour: "amber", fill: true },
+        { name: t("total"), get: (row) => (train(row) ? (row.seconds_rollout ?? 0) + (row.seconds_update ?? 0) : undefined), colour: "blue", fill: true },
       ],
     },
     memory.length > 0 && {
-      title: "GPU memory, GiB",
+      title: t("GPU memory, GiB"),
       zero: true,
       curves: memory.map((name, index) => ({ name: phase(name), get: value(name, train), colour: ["blue", "amber", "green", "violet", "red", "quiet"][index % 6] })),
     },
@@ -140,9 +158,10 @@ export function plot(place, chart, runs, { smoothing, log, zoom, width, height, 
       if (!values.some((value) => typeof value === "number")) continue;
       const colour = paint[curve.colour], alpha = which ? 0.6 : 1;
       const few = values.length < 60;
-      const style = { label: curve.name, run: which, paint: colour, stroke: colour, alpha, width: which ? 1.2 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: Boolean(curve.dots) && few && !which, size: 5, fill: colour } };
-      if (curve.low && !which) {
-        columns.push(column(curve.high), column(curve.low));
+      const style = { label: curve.name, run: which, paint: colour, stroke: colour, alpha, width: which || curve.thin ? 1.1 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: Boolean(curve.dots) && few && !which, size: 5, fill: colour } };
+      const interval = curve.low && !which ? [column(curve.high), column(curve.low)] : [];
+      if (interval.flat().some((value) => typeof value === "number")) {
+        columns.push(...interval);
         series.push(...[0, 1].map(() => ({ silent: true, stroke: "transparent", points: { show: false }, spanGaps: true })));
         bands.push({ series: [series.length - 2, series.length - 1], fill: faded(colour, 0.16) });
       }

@@ -1,6 +1,7 @@
 // Clips that play in step: each shows the frame of one common clock, painted from a picture of all its frames.
 import { el } from "./dom.js";
 import { frameSheet } from "./server.js";
+import { t } from "./texts.js";
 
 const TICK = 50; // ms
 const KEPT = 120; // sheets
@@ -33,7 +34,7 @@ export function clip(width, label) {
     if (key === player.key) return;
     player.key = key;
     canvas.classList.toggle("igrpo-empty", !key);
-    canvas.setAttribute("aria-label", key ? `${label}, iteration ${iteration}` : `${label}: none yet`);
+    canvas.setAttribute("aria-label", key ? t("{label}, iteration {iteration}", { label, iteration }) : t("{label}: none yet", { label }));
     if (!key) {
       player.sheet = undefined;
       canvas.width = canvas.height = 1;

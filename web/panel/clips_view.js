@@ -4,19 +4,21 @@ import { el, icon, iconButton, setShown, setText } from "./dom.js";
 import { number, signed } from "./format.js";
 import { select, selection } from "./selection.js";
 import { address, read } from "./server.js";
+import { key, t } from "./texts.js";
 
 const WIDTH = 384; // pixels
-const SORTS = { item: "in order", gain: "by gain", loss: "by loss", judge: "by judge" };
+const COLUMNS = { base: key("base policy"), chosen: key("chosen iteration"), best: key("best iteration") };
+const SORTS = { item: key("in order"), gain: key("by gain"), loss: key("by loss"), judge: key("by judge") };
 
 export function clipsView() {
   let run, found, token = 0, shownKey = "", rows = [], sort = "item", chosen;
   const scores = new Map(); // iteration -> scores
-  const slider = el("input.igrpo-wide", { type: "range", min: 0, step: 1, "aria-label": "Iteration", oninput: () => pick(Number(slider.value)) });
+  const slider = el("input.igrpo-wide", { type: "range", min: 0, step: 1, "aria-label": t("Iteration"), oninput: () => pick(Number(slider.value)) });
   const name = el("b.igrpo-at");
-  const play = iconButton("pause", "Pause all clips", () => toggle());
-  const frame = el("input", { type: "range", min: 0, max: 1, step: 0.001, value: 0, "aria-label": "Position in the clips", oninput: () => scrub() });
-  const order = el("select.igrpo-field", { "aria-label": "Sort", onchange: () => ((sort = order.value), arrange()) }, ...Object.entries(SORTS).map(([value, text]) => el("option", { value, textContent: text })));
-  const bar = el("div.igrpo-row.igrpo-controls", {}, play, frame, el("span.igrpo-label", { textContent: "Iteration" }), slider, name, el("span.igrpo-space"), order);
+  const play = iconButton("pause", t("Pause all clips"), () => toggle());
+  const frame = el("input", { type: "range", min: 0, max: 1, step: 0.001, value: 0, "aria-label": t("Position in the clips"), oninput: () => scrub() });
+  const order = el("select.igrpo-field", { "aria-label": t("Sort"), onchange: () => ((sort = order.value), arrange()) }, ...Object.entries(SORTS).map(([value, text]) => el("option", { value, textContent: t(text) })));
+  const bar = el("div.igrpo-row.igrpo-controls", {}, play, frame, el("span.igrpo-label", { textContent: t("Iteration") }), slider, name, el("span.igrpo-space"), order);
   const heads = ["base", "chosen", "best"].map((kind) => el("div.igrpo-column-head", { "data-kind": kind }));
   const list = el("div.igrpo-clips", {}, el("div.igrpo-clips-head", {}, el("div"), ...heads));
   const note = el("div.igrpo-note");
@@ -31,7 +33,7 @@ export function clipsView() {
   function toggle(playing = !clock.playing) {
     clock.playing = playing;
     play.replaceChildren(icon(playing ? "pause" : "play"));
-    play.title = playing ? "Pause all clips" : "Play all clips";
+    play.title = playing ? t("Pause all clips") : t("Play all clips");
     play.setAttribute("aria-label", play.title);
   }
 
@@ -79,7 +81,7 @@ export function clipsView() {
     rows = numbers.map((number_) => itemRow(number_));
     list.replaceChildren(list.firstChild, ...rows.map((row) => row.box));
     slider.max = Math.max(0, iterations().length - 1);
-    setText(note, found.problem || (rows.length ? "" : "No clips yet: the first are written with the first evaluation, or by Sample now."));
+    setText(note, found.problem || (rows.length ? "" : t("No clips yet: the first are written with the first evaluation, or by Sample now.")));
     setShown(note, Boolean(note.textContent));
     setShown(list, rows.length > 0);
   }
@@ -88,12 +90,12 @@ export function clipsView() {
     const item = found.items[place];
     const players = {}, deltas = {};
     const cells = ["base", "chosen", "best"].map((kind) => {
-      players[kind] = clip(WIDTH, `${kind}, item ${place + 1}`);
+      players[kind] = clip(WIDTH, t("{column}, item {number}", { column: t(COLUMNS[kind]), number: place + 1 }));
       deltas[kind] = el("div.igrpo-deltas");
       return el("div.igrpo-cell", { "data-kind": kind }, players[kind].canvas, deltas[kind]);
     });
-    const references = Array.from({ length: item?.references ?? 0 }, (_, index) => el("img.igrpo-reference", { loading: "lazy", alt: `Reference image ${index + 1}`, src: address(run.id, `references/${place}/${index}`) }));
-    const text = el("div.igrpo-item", {}, el("div.igrpo-references", {}, ...references), el("p.igrpo-prompt", { textContent: item?.prompt ?? `item ${place + 1}`, title: item?.prompt ?? "" }));
+    const references = Array.from({ length: item?.references ?? 0 }, (_, index) => el("img.igrpo-reference", { loading: "lazy", alt: t("Reference image {number}", { number: index + 1 }), src: address(run.id, `references/${place}/${index}`) }));
+    const text = el("div.igrpo-item", {}, el("div.igrpo-references", {}, ...references), el("p.igrpo-prompt", { textContent: item?.prompt ?? t("item {number}", { number: place + 1 }), title: item?.prompt ?? "" }));
     return { place, id: item?.id, box: el("div.igrpo-clip-row", {}, text, ...cells), players, deltas, end: () => Object.values(players).forEach(discard) };
   }
 
@@ -101,6 +103,14 @@ export function clipsView() {
     if (!scores.has(iteration)) scores.set(iteration, await read(run.id, `clips/${iteration}`).catch(() => ({})));
     return scores.get(iteration);
   };
+
+  // The same of each person's identity.
+  function peopleChange(at, id) {
+    const find = (scores) => scores?.people?.[scores.ids.indexOf(id)] ?? [];
+    const before = find(found.base);
+    const deltas = find(at).map((value, index) => (typeof value === "number" && typeof before[index] === "number" ? value - before[index] : undefined));
+    return deltas.length > 1 && deltas.every((delta) => delta !== undefined) ? deltas : undefined;
+  }
 
   // The change of a score of an item against the base policy.
   function change(at, kind, id) {
@@ -117,9 +127,9 @@ export function clipsView() {
     setText(name, chosen === undefined ? "–" : `${chosen}`);
     const [atChosen, atBest] = await Promise.all([scoresOf(chosen ?? 0), scoresOf(best ?? 0)]);
     if (turn !== token) return;
-    setText(heads[0], found.start === "base policy" || !found.start ? "Base policy" : found.start === "start LoRA" ? "Start LoRA" : "Iteration 0");
-    setText(heads[1], `Iteration ${chosen ?? "–"}`);
-    setText(heads[2], found.best === null || found.best === undefined ? "Best: not evaluated yet" : `Best: iteration ${best}`);
+    setText(heads[0], found.start === "base policy" || !found.start ? t("Base policy") : found.start === "start LoRA" ? t("Start LoRA") : t("Iteration 0"));
+    setText(heads[1], t("Iteration {iteration}", { iteration: chosen ?? "–" }));
+    setText(heads[2], found.best === null || found.best === undefined ? t("Best: not evaluated yet") : t("Best: iteration {iteration}", { iteration: best }));
     for (const row of rows) {
       const has = (iteration) => iterations().some((entry) => entry.iteration === iteration && entry.numbers.includes(row.place));
       const place = (kind, iteration) => (has(iteration) ? row.players[kind].show(run.id, iteration, row.place) : row.players[kind].show());
@@ -127,12 +137,14 @@ export function clipsView() {
       place("chosen", chosen);
       place("best", best);
       describe(row.deltas.base, undefined, scoreOf(found.base, row.id));
-      row.gain = describe(row.deltas.chosen, { reward: change(atChosen, "rewards", row.id), judge: change(atChosen, "identity", row.id) });
-      describe(row.deltas.best, { reward: change(atBest, "rewards", row.id), judge: change(atBest, "identity", row.id) });
+      row.gain = describe(row.deltas.chosen, changesOf(atChosen, row.id));
+      describe(row.deltas.best, changesOf(atBest, row.id));
     }
     arrange();
     showRest(atChosen);
   }
+
+  const changesOf = (at, id) => ({ reward: change(at, "rewards", id), judge: change(at, "identity", id), people: peopleChange(at, id) });
 
   function scoreOf(at, id) {
     const index = at?.ids?.indexOf(id) ?? -1;
@@ -145,14 +157,15 @@ export function clipsView() {
       const value = changes ? changes[kind]?.delta : plain?.[kind];
       if (typeof value !== "number") continue;
       const text = el("b", { textContent: changes ? signed(value) : number(value) });
-      const part = el("span.igrpo-gain", {}, el("span.igrpo-label", { textContent: kind }), text);
+      const part = el("span.igrpo-gain", {}, el("span.igrpo-label", { textContent: kind === "reward" ? t("reward") : t("judge") }), text);
       if (changes) {
         part.dataset.sign = value > 1e-9 ? "up" : value < -1e-9 ? "down" : "same";
-        part.title = `${number(changes[kind].now)} now`;
+        part.title = t("{value} now", { value: number(changes[kind].now) });
       }
       parts.push(part);
+      if (kind === "judge" && changes?.people) parts.push(el("span.igrpo-label", { textContent: changes.people.map((delta, index) => `${index + 1}: ${signed(delta)}`).join("  "), title: t("The judge for each person, in the order of the reference images") }));
     }
-    place.replaceChildren(...(parts.length ? parts : [el("span.igrpo-label", { textContent: changes && chosen !== undefined ? "not scored here" : "" })]));
+    place.replaceChildren(...(parts.length ? parts : [el("span.igrpo-label", { textContent: changes && chosen !== undefined ? t("not scored here") : "" })]));
     return { reward: changes?.reward?.delta ?? 0, judge: changes?.judge?.delta ?? 0 };
   }
 
@@ -172,7 +185,7 @@ export function clipsView() {
     const most = Math.max(...changes.map((one) => Math.abs(one.delta)), 1e-9);
     const prompt = (id) => found.items.find((item) => item.id === id)?.prompt ?? id;
     rest.replaceChildren(
-      el("h3", { textContent: `${changes.length} more items at iteration ${chosen}, scored without a kept clip` }),
+      el("h3", { textContent: t("{count} more items at iteration {iteration}, scored without a kept clip", { count: changes.length, iteration: chosen }) }),
       ...changes.map((one) => {
         const bar = el("i.igrpo-delta-bar");
         bar.style.width = `${(40 * Math.abs(one.delta)) / most}px`;

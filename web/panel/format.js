@@ -1,24 +1,34 @@
 // Numbers, times and states as text.
-
+import { key, t } from "./texts.js";
 
 // How each state looks: icon, name and CSS class. `queued` is two: it waits for a device, or was never started.
 const LOOKS = {
-  running: ["circle-fill", "running"],
-  starting: ["spinner", "starting"],
-  stopping: ["spinner", "stopping"],
-  waiting: ["clock", "waiting"],
-  queued: ["circle", "not started"],
-  hung: ["exclamation-triangle", "hung"],
-  stopped: ["pause-circle", "stopped"],
-  failed: ["times-circle", "failed"],
-  finished: ["check-circle", "finished"],
-  damaged: ["ban", "damaged"],
+  running: ["circle-fill", key("running")],
+  starting: ["spinner", key("starting")],
+  stopping: ["spinner", key("stopping")],
+  waiting: ["clock", key("waiting")],
+  queued: ["circle", key("not started")],
+  hung: ["exclamation-triangle", key("hung")],
+  stopped: ["pause-circle", key("stopped")],
+  failed: ["times-circle", key("failed")],
+  finished: ["check-circle", key("finished")],
+  damaged: ["ban", key("damaged")],
+};
+
+// What a run's process calls the parts of its work.
+const PHASES = {
+  rollouts: key("rollouts"),
+  update: key("update"),
+  evaluation: key("evaluation"),
+  saving: key("saving"),
+  encoding: key("encoding"),
+  training: key("training"),
 };
 
 export function look(run) {
   const kind = run.state === "queued" && run.active ? "waiting" : run.state;
   const [icon, name] = LOOKS[kind] ?? LOOKS.damaged;
-  return { kind, icon, name };
+  return { kind, icon, name: t(name) };
 }
 
 export function duration(seconds) {
@@ -32,7 +42,7 @@ export function duration(seconds) {
 
 export function ago(seconds) {
   const passed = Date.now() / 1000 - seconds;
-  return passed < 60 ? "just now" : `${duration(passed).replace(/ \d+ s$/, "")} ago`;
+  return passed < 60 ? t("just now") : t("{time} ago", { time: duration(passed).replace(/ \d+ s$/, "") });
 }
 
 export function bytes(count) {
@@ -59,16 +69,20 @@ export const titleOf = (run) => run.title || run.id.replace(/-\d{8}-\d{6}-[0-9a-
 export function standing(run) {
   const { kind, name } = look(run);
   const total = run.iterations ?? "?";
-  if (kind === "running" || kind === "stopping") return `${kind === "stopping" ? "stopping · " : ""}iteration ${run.iteration} / ${total}`;
-  if (kind === "waiting") return run.place > 1 ? `waiting, place ${run.place}` : "waiting, next";
-  if (kind === "finished") return run.best === null ? "finished" : `finished · best @ ${run.best}`;
-  if (kind === "stopped") return `stopped @ ${run.iteration}`;
+  if (kind === "running" || kind === "stopping") {
+    const at = t("iteration {iteration} / {total}", { iteration: run.iteration, total });
+    return kind === "stopping" ? `${name} · ${at}` : at;
+  }
+  if (kind === "waiting") return run.place > 1 ? t("waiting, place {place}", { place: run.place }) : t("waiting, next");
+  if (kind === "finished") return run.best === null ? name : `${name} · ${t("best @ {iteration}", { iteration: run.best })}`;
+  if (kind === "stopped") return `${name} @ ${run.iteration}`;
   return name;
 }
 
 export function phaseOf(run) {
   if (run.state !== "running" || !run.phase) return "";
-  return run.phase_done ? `${run.phase} ${percent(run.phase_done)}` : run.phase;
+  const phase = t(PHASES[run.phase] ?? run.phase);
+  return run.phase_done ? `${phase} ${percent(run.phase_done)}` : phase;
 }
 
 export const deviceOf = (run) => (run.gpus?.length ? `GPU ${run.gpus.join(", ")}` : "");

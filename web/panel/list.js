@@ -6,6 +6,7 @@ import { addStyle, el, icon, iconButton, setShown, setText } from "./dom.js";
 import { openMenu } from "./menu.js";
 import { onSelection } from "./selection.js";
 import * as store from "./store.js";
+import { t } from "./texts.js";
 
 const PACK = decodeURIComponent(new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0]);
 
@@ -24,7 +25,7 @@ async function chooseTemplate(button) {
   const names = (await templates()).filter((name) => /train/i.test(name));
   openMenu(button, [
     ...names.map((name) => ({ icon: "file", label: name.replaceAll("_", " "), act: () => openTemplate(name) })),
-    { icon: "th-large", label: "All templates…", act: () => app.extensionManager.command.execute("Comfy.BrowseTemplates") },
+    { icon: "th-large", label: t("All templates…"), act: () => app.extensionManager.command.execute("Comfy.BrowseTemplates") },
   ]);
 }
 
@@ -32,23 +33,23 @@ async function chooseTemplate(button) {
 export function runList(place) {
   addStyle();
   const cards = new Map();
-  const search = el("input.igrpo-field.igrpo-search", { type: "search", placeholder: "Search runs", "aria-label": "Search runs", oninput: () => arrange() });
-  const fresh = el("button.igrpo-button.igrpo-new", { type: "button", title: "A new run: choose a template that trains", "aria-haspopup": "menu", onclick: (event) => chooseTemplate(event.currentTarget) }, icon("plus"), el("span", { textContent: "New" }));
-  const list = el("div.igrpo-list", { role: "list", "aria-label": "Training runs" });
-  const start = el("button.igrpo-button.igrpo-primary", { type: "button", "aria-haspopup": "menu", onclick: (event) => chooseTemplate(event.currentTarget) }, el("span", { textContent: "Choose a template" }));
+  const search = el("input.igrpo-field.igrpo-search", { type: "search", placeholder: t("Search runs"), "aria-label": t("Search runs"), oninput: () => arrange() });
+  const fresh = el("button.igrpo-button.igrpo-new", { type: "button", title: t("A new run: choose a template that trains"), "aria-haspopup": "menu", onclick: (event) => chooseTemplate(event.currentTarget) }, icon("plus"), el("span", { textContent: t("New") }));
+  const list = el("div.igrpo-list", { role: "list", "aria-label": t("Training runs") });
+  const start = el("button.igrpo-button.igrpo-primary", { type: "button", "aria-haspopup": "menu", onclick: (event) => chooseTemplate(event.currentTarget) }, el("span", { textContent: t("Choose a template") }));
   const empty = el(
     "div.igrpo-nothing",
     {},
     icon("chart-line"),
-    el("h3", { textContent: "No training run yet" }),
-    el("p", { textContent: "Open a template with a Train node and press Run. The first one trains a miniature in some minutes and needs no downloads." }),
+    el("h3", { textContent: t("No training run yet") }),
+    el("p", { textContent: t("Open a template with a Train node and press Run. The first one trains a miniature in some minutes and needs no downloads.") }),
     start,
   );
   const note = el("div.igrpo-note", { role: "status" });
   const root = el(
     "section.igrpo.igrpo-panel",
-    { "aria-label": "Identity-GRPO runs" },
-    el("header.igrpo-row.igrpo-header", {}, el("h2", { textContent: "Runs" }), search, iconButton("refresh", "Read all runs again", () => store.refresh()), fresh),
+    { "aria-label": t("Identity-GRPO runs") },
+    el("header.igrpo-row.igrpo-header", {}, el("h2", { textContent: t("Runs") }), search, iconButton("refresh", t("Read all runs again"), () => store.refresh()), fresh),
     note,
     list,
     empty,
@@ -58,17 +59,19 @@ export function runList(place) {
   function arrange() {
     const text = search.value.trim().toLowerCase();
     const order = store.ordered();
+    const focused = list.contains(document.activeElement) ? document.activeElement : undefined;
     let shown = 0, at = list.firstChild;
     for (const run of order) {
       const found = cards.get(run.id);
       setShown(found.box, !text || found.matches(text));
       shown += found.box.hidden ? 0 : 1;
-      // Moved only when it is elsewhere: a card that is moved loses its focus.
+      // Moved only when it is elsewhere: a card that is moved loses its focus, and its clips flicker.
       if (found.box === at) at = at.nextSibling;
       else list.insertBefore(found.box, at);
     }
+    if (focused !== document.activeElement) focused?.focus({ preventScroll: true });
     setShown(empty, store.state.loaded && !order.length);
-    setText(note, store.state.problem ? `${store.state.problem}; trying again` : !store.state.loaded ? "Reading runs…" : text && !shown && order.length ? "No run matches" : "");
+    setText(note, store.state.problem ? t("{problem}; trying again", { problem: store.state.problem }) : !store.state.loaded ? t("Reading runs…") : text && !shown && order.length ? t("No run matches") : "");
     setShown(note, Boolean(note.textContent));
   }
 

@@ -2,6 +2,7 @@
 import { copyText, toast } from "./actions.js";
 import { el, icon, setShown, setText } from "./dom.js";
 import { read } from "./server.js";
+import { t } from "./texts.js";
 
 const LINES = 500;
 const OFTEN = 2000; // ms
@@ -11,10 +12,10 @@ const WARNINGS = /warn/i;
 export function logView() {
   let run, timer, shown = "", token = 0;
   const errors = el("div.igrpo-errors", { role: "alert" });
-  const lines = el("pre.igrpo-log", { tabIndex: 0, "aria-label": "Log" });
+  const lines = el("pre.igrpo-log", { tabIndex: 0, "aria-label": t("Log") });
   const followBox = el("input", { type: "checkbox", checked: true, onchange: () => followBox.checked && toEnd() });
-  const copy = el("button.igrpo-button", { type: "button", onclick: copyAll }, icon("copy"), el("span", { textContent: "Copy" }));
-  const bar = el("div.igrpo-row.igrpo-controls", {}, el("label.igrpo-row", {}, followBox, el("span", { textContent: "Follow" })), el("span.igrpo-label", { textContent: `the last ${LINES} lines` }), copy);
+  const copy = el("button.igrpo-button", { type: "button", onclick: copyAll }, icon("copy"), el("span", { textContent: t("Copy") }));
+  const bar = el("div.igrpo-row.igrpo-controls", {}, el("label.igrpo-row", {}, followBox, el("span", { textContent: t("Follow") })), el("span.igrpo-label", { textContent: t("the last {count} lines", { count: LINES }) }), copy);
   const box = el("div.igrpo-column", {}, bar, errors, lines);
   lines.onscroll = () => {
     // Scrolling up reads; scrolling to the end follows again.
@@ -26,9 +27,9 @@ export function logView() {
   async function copyAll() {
     try {
       await copyText([run.error, shown].filter(Boolean).join("\n"));
-      toast("success", "Copied", "the error and the log");
+      toast("success", t("Copied"), t("the error and the log"));
     } catch (error) {
-      toast("error", "Copy", error.message);
+      toast("error", t("Copy"), error.message);
     }
   }
 

@@ -5,9 +5,15 @@ const POINTS = 360;
 const MOST = 4000; // rows kept of a run: read thinned again when there are more
 
 const known = new Map(); // run -> { rows, last, size }
+const reading = new Map(); // run -> promise of its rows: several that ask at once share one request
 
 // All rows that are known, after those that were added since. Read anew when the run went back to a checkpoint.
-export async function metricsOf(run) {
+export function metricsOf(run) {
+  if (!reading.has(run.id)) reading.set(run.id, readMore(run).finally(() => reading.delete(run.id)));
+  return reading.get(run.id);
+}
+
+async function readMore(run) {
   let found = known.get(run.id);
   const { size } = run;
   if (found && found.size === size) return found.rows;

@@ -3,6 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { toast } from "./actions.js";
 import { firstLine, titleOf } from "./format.js";
 import * as store from "./store.js";
+import { t } from "./texts.js";
 
 export const NOTIFY = "IdentityGRPO.notify";
 
@@ -10,9 +11,9 @@ const seen = new Map(); // run -> { active, best }
 let unread = 0, badge = () => {};
 
 function news(run, before) {
-  if (before.active && run.state === "finished") return ["success", "finished", run.best === null ? "" : `best LoRA: iteration ${run.best}`];
-  if (before.active && run.state === "failed") return ["error", "failed", firstLine(run.error)];
-  if (run.active && run.best > 0 && run.best !== before.best) return ["info", "has a new best LoRA", `iteration ${run.best}`];
+  if (before.active && run.state === "finished") return ["success", t("finished"), run.best === null ? "" : t("best LoRA: iteration {iteration}", { iteration: run.best })];
+  if (before.active && run.state === "failed") return ["error", t("failed"), firstLine(run.error)];
+  if (run.active && run.best > 0 && run.best !== before.best) return ["info", t("has a new best LoRA"), t("iteration {iteration}", { iteration: run.best })];
   return undefined;
 }
 

@@ -6,6 +6,7 @@ import { metricsOf } from "./metrics.js";
 import { openRun, selection } from "./selection.js";
 import { address } from "./server.js";
 import * as store from "./store.js";
+import { t } from "./texts.js";
 
 const NARROW = 290; // pixels of a chart, at least
 const LOW = 128, HIGH = 320; // pixels of its plot
@@ -13,19 +14,19 @@ const FRAME = 44; // pixels of a chart around its plot
 const SETTLED = 120; // ms after which a new size counts
 
 export function overview() {
-  let plots = [], shownKey = "", over = [], asked = 0, shown = 0;
+  let plots = [], shownKey = "", over = [], asked = 0, shown = 0, scheduled;
   const look = { smoothing: 0.6, log: false, zoom: undefined };
   const grid = el("div.igrpo-charts");
-  const nothing = el("div.igrpo-note", { textContent: "Nothing is measured yet: the first curve appears with the first iteration." });
-  const slider = el("input", { type: "range", "aria-label": "Smoothing", min: 0, max: 0.98, step: 0.02, value: look.smoothing, oninput: () => ((look.smoothing = Number(slider.value)), render()) });
+  const nothing = el("div.igrpo-note", { textContent: t("Nothing is measured yet: the first curve appears with the first iteration.") });
+  const slider = el("input", { type: "range", "aria-label": t("Smoothing"), min: 0, max: 0.98, step: 0.02, value: look.smoothing, oninput: () => ((look.smoothing = Number(slider.value)), render()) });
   const logBox = el("input", { type: "checkbox", onchange: () => ((look.log = logBox.checked), render()) });
   const legend = el("div.igrpo-legend");
-  const csv = el("a.igrpo-button", { download: "", title: "All metrics as a CSV file" }, icon("download"), el("span", { textContent: "CSV" }));
+  const csv = el("a.igrpo-button", { download: "", title: t("All metrics as a CSV file") }, icon("download"), el("span", { textContent: "CSV" }));
   const bar = el(
     "div.igrpo-row.igrpo-controls",
     {},
-    el("label.igrpo-row", {}, el("span.igrpo-label", { textContent: "Smoothing" }), slider),
-    el("label.igrpo-row", { title: "For KL, ratio drift and gradient norm" }, logBox, el("span", { textContent: "Log scale" })),
+    el("label.igrpo-row", {}, el("span.igrpo-label", { textContent: t("Smoothing") }), slider),
+    el("label.igrpo-row", { title: t("For KL, ratio drift and gradient norm") }, logBox, el("span", { textContent: t("Log scale") })),
     legend,
     csv,
   );
@@ -51,7 +52,11 @@ export function overview() {
     if (turn < shown) return;
     shown = turn;
     over = found;
-    render();
+    // Several answers may come at once.
+    scheduled ??= requestAnimationFrame(() => {
+      scheduled = undefined;
+      render();
+    });
   }
 
   function render() {
@@ -117,6 +122,7 @@ export function overview() {
 
   function end() {
     sizes.disconnect();
+    cancelAnimationFrame(scheduled);
     for (const one of plots) one.plot.destroy();
   }
   return { box, update, end };

@@ -2,6 +2,7 @@
 import { rename } from "./actions.js";
 import { el, setText } from "./dom.js";
 import { titleOf } from "./format.js";
+import { t } from "./texts.js";
 
 const LONGEST = 100;
 
@@ -16,7 +17,7 @@ export function runTitle(kind) {
   }
   function edit() {
     if (field || !run) return;
-    field = el("input.igrpo-field", { value: run.title, placeholder: titleOf(run), maxLength: LONGEST, "aria-label": "Title of the run" });
+    field = el("input.igrpo-field", { value: run.title, placeholder: titleOf(run), maxLength: LONGEST, "aria-label": t("Title of the run") });
     box.replaceChildren(field);
     field.select();
     field.focus();

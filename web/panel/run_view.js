@@ -11,15 +11,16 @@ import { runTitle } from "./run_title.js";
 import { onSelection, select, selection } from "./selection.js";
 import { settingsView } from "./settings_view.js";
 import * as store from "./store.js";
+import { key, t } from "./texts.js";
 
 const OF_POLICY = ["clips", "files"]; // a run that trains a reward has none
 
 const TABS = {
-  overview: ["Overview", "chart-line", overview],
-  clips: ["Clips", "images", clipsView],
-  log: ["Log", "align-left", logView],
-  settings: ["Settings", "sliders-h", settingsView],
-  files: ["Files", "file", filesView],
+  overview: [key("Overview"), "chart-line", overview],
+  clips: [key("Clips"), "images", clipsView],
+  log: [key("Log"), "align-left", logView],
+  settings: [key("Settings"), "sliders-h", settingsView],
+  files: [key("Files"), "file", filesView],
 };
 
 // Fills `place`; returns what ends it.
@@ -30,20 +31,20 @@ export function runView(place) {
   const bar = el("div.igrpo-bar-done");
   const progress = el("div.igrpo-bar", {}, bar);
   const buttons = {
-    stop: iconButton("stop", "Stop", () => stop(run)),
-    save: iconButton("save", "Save now", () => save(run)),
-    resume: iconButton("play", "Resume", () => resume(run)),
-    more: iconButton("ellipsis-h", "More actions", (event) => openMenu(event.currentTarget, menuOf(run, { edit: title.edit })), { "aria-haspopup": "menu" }),
-    large: iconButton("window-maximize", "Fill the window", () => enlarge(), { "aria-pressed": "false" }),
+    stop: iconButton("stop", t("Stop"), () => stop(run)),
+    save: iconButton("save", t("Save now"), () => save(run)),
+    resume: iconButton("play", t("Resume"), () => resume(run)),
+    more: iconButton("ellipsis-h", t("More actions"), (event) => openMenu(event.currentTarget, menuOf(run, { edit: title.edit })), { "aria-haspopup": "menu" }),
+    large: iconButton("window-maximize", t("Fill the window"), () => enlarge(), { "aria-pressed": "false" }),
   };
   const tabs = Object.entries(TABS).map(([name, [label, symbol]]) =>
-    el("button.igrpo-tab", { type: "button", role: "tab", id: `igrpo-tab-${name}`, onclick: () => select({ tab: name }) }, icon(symbol), el("span", { textContent: label })),
+    el("button.igrpo-tab", { type: "button", role: "tab", id: `igrpo-tab-${name}`, onclick: () => select({ tab: name }) }, icon(symbol), el("span", { textContent: t(label) })),
   );
-  const tabList = el("div.igrpo-tabs", { role: "tablist", "aria-label": "Parts of the run" }, ...tabs);
+  const tabList = el("div.igrpo-tabs", { role: "tablist", "aria-label": t("Parts of the run") }, ...tabs);
   const body = el("div.igrpo-body", { role: "tabpanel" });
-  const nothing = el("div.igrpo-note", { textContent: "Choose a run in the sidebar tab Identity-GRPO." });
+  const nothing = el("div.igrpo-note", { textContent: t("Choose a run in the sidebar tab Identity-GRPO.") });
   const head = el("header.igrpo-row.igrpo-view-head", {}, mark, title.box, status, progress, left, tabList, el("div.igrpo-tools", {}, ...Object.values(buttons)));
-  const root = el("section.igrpo.igrpo-view", { "aria-label": "Training run" }, head, body, nothing);
+  const root = el("section.igrpo.igrpo-view", { "aria-label": t("Training run") }, head, body, nothing);
   place.replaceChildren(root);
 
   tabList.onkeydown = (event) => {
@@ -65,7 +66,7 @@ export function runView(place) {
     else place.append(root);
     const { large } = buttons;
     large.setAttribute("aria-pressed", String(on));
-    large.title = on ? "Back to the bottom panel" : "Fill the window";
+    large.title = on ? t("Back to the bottom panel") : t("Fill the window");
     large.setAttribute("aria-label", large.title);
     large.replaceChildren(icon(on ? "window-minimize" : "window-maximize"));
     large.focus();
@@ -83,7 +84,7 @@ export function runView(place) {
     setText(status, [standing(run), phaseOf(run)].filter(Boolean).join(" · "));
     setShown(progress, run.active && run.done !== null);
     bar.style.width = `${100 * (run.done ?? 0)}%`;
-    setText(left, run.state === "running" && run.eta_seconds !== null ? `${duration(run.eta_seconds)} left` : "");
+    setText(left, run.state === "running" && run.eta_seconds !== null ? t("{time} left", { time: duration(run.eta_seconds) }) : "");
     for (const name of ["stop", "save", "resume"]) {
       setShown(buttons[name], name === "resume" ? can.resume(run) : Boolean(run.active) && (name === "stop" || can.save(run)));
       buttons[name].title = hints[name](run);

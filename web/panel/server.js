@@ -1,5 +1,6 @@
 // Requests to the pack's routes.
 import { api } from "../../../scripts/api.js";
+import { t } from "./texts.js";
 
 const RUN_ID = /^[a-z0-9-]{1,100}$/; // a workflow of another author may hold any text, and the id becomes part of an address
 
@@ -9,7 +10,7 @@ const RUNS = "/identity_grpo/runs";
 
 async function send(path, options) {
   const answer = await api.fetchApi(path, options).catch(() => {
-    throw new Error("ComfyUI does not answer");
+    throw new Error(t("ComfyUI does not answer"));
   });
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));

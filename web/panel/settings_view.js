@@ -3,18 +3,19 @@ import { duplicate, resume } from "./actions.js";
 import { el, icon, setShown, setText } from "./dom.js";
 import { openRun } from "./selection.js";
 import { read } from "./server.js";
+import { t } from "./texts.js";
 
 export function settingsView() {
   let run, loaded, found = [];
   const changes = new Map(); // name -> number or switch
-  const filter = el("input.igrpo-field", { type: "search", placeholder: "Filter settings", "aria-label": "Filter settings", oninput: () => arrange() });
+  const filter = el("input.igrpo-field", { type: "search", placeholder: t("Filter settings"), "aria-label": t("Filter settings"), oninput: () => arrange() });
   const heading = el("span.igrpo-label");
   const count = el("span.igrpo-label", { role: "status" });
-  const copy = el("button.igrpo-button", { type: "button", onclick: () => make(false) }, icon("copy"), el("span", { textContent: "Duplicate with changes" }));
-  const start = el("button.igrpo-button.igrpo-primary", { type: "button", onclick: () => make(true) }, icon("play"), el("span", { textContent: "Duplicate and start" }));
+  const copy = el("button.igrpo-button", { type: "button", onclick: () => make(false) }, icon("copy"), el("span", { textContent: t("Duplicate with changes") }));
+  const start = el("button.igrpo-button.igrpo-primary", { type: "button", onclick: () => make(true) }, icon("play"), el("span", { textContent: t("Duplicate and start") }));
   const bar = el("div.igrpo-row.igrpo-controls", {}, filter, heading, el("span.igrpo-space"), count, copy, start);
   const body = el("tbody");
-  const table = el("table.igrpo-table", {}, el("thead", {}, el("tr", {}, ...["Setting", "Value", "Preset", "Meaning"].map((text) => el("th", { textContent: text, scope: "col" })))), body);
+  const table = el("table.igrpo-table", {}, el("thead", {}, el("tr", {}, ...[t("Setting"), t("Value"), t("Preset"), t("Meaning")].map((text) => el("th", { textContent: text, scope: "col" })))), body);
   const problem = el("div.igrpo-note");
   const box = el("div.igrpo-column", {}, bar, problem, el("div.igrpo-scroll", {}, table));
 
@@ -44,7 +45,7 @@ export function settingsView() {
   }
 
   function report() {
-    setText(count, changes.size ? `${changes.size} changed` : "change values for a copy; this run keeps its own");
+    setText(count, changes.size ? t("{count} changed", { count: changes.size }) : t("change values for a copy; this run keeps its own"));
   }
 
   function arrange() {
@@ -63,7 +64,7 @@ export function settingsView() {
       if (loaded !== run.id) return;
       found = answer.settings;
       const differing = found.filter((setting) => setting.differs);
-      setText(heading, `preset ${answer.preset}, ${differing.length} of ${found.length} settings differ`);
+      setText(heading, t("preset {preset}, {count} of {total} settings differ", { preset: answer.preset, count: differing.length, total: found.length }));
       setText(problem, "");
       body.replaceChildren(
         ...[...differing, ...found.filter((setting) => !setting.differs)].map((setting) =>

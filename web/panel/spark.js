@@ -1,4 +1,6 @@
 // A small curve without axes.
+import { t } from "./texts.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 100, HEIGHT = 24, MARGIN = 2;
 
@@ -23,8 +25,10 @@ export function spark(label) {
     const points = place(values);
     line.setAttribute("d", points.length > 1 ? `M${points.join("L")}` : "");
     area.setAttribute("d", points.length > 1 ? `M${MARGIN},${HEIGHT}L${points.join("L")}L${WIDTH - MARGIN},${HEIGHT}Z` : "");
-    const ends = values.length ? `, from ${values[0].toFixed(2)} to ${values.at(-1).toFixed(2)}` : ", not measured yet";
-    svg.setAttribute("aria-label", label + ends);
+    const said = values.length
+      ? t("{label}, from {first} to {last}", { label, first: values[0].toFixed(2), last: values.at(-1).toFixed(2) })
+      : t("{label}, not measured yet", { label });
+    svg.setAttribute("aria-label", said);
   }
   set([]);
   return { svg, set };

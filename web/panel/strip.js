@@ -10,6 +10,7 @@ import { openRun } from "./selection.js";
 import { deletedRuns, isRunId } from "./server.js";
 import { spark } from "./spark.js";
 import * as store from "./store.js";
+import { t } from "./texts.js";
 
 export const HEIGHT = 96; // pixels
 const THUMBNAIL = 192;
@@ -20,34 +21,34 @@ export function strip(runOf) {
   let run, id, inTrash = false, token = 0;
   const mark = el("span.igrpo-mark"), text = el("span.igrpo-strip-text"), left = el("span.igrpo-label");
   const bar = el("div.igrpo-bar-done"), progress = el("div.igrpo-bar", { role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 }, bar);
-  const curve = spark("Mean reward of the rollouts"), reward = el("span.igrpo-gain"), judge = el("span.igrpo-gain");
-  const player = clip(THUMBNAIL, "Newest clip");
+  const curve = spark(t("Mean reward of the rollouts")), reward = el("span.igrpo-gain"), judge = el("span.igrpo-gain");
+  const player = clip(THUMBNAIL, t("Newest clip"));
   const buttons = {
-    stop: iconButton("stop", "Stop", () => stop(run)),
-    resume: iconButton("play", "Resume", () => resume(run)),
-    save: iconButton("save", "Save now", () => save(run)),
-    restore: iconButton("undo", "Restore the deleted run", () => bringBack(id)),
-    more: iconButton("ellipsis-h", "More actions", (event) => openMenu(event.currentTarget, menuOf(run, { edit })), { "aria-haspopup": "menu" }),
+    stop: iconButton("stop", t("Stop"), () => stop(run)),
+    resume: iconButton("play", t("Resume"), () => resume(run)),
+    save: iconButton("save", t("Save now"), () => save(run)),
+    restore: iconButton("undo", t("Restore the deleted run"), () => bringBack(id)),
+    more: iconButton("ellipsis-h", t("More actions"), (event) => openMenu(event.currentTarget, menuOf(run, { edit })), { "aria-haspopup": "menu" }),
   };
   async function edit() {
-    const asked = { title: "Rename", message: "Title (empty: the run's id)", defaultValue: run.title };
+    const asked = { title: t("Rename"), message: t("Title (empty: the run's id)"), defaultValue: run.title };
     const given = await app.extensionManager.dialog.prompt(asked);
     if (given !== null) rename(run, given);
   }
-  const open = el("button.igrpo-link", { type: "button", title: "Charts, clips and log of this run", onclick: () => openRun(run.id) }, el("span", { textContent: "open in panel" }), icon("arrow-up-right"));
+  const open = el("button.igrpo-link", { type: "button", title: t("Charts, clips and log of this run"), onclick: () => openRun(run.id) }, el("span", { textContent: t("open in panel") }), icon("arrow-up-right"));
   const measures = el("div.igrpo-row.igrpo-strip-measures", {}, curve.svg, reward, judge);
   const tools = el("div.igrpo-row.igrpo-strip-tools", {}, ...Object.values(buttons), open);
   const head = el("div.igrpo-row.igrpo-strip-head", {}, mark, text, left);
-  const inner = el("div.igrpo-strip", { role: "group", "aria-label": "Training run" }, head, el("div.igrpo-strip-main", {}, progress, measures), player.canvas, tools);
+  const inner = el("div.igrpo-strip", { role: "group", "aria-label": t("Training run") }, head, el("div.igrpo-strip-main", {}, progress, measures), player.canvas, tools);
   const box = el("div.igrpo-strip-place", {}, inner); // Nodes 2.0 stretches it
   // The canvas below would take these as its own.
   for (const name of ["pointerdown", "wheel", "dblclick"]) box.addEventListener(name, (event) => event.target.closest("button") && event.stopPropagation());
 
   function absent() {
-    if (!id) return ["queued", "Not started: press Run"];
-    if (inTrash) return ["queued", `Deleted: ${id}`];
-    if (store.state.problem) return ["hung", `${store.state.problem}; trying again`];
-    return ["waiting", store.state.loaded ? `Waiting for ${id}` : "Reading…"];
+    if (!id) return ["queued", t("Not started: press Run")];
+    if (inTrash) return ["queued", t("Deleted: {id}", { id })];
+    if (store.state.problem) return ["hung", t("{problem}; trying again", { problem: store.state.problem })];
+    return ["waiting", store.state.loaded ? t("Waiting for {id}", { id }) : t("Reading…")];
   }
 
   async function askTrash() {
@@ -77,7 +78,7 @@ export function strip(runOf) {
     mark.dataset.icon = name;
     setText(text, said);
     text.title = run ? `${titleOf(run)} (${run.id})${run.error ? `\n${run.error}` : ""}` : said;
-    setText(left, run?.state === "running" && run.eta_seconds !== null ? `${duration(run.eta_seconds)} left` : "");
+    setText(left, run?.state === "running" && run.eta_seconds !== null ? t("{time} left", { time: duration(run.eta_seconds) }) : "");
     bar.style.width = `${100 * (run?.done ?? 0)}%`;
     progress.setAttribute("aria-valuenow", Math.round(100 * (run?.done ?? 0)));
     curve.set(run?.spark ?? []);
@@ -99,10 +100,10 @@ export function strip(runOf) {
   }
 
   function status() {
-    const { kind } = look(run);
-    if (kind === "failed" || kind === "damaged") return `${kind}: ${firstLine(run.error)}`;
-    if (kind === "waiting") return run.place === null ? `Waiting for ${titleOf(run)}` : firstLine(run.message) || standing(run);
-    if (kind === "starting" || kind === "hung") return [kind, firstLine(run.message)].filter(Boolean).join(": ");
+    const { kind, name } = look(run);
+    if (kind === "failed" || kind === "damaged") return `${name}: ${firstLine(run.error)}`;
+    if (kind === "waiting") return run.place === null ? t("Waiting for {id}", { id: titleOf(run) }) : firstLine(run.message) || standing(run);
+    if (kind === "starting" || kind === "hung") return [name, firstLine(run.message)].filter(Boolean).join(": ");
     return [standing(run), phaseOf(run)].filter(Boolean).join(" · ");
   }
 

@@ -22,12 +22,15 @@ def items(portraits) -> list[PromptItem]:
 def test_videos_are_measured_by_the_people_of_their_items(items, scene):
     frame = scene(("hopper", 30, 40, 140), ("obama", 240, 40, 140))
     videos = torch.from_numpy(np.stack([frame, frame]))[:, None]
-    assert face_judge(items, 10.0)(videos, items)["identity"] == pytest.approx([0.5, 1.0], abs=0.02)
+    found = face_judge(items, 10.0)(videos, items)
+    assert found["identity"] == pytest.approx([0.5, 1.0], abs=0.02)
+    (first, second), (alone,) = found["people"]
+    assert (first, second, alone) == pytest.approx((0, 1, 1), abs=0.02)
 
 
 def test_a_video_without_faces_is_0(items):
     videos = torch.full((1, 1, 64, 96, 3), 120, dtype=torch.uint8)
-    assert face_judge(items[1:], 10.0)(videos, items[1:]) == {"identity": [0.0]}
+    assert face_judge(items[1:], 10.0)(videos, items[1:]) == {"identity": [0.0], "people": [[0.0]]}
 
 
 def test_items_without_faces_have_no_judge(items):

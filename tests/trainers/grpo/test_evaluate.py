@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.config import RewardConfig, make_config
-from trainers.grpo.evaluate import Measurement, compare, evaluation_size, held_out_videos, measure, reward_up_judge_down
+from trainers.grpo.evaluate import (
+    NORMAL_95,
+    Measurement,
+    compare,
+    evaluation_row,
+    evaluation_size,
+    held_out_videos,
+    measure,
+    reward_up_judge_down,
+    student_95,
+)
 from trainers.policies.load import load_policy
 from trainers.prompts import PromptItem, load_prompt_set
 from trainers.rewards.load import load_reward
@@ -59,6 +71,22 @@ def test_few_items_that_all_agree_leave_room_for_others():
     assert compare([0, 0], [1, 1]).win_low == pytest.approx(0.342, abs=1e-3)
 
 
+def test_the_interval_of_the_margin_is_students():
+    found = compare([0] * 4, [1, 2, 3, 4])
+    assert (found.margin_low, found.margin_high) == pytest.approx((2.5 - 2.0542, 2.5 + 2.0542), abs=0.005)
+    assert student_95(10**9) == pytest.approx(NORMAL_95)
+
+
+def test_of_two_items_the_margin_has_no_interval():
+    assert compare([0, 0], [1, 2]).margin_low is None
+
+
+def test_a_row_has_the_mean_identity_of_each_person_over_the_items_that_have_one():
+    found = replace(measured([1.0, 1.0], [0.5, 0.6]), people=[[0.5], [0.25, 0.75]])
+    row = evaluation_row(3, measured([1.0, 1.0], [0.5, 0.6]), found)
+    assert (row["identity_person_1"], row["identity_person_2"]) == (0.375, 0.75)
+
+
 def test_the_same_items_and_noise_come_again_whoever_stands_beside(small_models, config):
     policy = load_policy(small_models["policy"]["source"], torch.float32, "cpu")
     items = load_prompt_set(small_models["prompts"])[:3]
@@ -81,6 +109,7 @@ def test_defect_22_text_alignment_is_measured_beside_the_reward_where_a_world_ca
     found = measure(reward, torch.zeros(2, 5, 48, 80, 3, dtype=torch.uint8), items, config, tinyworld_judge)
     assert len(found.rewards) == len(found.identity) == len(found.alignment) == 2
     assert found.identity == [0.0, 0.0]
+    assert [len(people) for people in found.people] == [len(item.references) for item in items]
 
 
 def test_a_prompt_set_of_pictures_is_measured_by_its_reward_alone(config, reward, small_models):
@@ -124,9 +153,17 @@ def test_evaluation_may_have_a_size_of_its_own():
 
 @pytest.mark.parametrize(
     "changed",
-    [{"ids": ["b", "a"]}, {"rewards": [1.0]}, {"rewards": 3.0}, {"rewards": [1.0, None]}, {"identity": ["x", "y"]}],
+    [
+        {"ids": ["b", "a"]},
+        {"rewards": [1.0]},
+        {"rewards": 3.0},
+        {"rewards": [1.0, None]},
+        {"identity": ["x", "y"]},
+        {"people": [[0.5]]},
+        {"people": [[0.5], ["x"]]},
+    ],
 )
 def test_a_measurement_that_was_damaged_is_not_of_the_items(changed):
     items = [PromptItem(name, "two people wave", ()) for name in "ab"]
-    whole = {"ids": ["a", "b"], "rewards": [1.0, 2.0], "identity": [0.5, 0.6]}
+    whole = {"ids": ["a", "b"], "rewards": [1.0, 2.0], "identity": [0.5, 0.6], "people": [[0.5], [0.4, 0.8]]}
     assert Measurement(**whole).is_of(items) and not Measurement(**(whole | changed)).is_of(items)

@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors import safe_open
 
 from trainers.config import make_config
+from trainers.errors import UserError
 from trainers.lora.adapter import LoRA
 from trainers.lora.formats import write_native
 from trainers.modelfiles.inspection import inspect_file
 from trainers.prompts import PromptItem
-from trainers.runs.exports import Exports
+from trainers.runs.exports import Exports, keep
 from trainers.runs.folder import RunFolder
 
 LORA = LoRA({"blocks.0.attn1.to_q": (torch.ones(2, 1536), torch.ones(1536, 2))}, {"blocks.0.attn1.to_q": 2.0})
@@ -91,6 +92,23 @@ def test_a_preview_goes_with_its_export(run, tmp_path):
             f"{run.id}-000002.safetensors",
             f"{run.id}-000002.webp",
         ]
+
+
+def test_an_export_that_the_user_keeps_is_not_removed_until_it_is_let_go(run):
+    config = run.config()
+    exports = Exports(run, config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"keep": 1})}))
+    exports.write(LORA, 1, "vace")
+    keep(run, 1)
+    exports.write(LORA, 2, "vace")
+    assert [export.iteration for export in run.exports()] == [1, 2]
+    keep(run, 1, kept=False)
+    exports.prune()
+    assert [export.iteration for export in run.exports()] == [2]
+
+
+def test_only_an_export_that_is_there_can_be_kept(run):
+    with pytest.raises(UserError, match="no LoRA of iteration 5; it has none yet"):
+        keep(run, 5)
 
 
 def test_a_clip_that_cannot_be_read_costs_the_preview_and_not_the_lora(run):

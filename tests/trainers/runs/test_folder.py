@@ -19,6 +19,7 @@ from trainers.processes import start_token
 from trainers.prompts import PromptItem
 from trainers.runs import metrics as metrics_of_a_run
 from trainers.runs.folder import RUN_ID, RunFolder
+from trainers.runs.history import curves
 from trainers.runs.metrics import EVALUATION
 
 
@@ -374,3 +375,14 @@ def test_of_a_long_history_only_the_rows_that_are_asked_for_are_parsed(run, monk
     monkeypatch.setattr(metrics_of_a_run.json, "loads", lambda text: parsed.append(text) or loads(text))
     read(run.metrics())
     assert 0 < len(parsed) < 600
+
+
+def test_curves_are_made_again_only_when_there_are_more_metrics(run, monkeypatch):
+    metrics(run, 12)
+    loads, parsed = json.loads, []
+    monkeypatch.setattr(metrics_of_a_run.json, "loads", lambda text: parsed.append(text) or loads(text))
+    first = curves(run, 5)
+    made = len(parsed)
+    assert curves(run, 5) == first and len(parsed) == made > 0
+    run.append_metrics({"kind": "train", "iteration": 13})
+    assert json.loads(curves(run, 5))[-1] == {"kind": "train", "iteration": 13}
