@@ -39,7 +39,8 @@ const press = (page) =>
     await line.filter({ hasText: "Downloaded." }).waitFor();
     await waitForButton(false);
     found.after = await buttons(page);
-    found.options = await page.evaluate(() => app.graph._nodes.find((n) => n.type === "IdentityGRPOLoadModel").widgets.find((w) => w.name === "vae").options.values);
+    const listed = () => app.graph._nodes.find((n) => n.type === "IdentityGRPOLoadModel").widgets.find((w) => w.name === "vae").options.values.includes("wan_2.1_vae.safetensors");
+    found.listed = await page.waitForFunction(listed, null, { timeout: 15000 }).then(() => true, () => false);
   } finally {
     await browser.close();
   }
