@@ -38,7 +38,7 @@ function missing(nodes) {
   return files.filter((file) => !file.there && values.has(file.choice));
 }
 
-// Shows or hides the button of a node.
+// Shows or hides the button of a node, whose height follows unless the user has changed it.
 function update(node) {
   const widget = node.widgets?.find((w) => w.name === BUTTON), wanted = missing([node]).length > 0;
   if (wanted === Boolean(widget)) return;
