@@ -8,7 +8,7 @@ from importlib import import_module
 from comfy_api.latest import ComfyExtension, io
 
 from ..trainers.errors import UserError
-from . import folders, routes, vote_routes
+from . import downloads, folders, routes, vote_routes
 from .examples import offer_examples
 
 FAMILIES = (
@@ -41,6 +41,7 @@ class IdentityGrpoExtension(ComfyExtension):
         folders.register()
         routes.register()
         vote_routes.register()
+        downloads.register()
         offer_examples()
         logger.info("Identity-GRPO: %s", folders.found())
         return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..trainers.config import TINYWORLD_WEIGHTS
+from ..trainers.config import BUILT_IN_LORAS, TINYWORLD_WEIGHTS
 from ..trainers.errors import UserError
 from ..trainers.rewards.alignment import is_clip
 from ..trainers.runs.folder import RunFolder
@@ -30,6 +30,7 @@ WEIGHTS, PICKLED, GGUF = ".safetensors", ".pth", ".gguf"
 ENDINGS = {SINGLE_FILES: (WEIGHTS, PICKLED), "text_encoders": (WEIGHTS, PICKLED), "vae": (WEIGHTS, PICKLED)}
 NO_MODULE = "none"
 LATEST, BEST = "latest", "best"
+BUILT_IN_LORA = "TinyWorld VACE, 4 steps (built in)"
 NEWEST_RUN = "newest run"
 NO_CLIP, NO_REWARD, BUILT_IN_FACES = "none", "none", "built in"
 
@@ -356,9 +357,16 @@ def lora_choices(of_newest_run: bool = True) -> list[str]:
     return [*followed, *_files("loras"), *_adapters()]
 
 
+def policy_lora_choices() -> list[str]:
+    """`lora_choices`, then the built-in LoRA for TinyWorld's VACE, which is distilled to 4 steps without guidance."""
+    return [*lora_choices(), BUILT_IN_LORA]
+
+
 def find_lora(choice: str) -> LoraFile:
     """The LoRA behind a choice at this moment. Raises UserError when there is none (yet)."""
     choice = str(choice)  # a queued graph may hold any type
+    if choice == BUILT_IN_LORA:
+        return LoraFile(BUILT_IN_LORAS["tinyworld-4-steps"], choice)
     run = followed(choice)
     if run is not None:
         return _run_lora(run, choice.rpartition(": ")[2])

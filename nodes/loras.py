@@ -35,10 +35,10 @@ FORMATS = {COMFYUI: write_native, PEFT: write_peft, DIFFUSERS: write_diffusers}
 logger = logging.getLogger(__name__)
 
 
-def lora_input() -> io.Input:
+def lora_input(options: list[str] | None = None) -> io.Input:
     return io.Combo.Input(
         "lora",
-        options=folders.lora_choices(),
+        options=folders.lora_choices() if options is None else options,
         tooltip="A file or folder of models/loras, or a training run to follow: its newest (`latest`) or best "
         "evaluated (`best`) LoRA is looked up each time the graph is queued.",
     )
@@ -133,7 +133,7 @@ class LoadLoRA(LoRANode):
                 WanPolicyType.Input(
                     "policy", tooltip="The video model, from Load Model, or from a Load LoRA whose LoRA acts as well."
                 ),
-                lora_input(),
+                lora_input(folders.policy_lora_choices()),
                 strength_input(),
             ],
             outputs=[WanPolicyType.Output("policy", tooltip="The same model with the LoRA, for the samplers.")],

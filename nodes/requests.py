@@ -15,7 +15,7 @@ from . import folders
 from .origins import origin_problem
 
 LONGEST_BODY = 65_536  # bytes
-KINDS = {str: "text", int: "a whole number", bool: "true or false", dict: "a JSON object"}
+KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "a JSON object"}
 
 Body = dict[str, Any]
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-// Lists the pack's templates in the order of their numbers: the server gives them in the order of the disk.
+// Opens the pack's templates readable, and lists them in the order of their numbers: the server gives that of the disk.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -14,5 +14,14 @@ app.registerExtension({
       if (Array.isArray(found?.[PACK])) found[PACK].sort();
       return found;
     };
+  },
+  // The editor opens other workflows as they were saved, but fits a template into the window, which makes its texts small.
+  afterConfigureGraph() {
+    const graph = app.rootGraph ?? app.graph, ds = graph?.extra?.ds, view = app.canvas?.ds;
+    if (!(view?.scale < ds?.scale) || !graph._nodes.some((node) => node.type.startsWith("IdentityGRPO"))) return;
+    view.scale = ds.scale;
+    view.offset[0] = ds.offset[0];
+    view.offset[1] = ds.offset[1];
+    app.canvas.setDirty(true, true);
   },
 });

@@ -9,8 +9,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hub import serving_files
 
 import comfy_host
 from comfy_client import Client
@@ -32,7 +34,15 @@ def comfyui_python() -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def comfyui(comfyui_python, tmp_path_factory) -> Iterator[Client]:
+def hub() -> Iterator[SimpleNamespace]:
+    """The server that this ComfyUI takes for Hugging Face."""
+    with serving_files() as state, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", state.url)
+        yield state
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_python, tmp_path_factory, hub) -> Iterator[Client]:
     """The running server, on the CPU; with the frontend in the folder COMFYUI_FRONT_END instead of its own, if set."""
     front_end = os.environ.get("COMFYUI_FRONT_END")
     options = ["--cpu", *(["--front-end-root", front_end] if front_end else [])]

@@ -11,6 +11,7 @@ async function look(page, file) {
     const nodes = app.graph._nodes;
     return {
       prompt: (await app.graphToPrompt()).output,
+      scale: app.canvas.ds.scale,
       unknown: nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type),
       // The editor explains apps when the first one is opened.
       dialogs: [...document.querySelectorAll("[role=dialog]")].map((d) => d.innerText.slice(0, 300)).filter((text) => !text.startsWith("Welcome to Apps")),

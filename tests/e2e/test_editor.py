@@ -45,6 +45,11 @@ def test_the_editor_queues_what_the_tests_queue(editor, object_info, workflow):
             assert chosen(theirs[name]) == chosen(content)
 
 
+def test_a_template_opens_as_large_as_it_was_saved(editor):
+    saved = json.loads(WORKFLOWS[0].read_text(encoding="utf-8"))["extra"]["ds"]["scale"]
+    assert editor[WORKFLOWS[0].name]["scale"] >= saved
+
+
 def test_a_node_within_subgraphs_shows_its_run_also_when_the_workflow_was_left_meanwhile(subgraph):
     train, run = (f"IdentityGRPO{kind}" for kind in ("Train", "Run"))
     assert [subgraph["before"][kind] for kind in (train, run)] == [{"depth": 2, "text": "Not started: press Run"}] * 2

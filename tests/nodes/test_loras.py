@@ -92,6 +92,12 @@ def test_the_model_is_shared_and_not_loaded_again(run_node, policy, write):
     assert not policy.loras
 
 
+def test_the_built_in_lora_of_few_steps_is_offered_and_fits(node_output, policy):
+    choice = ours("nodes.folders").policy_lora_choices()[-1]
+    assert choice == "TinyWorld VACE, 4 steps (built in)"
+    assert choice in text(node_output(LOAD, policy=policy, lora=choice))
+
+
 def test_a_second_lora_acts_beside_the_first(node_output, run_node, policy, write):
     write("a.safetensors")
     write("b.safetensors", run="run-x", iteration="4")

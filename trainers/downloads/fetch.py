@@ -13,7 +13,7 @@ from urllib.parse import quote
 from ..errors import UserError
 from ..files import atomic_folder
 from .catalog import Published, Repository
-from .http import download, read_json
+from .http import content_length, download, read_json
 
 HUB = "https://huggingface.co"
 NEEDED = (".safetensors", ".json", ".txt", ".model")
@@ -46,15 +46,9 @@ def fetch(item: Published | Repository, models: Path, report: Report = lambda na
     place = place_of(item, models)
     if isinstance(item, Repository):
         return _fetch_repository(item, place, report)
-    url = _mirrored(item.url)
     target = place.with_name(f"{place.name}.tgz") if item.archive else place
-    size, sha256 = item.size, item.sha256
-    said = "checksum as published"
-    if sha256 is None and item.url.startswith(f"{HUB}/"):
-        owner, name, _, revision, *path = url.removeprefix(hub()).strip("/").split("/")
-        remote = next((r for r in remote_files(f"{owner}/{name}", revision) if r.name == "/".join(path)), None)
-        size, sha256 = (remote.size, remote.sha256) if remote else (None, None)
-        said = "checksum as the server gives it"
+    size, sha256, said = _published(item)
+    url = _mirrored(item.url)
     found = download(url, target, size, sha256, lambda done, total: report(item.name, done, total))
     if item.archive:
         _unpack(target, place)
@@ -62,8 +56,32 @@ def fetch(item: Published | Repository, models: Path, report: Report = lambda na
     return said if sha256 else f"the server gives no checksum; SHA-256 {found}"
 
 
+def size_of(item: Published | Repository) -> int | None:
+    """Its bytes, read from the server where they are not published; None when the server does not say.
+
+    Raises UserError when the server does not answer.
+    """
+    if isinstance(item, Repository):
+        return sum(file.size or 0 for file in _needed(item)) or None
+    return _published(item)[0] or content_length(_mirrored(item.url))
+
+
+def _published(item: Published) -> tuple[int | None, str | None, str]:
+    """Size, SHA-256 and where they come from: the catalogue, or what Hugging Face lists."""
+    if item.sha256 is not None or not item.url.startswith(f"{HUB}/"):
+        return item.size, item.sha256, "checksum as published"
+    owner, name, _, revision, *path = item.url.removeprefix(HUB).strip("/").split("/")
+    remote = next((r for r in remote_files(f"{owner}/{name}", revision) if r.name == "/".join(path)), None)
+    size, sha256 = (remote.size, remote.sha256) if remote else (None, None)
+    return size, sha256, "checksum as the server gives it"
+
+
+def _needed(item: Repository) -> list[Remote]:
+    return [file for file in remote_files(item.repository) if file.name.endswith(NEEDED) and "/" not in file.name]
+
+
 def _fetch_repository(item: Repository, place: Path, report: Report) -> str:
-    files = [file for file in remote_files(item.repository) if file.name.endswith(NEEDED) and "/" not in file.name]
+    files = _needed(item)
     if not files:
         raise UserError(f"{item.page} has none of the files that are expected; look at the page")
     aside = place.with_name(f"{place.name}.downloading")

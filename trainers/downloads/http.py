@@ -78,6 +78,17 @@ def read_json(url: str) -> Any:
         raise UserError(f"{url}: no answer that can be read ({error}); try again later") from error
 
 
+def content_length(url: str) -> int | None:
+    """The bytes of the file at `url`; None when the server does not say. Raises UserError when it does not answer."""
+    try:
+        asked = urllib.request.Request(url, headers=AGENT, method="HEAD")
+        with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
+            length = answer.headers.get("Content-Length") or ""
+    except FAILURES as error:
+        raise UserError(f"{url}: no answer ({error}); try again later") from error
+    return int(length) if length.isdecimal() else None
+
+
 def _receive(
     url: str, partial: Path, mark: Path, size: int | None, report: Callable[[int, int | None], None]
 ) -> int | None:

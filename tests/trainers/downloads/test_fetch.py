@@ -15,7 +15,7 @@ import pytest
 from trainers.cli import main
 from trainers.downloads import catalog
 from trainers.downloads.catalog import Published, Repository
-from trainers.downloads.fetch import fetch
+from trainers.downloads.fetch import fetch, size_of
 from trainers.downloads.http import download
 from trainers.errors import UserError
 
@@ -43,6 +43,11 @@ def server(monkeypatch):
             self.end_headers()
             end, state.cut = state.cut or len(body), None
             self.wfile.write(body[start:end])
+
+        def do_HEAD(self):
+            self.send_response(200 if self.path in state.files else 404)
+            self.send_header("Content-Length", str(len(state.files.get(self.path, b""))))
+            self.end_headers()
 
         def log_message(self, *_):
             pass
@@ -153,6 +158,16 @@ def test_an_archive_that_leads_out_or_is_none_is_refused(server, tmp_path, conte
     with pytest.raises(UserError, match="cannot be unpacked"):
         fetch(Published("r", "loras", f"{server.url}/a.tgz", "p", "MIT", archive=True), tmp_path)
     assert not (tmp_path / "loras" / "r").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_size_that_is_not_published_is_read_from_the_server(server):
+    server.files["/a.tgz"] = BODY
+    assert size_of(Published("a", "loras", f"{server.url}/a.tgz", "", "MIT", archive=True)) == len(BODY)
+    siblings = [{"rfilename": name, "size": size} for name, size in (("b", 3), ("a.json", 5), ("c.txt", 7))]
+    server.files["/api/models/someone/some/revision/main"] = json.dumps({"siblings": siblings}).encode()
+    assert size_of(Repository("Some", "identity_reward", "someone/some", "MIT")) == 12
+    with pytest.raises(UserError, match="no answer"):
+        size_of(Published("a", "loras", f"{server.url}/none", "", "MIT"))
 
 
 def test_nothing_is_asked_of_a_server_unless_it_is_told_to(server, tmp_path, monkeypatch, capsys):
