@@ -59,21 +59,21 @@ export function chartsOf(rows) {
       ],
     },
     {
-      title: "Held-out accuracy",
-      hint: "How often the reward agrees with the votes on held-out pairs: on those without ties, and with ties predicted too",
+      title: t("Held-out accuracy"),
+      hint: t("How often the reward agrees with the votes on held-out pairs: on those without ties, and with ties predicted too"),
       range: [0, 1],
       level: 0.5,
       format: (v) => (v === null || v === undefined ? "–" : `${(100 * v).toFixed(0)}%`),
       curves: [
-        { name: "without ties", get: value("accuracy", held), colour: "green", dots: true },
-        { name: "with ties", get: value("accuracy_with_ties", held), colour: "quiet", dots: true },
+        { name: t("without ties"), get: value("accuracy", held), colour: "green", dots: true },
+        { name: t("with ties"), get: value("accuracy_with_ties", held), colour: "quiet", dots: true },
       ],
     },
     {
-      title: "Preference loss",
+      title: t("Preference loss"),
       curves: [
-        { name: "training", get: value("preference_loss", train), colour: "blue", smooth: true },
-        { name: "held out", get: value("preference_loss", held), colour: "amber", dots: true },
+        { name: t("training"), get: value("preference_loss", train), colour: "blue", smooth: true },
+        { name: t("held out"), get: value("preference_loss", held), colour: "amber", dots: true },
       ],
     },
     has("identity") && {

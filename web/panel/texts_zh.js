@@ -198,4 +198,10 @@ export const ZH = {
   "{title} ends after the step in progress. Finished iterations are saved; Resume continues from there.": "{title} 将在当前步骤完成后结束。已完成的迭代会保存；“继续”将从那里开始。",
   "{title} ends after the step in progress. Nothing is saved yet: Resume begins again.": "{title} 将在当前步骤完成后结束。尚未保存任何内容：“继续”将从头开始。",
   "{value} now": "现在 {value}",
+  "Held-out accuracy": "留出准确率",
+  "How often the reward agrees with the votes on held-out pairs: on those without ties, and with ties predicted too": "奖励与留出配对上的投票一致的比例：不含平局，以及同时预测平局",
+  "without ties": "不含平局",
+  "with ties": "含平局",
+  "Preference loss": "偏好损失",
+  "Save now: write a checkpoint after this step": "立即保存：本步之后写入检查点",
 };
