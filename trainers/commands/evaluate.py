@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import TrainConfig
+from ..config import TrainConfig, change_config
 from ..errors import UserError
 from ..files import write_atomic
 from ..runs.folder import RunFolder, make_folder
@@ -73,6 +73,8 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
     `show` displays the progress.
     """
     config = run.config()
+    if config.memory.plan == "sharded":
+        config = change_config(config, {"memory": {"plan": "auto"}})  # it is one process here
     make_folder(run.encodings_folder)
     folder = make_folder(run.path / "evaluation" / lora.stem)
     quiet_libraries()

@@ -52,7 +52,7 @@ def main(options: Namespace) -> int:
     if config.policy.fp8:
         check_fp8(config)
     if not options.wait:  # what is free now is not what will be free at its turn; it is checked then
-        check_memory(config)
+        check_memory(config, options.processes)
     run = RunFolder.create(options.runs, config, options.name)
     return train_to_end(run, False, options.processes, devices if options.wait else ())
 

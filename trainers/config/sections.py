@@ -381,9 +381,11 @@ class CheckpointConfig(Section):
 class MemoryConfig(Section):
     """What of a run's models is on the GPU at the same time. All plans give the same run."""
 
-    plan: Literal["auto", "resident", "phases", "block_swap"] = Field(
+    plan: Literal["auto", "resident", "phases", "sharded", "block_swap"] = Field(
         "auto",
         description="resident: transformer, VAE and reward stay on the GPU; phases: each is there only while it works; "
+        "sharded: as phases, and the transformer's blocks are split over the run's processes, which gather a block "
+        "while it computes (FSDP2); "
         "block_swap: as phases, and of the transformer only two blocks (this sets optim.gradient_checkpointing); "
         "auto: the first of these that fits",
     )

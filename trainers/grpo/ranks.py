@@ -18,6 +18,7 @@ from accelerate.utils import (
 
 from ..errors import UserError
 from .interrupt import Stopped
+from .lockstep import Lockstep
 
 T = TypeVar("T")
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
@@ -38,7 +39,10 @@ def require_trackers(trackers: Sequence[str]) -> None:
 
 
 class Ranks:
-    """The processes of one run, seen from one of them (accelerate's `Accelerator` underneath)."""
+    """The processes of one run, seen from one of them (accelerate's `Accelerator` underneath).
+
+    `lockstep`: set where the policy's passes can only be made by all processes together.
+    """
 
     def __init__(
         self, timeout_minutes: float = 120.0, trackers: Sequence[str] = (), folder: Path | None = None
@@ -48,6 +52,7 @@ class Ranks:
         Raises UserError when the package of a tracker is not installed.
         """
         require_trackers(trackers)
+        self.lockstep: Lockstep | None = None
         # accelerate joins processes on CPUs only when it is asked for the CPU.
         on_cpus = torch.distributed.is_torchelastic_launched() and not torch.cuda.is_available()
         self.accelerator = Accelerator(
@@ -109,12 +114,20 @@ class Ranks:
     def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Run this process's own part of something; what ends it in one process ends it in all, so none waits for ever.
 
-        `work` must not communicate with other processes. Raises what `work` raised; in the other processes Stopped, or
-        UserError with the message of the first process that failed.
+        `work` must not communicate with other processes, but for the policy's passes under `lockstep`. Raises what
+        `work` raised; in the other processes Stopped, or UserError with the message of the first process that failed.
         """
+        lockstep = self.lockstep
         try:
+            if lockstep is not None:
+                lockstep.begin()
             result = work()
+            if lockstep is not None:
+                lockstep.finish()
         except Exception as error:
+            if lockstep is not None and not lockstep.leave():
+                # The others wait in a pass, until the launcher ends them.
+                raise
             outcomes = self._outcomes((isinstance(error, Stopped), str(error) or type(error).__name__))
             if isinstance(error, Stopped) and not outcomes[0][0]:
                 raise UserError(outcomes[0][1]) from error

@@ -39,6 +39,7 @@ from .base_motion import BaseMotion
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
 from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt, Stopped
+from .lockstep import Lockstep
 from .models import encode_items, load_models, plan_memory
 from .plan import Planned, plan_iteration, plan_windows, used_items
 from .prepare import prepare
@@ -121,6 +122,8 @@ class Trainer:
         self.held_out = evaluated_items(config, inputs.held_out)
         models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
         self.policy, self.placement = models.policy, models.placement
+        if self.placement.shards:
+            ranks.lockstep = Lockstep(self.policy.transformer)
         self.rewards = Rewards(config, models.reward, self._sampled_items(), ranks.device, self.check)
         files = (config.faces.detector, config.faces.embedder, config.rewards.faces.embedder)
         if ranks.is_main and (note := licence_note(*filter(None, files))):
@@ -161,7 +164,10 @@ class Trainer:
 
     def _plan(self) -> MemoryPlan:
         references = max((len(item.references) for item in (*self.items, *self.held_out)), default=0)
-        plan = plan_memory(self.config, self.ranks.device, references)
+        ranks = self.ranks
+        plan = plan_memory(
+            self.config, ranks.device, references, ranks.count, lambda available: min(ranks.gather([available]))
+        )
         if plan.phases and self.ranks.is_main:
             largest = plan.largest
             self.run.log(

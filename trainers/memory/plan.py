@@ -32,12 +32,15 @@ from ..policies.footprint import ENCODED_BYTES_PER_PIXEL, VAE_BYTES_PER_PIXEL, V
 from ..policies.phantom import branch_weights
 from ..policies.vae import VAE_PIXELS
 from ..rewards.geometry import MAX_PIXELS, SIDE, VIDEO_MIN_PIXELS, resized
+from .shards import has_fsdp2
 from .sizes import Sizes
 
 GIB = 2**30
-PlanName = Literal["resident", "phases", "block_swap"]
-PLANS: tuple[PlanName, ...] = ("resident", "phases", "block_swap")
+PlanName = Literal["resident", "phases", "sharded", "block_swap"]
+PLANS: tuple[PlanName, ...] = ("resident", "phases", "sharded", "block_swap")
 """From the fastest to that with the least memory."""
+GATHERED = 3
+"""Whole blocks of a sharded transformer on the device: one computes, one is gathered, one is about to be freed."""
 SAMPLED, CHECKPOINTED, GRAPH = 17.5, 51.0, 37.5
 PATCHES_OF_TOKEN = 4
 SCORED_STEPS, INSTRUCTION_TOKENS = 2, 200  # of the released reward: 4 frames, two to a step
@@ -94,21 +97,35 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Workload:
-    """What runs on one device: the config, sizes of its models, and the largest number of references of an item."""
+    """What runs on one device: the config, sizes of its models, and the largest number of references of an item.
+
+    `processes`: of the run, each on a device of its own.
+    """
 
     config: TrainConfig
     sizes: Sizes
     references: int
+    processes: int = 1
+
+    @property
+    def plans(self) -> list[PlanName]:
+        """Those that can run. FP8 copies of the weights are not sharded."""
+        sharded = self.processes > 1 and not self.config.policy.fp8 and has_fsdp2()
+        return [name for name in PLANS if name != "sharded" or sharded]
 
     def plan(self, name: PlanName, available: int | None) -> MemoryPlan:
         """The named plan with its expected needs, whether it fits or not."""
         sizes, resident = self.sizes, name == "resident"
         transformer = sizes.transformer
+        always_there = name in ("sharded", "block_swap")
         if name == "block_swap":
             transformer += 2 * sizes.largest_block - sizes.transformer_blocks
+        elif name == "sharded":
+            part = sizes.transformer_blocks // self.processes
+            transformer += part + GATHERED * sizes.largest_block - sizes.transformer_blocks
         weights = {"transformer": transformer, "VAE": sizes.vae, "reward": sizes.reward}
         always = {"LoRA and optimiser": sizes.lora, "other rewards": sizes.rewards} | (
-            {"transformer": transformer} if name == "block_swap" else {}
+            {"transformer": transformer} if always_there else {}
         )
 
         def parts(*working: str) -> dict[str, int]:
@@ -152,18 +169,21 @@ class Workload:
         frames = 1 + (size.frames - 1) // LATENT_FRAMES + self.references
         return frames * size.height * size.width / LATENT_SIDE**2 / math.prod(self.sizes.patch)
 
-    def copied(self, name: PlanName, processes: int = 1) -> int:
-        """Bytes that one device gets from host memory in an iteration, its evaluation left out."""
+    def copied(self, name: PlanName) -> int:
+        """Bytes that one device gets from host memory or other devices in an iteration, its evaluation left out."""
         sizes, rollout, optim = self.sizes, self.config.rollout, self.config.optim
         if name == "resident":
             return 0
         if name == "phases":
             return 2 * sizes.transformer + sizes.vae + sizes.reward
-        videos = rollout.groups * rollout.group_size / processes
+        videos = rollout.groups * rollout.group_size / self.processes
         sampled = math.ceil(videos / rollout.micro_batch) * rollout.steps
         # Forward, recomputed, and the base policy for the KL.
         trained = math.ceil(videos / optim.micro_batch) * rollout.window.size * (3 if optim.kl else 2)
-        return (sampled + trained) * sizes.transformer_blocks + sizes.vae + sizes.reward
+        blocks = sizes.transformer_blocks
+        if name == "sharded":
+            blocks -= blocks // self.processes
+        return (sampled + trained) * blocks + sizes.vae + sizes.reward
 
     def _size(self, evaluation: bool) -> VideoSize:
         video = (evaluation and self.config.evaluation.video) or self.config.video
@@ -229,16 +249,33 @@ class Workload:
 def choose(work: Workload, available: int | None) -> MemoryPlan:
     """The plan that `memory.plan` names, or the first that fits into `available` bytes (None: no limit).
 
-    Raises UserError when it does not fit, or none does, naming the smallest that would.
+    Raises UserError when it does not fit, or none does, naming the smallest that would, or when it cannot run.
     """
     memory = work.config.memory
-    every = [work.plan(name, available) for name in PLANS]
+    if memory.plan == "sharded":
+        require_sharding(work.config, work.processes)
+    every = [work.plan(name, available) for name in work.plans]
     wanted = [plan for plan in every if memory.plan in ("auto", plan.name)]
     for plan in wanted:
         if plan.fits:
             return plan
     fitting = next((plan for plan in every if plan.fits), None)
     raise UserError(_too_small(wanted[0] if fitting else every[-1], fitting))
+
+
+def require_sharding(config: TrainConfig, processes: int) -> None:
+    """Raises UserError where the plan `sharded` cannot run."""
+    if processes < 2:
+        raise UserError(
+            "memory.plan `sharded` splits the transformer over several processes, and this run has one; start it with "
+            "--processes 2, or set memory.plan to `auto`"
+        )
+    if config.policy.fp8:
+        raise UserError(
+            "policy.fp8 cannot be used with memory.plan `sharded`; set it to false, or memory.plan to `auto`"
+        )
+    if not has_fsdp2():
+        raise UserError("memory.plan `sharded` needs PyTorch 2.7 or newer; update it, or set memory.plan to `auto`")
 
 
 def _too_small(plan: MemoryPlan, fitting: MemoryPlan | None) -> str:

@@ -91,6 +91,7 @@ def main() -> None:
     import torch
     import transformers
     from peft.tuners import lora
+    from torch.distributed import fsdp
 
     from trainers.grpo import trainer
     from trainers.parity import cases
@@ -105,6 +106,7 @@ def main() -> None:
             identity,
             trainer,
             lora,
+            fsdp,
             phantom,
             vace,
             cases,
