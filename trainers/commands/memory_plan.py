@@ -18,10 +18,7 @@ def check_memory(config: TrainConfig, processes: int = 1) -> None:
     from accelerate import PartialState
 
     from ..grpo.models import plan_memory
-    from ..memory.plan import require_sharding
 
-    if config.memory.plan == "sharded":
-        require_sharding(config, processes)
     device = PartialState().device
     if device.type == "cuda":
         plan_memory(config, device, _most_references(config), processes)

@@ -44,6 +44,7 @@ def main(options: Namespace) -> int:
     """Returns 0 when the run finished, 130 when it was stopped. Raises UserError, and leaves no run, for bad inputs."""
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
+    check_processes(config, options.processes)
     if options.plan:
         for line in plan_lines(config, options.processes):
             print(line)
@@ -55,6 +56,16 @@ def main(options: Namespace) -> int:
         check_memory(config, options.processes)
     run = RunFolder.create(options.runs, config, options.name)
     return train_to_end(run, False, options.processes, devices if options.wait else ())
+
+
+def check_processes(config: TrainConfig, processes: int) -> None:
+    """Raises UserError where so many processes cannot share the work as the configuration says."""
+    from ..grpo.ranks import require_context
+    from ..memory.plan import require_sharding
+
+    require_context(config.parallel.context, processes)
+    if config.memory.plan == "sharded":
+        require_sharding(config, processes)
 
 
 def check_fp8(config: TrainConfig) -> None:

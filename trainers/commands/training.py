@@ -66,7 +66,7 @@ def execute(
     config, ranks = run.config(), None
     with contextlib.ExitStack() as stack:
         try:
-            ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path)
+            ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path, config.parallel.context)
             limit_threads(ranks)
             if ranks.is_main:
                 stack.enter_context(heartbeat(run))

@@ -397,6 +397,18 @@ class MemoryConfig(Section):
     )
 
 
+class ParallelConfig(Section):
+    """How several processes share the work."""
+
+    context: Integer = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that compute each video together, with its tokens split over them, for videos whose "
+        "activations do not fit on one GPU; must divide the number of processes",
+    )
+
+
 class TrainConfig(Section):
     """Everything that decides a run. The same config and seed give the same run."""
 
@@ -437,6 +449,7 @@ class TrainConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     memory: MemoryConfig = MemoryConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _ratio_fits_dynamics(self) -> TrainConfig:

@@ -283,11 +283,12 @@ class Evaluator:
         """Clips of the present average, between two evaluations."""
 
         def write() -> None:
-            if self.ranks.is_main:
+            if self.ranks.group == 0:
                 items = self.items[:SAMPLES]
                 with ema.applied():
                     videos = held_out_videos(self.policy, items, self.config, self.check, placement=self.placement)
-                self.run.write_clips(iteration, items, videos, self.config.reward.fps)
+                if self.ranks.is_main:
+                    self.run.write_clips(iteration, items, videos, self.config.reward.fps)
 
         self.ranks.on_all_ranks(write)
 

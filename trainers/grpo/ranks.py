@@ -15,8 +15,10 @@ from accelerate.utils import (
     is_tensorboard_available,
     is_wandb_available,
 )
+from torch.distributed.device_mesh import init_device_mesh
 
 from ..errors import UserError
+from ..policies.context import Context
 from .interrupt import Stopped
 from .lockstep import Lockstep
 
@@ -38,18 +40,34 @@ def require_trackers(trackers: Sequence[str]) -> None:
         )
 
 
+def require_context(context: int, processes: int) -> None:
+    """Raises UserError when so many processes cannot be divided into groups of `context`."""
+    if processes % context:
+        raise UserError(
+            f"parallel.context is {context}, and {processes} process{'es' * (processes > 1)} cannot be divided into "
+            f"groups of {context}; start a multiple of it with --processes, or set parallel.context to 1"
+        )
+
+
 class Ranks:
     """The processes of one run, seen from one of them (accelerate's `Accelerator` underneath).
 
+    With `parallel.context` above 1 neighbouring processes form groups: `context` is this process's, else None. The
+    processes of a group have the same slice of all work, and the same results.
     `lockstep`: set where the policy's passes can only be made by all processes together.
     """
 
     def __init__(
-        self, timeout_minutes: float = 120.0, trackers: Sequence[str] = (), folder: Path | None = None
+        self,
+        timeout_minutes: float = 120.0,
+        trackers: Sequence[str] = (),
+        folder: Path | None = None,
+        context: int = 1,
     ) -> None:
         """`timeout_minutes`: how long processes wait for each other. `trackers`: accelerate's, which write to `folder`.
+        `context`: processes that compute a video together.
 
-        Raises UserError when the package of a tracker is not installed.
+        Raises UserError when the package of a tracker is not installed, or the processes cannot be divided so.
         """
         require_trackers(trackers)
         self.lockstep: Lockstep | None = None
@@ -61,6 +79,8 @@ class Ranks:
             project_dir=folder,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
         )
+        require_context(context, self.count)
+        self.context = self._join_group(context) if context > 1 else None
 
     def start_trackers(self, run: str, settings: dict) -> None:
         """Open the trackers for a run; its settings go along."""
@@ -85,13 +105,27 @@ class Ranks:
     def count(self) -> int:
         return self.accelerator.num_processes
 
+    @property
+    def groups(self) -> int:
+        """Of processes that work on different videos."""
+        return self.count // (self.context.size if self.context else 1)
+
+    @property
+    def group(self) -> int:
+        """The number of this process's group."""
+        return self.accelerator.process_index * self.groups // self.count
+
     def slice(self, count: int) -> range:
         """This process's part of `count`."""
-        return rank_slice(count, self.accelerator.process_index, self.count)
+        return rank_slice(count, self.group, self.groups)
 
     def gather(self, values: Sequence[T]) -> list[T]:
-        """The values of all processes, in order of their ranks."""
-        return gather_object(list(values))
+        """The values of all groups' first processes, in order of their ranks."""
+        return gather_object(list(values) if self.context is None or self.context.rank == 0 else [])
+
+    def least(self, number: int) -> int:
+        """The least of all processes' numbers."""
+        return min(gather_object([number]))
 
     def broadcast(self, value: T) -> T:
         """The main process's value."""
@@ -138,7 +172,11 @@ class Ranks:
 
     def _outcomes(self, own: tuple[bool, str] | None) -> list[tuple[bool, Any]]:
         """(stopped, message) of all processes that did not get through, errors before stops."""
-        return sorted(outcome for outcome in self.gather([own]) if outcome)
+        return sorted(outcome for outcome in gather_object([own]) if outcome)
+
+    def _join_group(self, size: int) -> Context:
+        mesh = init_device_mesh(self.device.type, (self.count // size, size), mesh_dim_names=("videos", "context"))
+        return Context(mesh["context"].get_group(), self.accelerator.process_index % size, size)
 
 
 def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -73,7 +73,7 @@ def train(
     error leaves state `failed` with its message, and the last checkpoint as it was. Raises UserError, before anything
     is written, when a run that has checkpoints is started without `resume`.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or Ranks(context=config.parallel.context)
     if not resume and run.checkpoints():
         raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
     interrupt = Interrupt(run, ranks.count)
@@ -122,7 +122,7 @@ class Trainer:
         self.held_out = evaluated_items(config, inputs.held_out)
         models = load_models(config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode)
         self.policy, self.placement = models.policy, models.placement
-        if self.placement.shards:
+        if self.placement.shards or ranks.context:
             ranks.lockstep = Lockstep(self.policy.transformer)
         self.rewards = Rewards(config, models.reward, self._sampled_items(), ranks.device, self.check)
         files = (config.faces.detector, config.faces.embedder, config.rewards.faces.embedder)
@@ -165,9 +165,7 @@ class Trainer:
     def _plan(self) -> MemoryPlan:
         references = max((len(item.references) for item in (*self.items, *self.held_out)), default=0)
         ranks = self.ranks
-        plan = plan_memory(
-            self.config, ranks.device, references, ranks.count, lambda available: min(ranks.gather([available]))
-        )
+        plan = plan_memory(self.config, ranks.device, references, ranks.count, ranks.least)
         if plan.phases and self.ranks.is_main:
             largest = plan.largest
             self.run.log(
@@ -182,7 +180,7 @@ class Trainer:
         return [self.items[place] for place in used]
 
     def _adapt(self, policy: Policy, config: TrainConfig) -> None:
-        reason = prepare(policy, config, self.ranks.device)
+        reason = prepare(policy, config, self.ranks.device, self.ranks.context)
         self.progress.compiling = set() if reason else {"evaluation", "rollouts", "update"}
         if self.ranks.is_main:
             self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")

@@ -8,6 +8,8 @@ branches of all videos at once, references included), L blocks and V control blo
 - a trained step with gradient checkpointing: T (L + V + 51): the input of every block, and the graph of one;
 - a trained step without: T (L + V) 37.5: the graphs of all blocks. `auto` takes what is free for such graphs, and is
   counted with one;
+- with context parallelism T is this process's part; keys and values of all tokens come on top, gathered and in order (4
+  units of the whole sequence), and in the backward pass their gradients (8);
 - the VAE: 25 KB per pixel of a frame and clip at once to decode, 18 or 6 KB to encode (footprint.py), in float32, less
   for narrower VAEs;
 - scoring: 3 numbers per channel of the feed-forward, and 8 per channel of the states, for each token of the language
@@ -42,6 +44,7 @@ PLANS: tuple[PlanName, ...] = ("resident", "phases", "sharded", "block_swap")
 GATHERED = 3
 """Whole blocks of a sharded transformer on the device: one computes, one is gathered, one is about to be freed."""
 SAMPLED, CHECKPOINTED, GRAPH = 17.5, 51.0, 37.5
+SAMPLED_KEYS, TRAINED_KEYS = 4, 8
 PATCHES_OF_TOKEN = 4
 SCORED_STEPS, INSTRUCTION_TOKENS = 2, 200  # of the released reward: 4 frames, two to a step
 TEXT_BYTES = GIB // 2
@@ -176,7 +179,7 @@ class Workload:
             return 0
         if name == "phases":
             return 2 * sizes.transformer + sizes.vae + sizes.reward
-        videos = rollout.groups * rollout.group_size / self.processes
+        videos = rollout.groups * rollout.group_size * self.config.parallel.context / self.processes
         sampled = math.ceil(videos / rollout.micro_batch) * rollout.steps
         # Forward, recomputed, and the base policy for the KL.
         trained = math.ceil(videos / optim.micro_batch) * rollout.window.size * (3 if optim.kl else 2)
@@ -204,7 +207,13 @@ class Workload:
         return sum(weight != 0 for weight in branch_weights(Guidance(text, image)))
 
     def _sampling(self, evaluation: bool) -> int:
-        return int(self._unit(self._at_once(evaluation), evaluation) * (self.sizes.control_blocks + SAMPLED))
+        units = self._per_process(self.sizes.control_blocks + SAMPLED, SAMPLED_KEYS)
+        return int(self._unit(self._at_once(evaluation), evaluation) * units)
+
+    def _per_process(self, units: float, keys: int) -> float:
+        """Of `units`, what a process has with its part of the tokens, and the keys and values of all."""
+        context = self.config.parallel.context
+        return units / context + keys if context > 1 else units
 
     def _at_once(self, evaluation: bool) -> int:
         """Videos that are sampled, and decoded, together."""
@@ -221,10 +230,10 @@ class Workload:
     def _updating(self, recompute_all: bool) -> int:
         optim, blocks = self.config.optim, self.sizes.blocks + self.sizes.control_blocks
         share = 1.0 if recompute_all else optim.gradient_checkpointing
-        # `auto` keeps the graph of one block at least.
-        kept = 1 if share == "auto" else blocks - int(blocks * share)
+        # `auto` keeps the graph of one block at least, and none where several processes have to choose alike.
+        kept = int(self.config.parallel.context == 1) if share == "auto" else blocks - int(blocks * share)
         units = kept * GRAPH + (blocks - kept + CHECKPOINTED if kept < blocks else 0)
-        return int(self._unit(optim.micro_batch, False) * units)
+        return int(self._unit(optim.micro_batch, False) * self._per_process(units, TRAINED_KEYS))
 
     def _scoring(self, evaluation: bool) -> int:
         size = self._size(evaluation)
