@@ -1,12 +1,16 @@
-"""A tiny base model of the reward's real class, for the tests of scoring and of training rewards."""
+"""A tiny base model of the reward's real class, and processes that train or compute together."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trainers.tinyworld.making.reward_base import build_reward_base
+
+from .grpo.small_run import Forge
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,12 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         key_value_heads=1,
         intermediate=48,
     )
+
+
+@pytest.fixture(scope="session")
+def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
+    if os.name != "posix":
+        pytest.skip("processes are forked")
+    forge = Forge(tmp_path_factory.mktemp("forge"))
+    yield forge
+    forge.close()

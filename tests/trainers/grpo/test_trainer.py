@@ -27,7 +27,7 @@ from trainers.policies import load
 from trainers.runs.folder import RunFolder
 from trainers.runs.inputs import run_inputs
 
-from .small_run import SMALL, Forge
+from .small_run import SMALL
 
 one_kind = pytest.mark.parametrize("kind", ["vace"], indirect=True)
 SHARDED = {"memory": {"plan": "sharded"}}
@@ -41,15 +41,6 @@ FLOAT_ERROR = 2e-5  # of weights that an iteration moves by about the learning r
 
 def merged(base: dict, changes: dict) -> dict:
     return base | {k: merged(base.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
-
-
-@pytest.fixture(scope="module")
-def forge(tmp_path_factory):
-    if os.name != "posix":
-        pytest.skip("processes are forked")
-    forge = Forge(tmp_path_factory.mktemp("forge"))
-    yield forge
-    forge.close()
 
 
 @pytest.fixture(scope="module")
