@@ -57,8 +57,8 @@ class Lockstep:
             self._following = False
 
     def leave(self) -> bool:
-        """This process has failed or was stopped: tell the others. False in the middle of a pass, where they wait for
-        it and cannot be told.
+        """This process has failed or was stopped: announce it. False in the middle of a pass, where the others wait for
+        its blocks and would not notice.
         """
         if self._within:
             return False
