@@ -40,7 +40,7 @@ class Context:
         return F.pad(own, [0, 0] * (sequence.ndim - 1 - axis) + [0, missing]) if missing else own
 
     @torch.compiler.disable
-    def whole_keys(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def gather_keys(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of all tokens from those of this process's, [B, tokens, heads, dim] each.
 
         Their gradients are summed over the processes, whose queries they all answer.
@@ -49,8 +49,8 @@ class Context:
         return gathered[0, :, : self.tokens], gathered[1, :, : self.tokens]
 
     @torch.compiler.disable
-    def whole_output(self, output: Tensor) -> Tensor:
-        """The output [B, tokens, channels] of all tokens. Every process goes on with the same loss: its own part of the
+    def gather_output(self, output: Tensor) -> Tensor:
+        """The output [B, tokens, channels] of all tokens. Every process continues with the same loss: its part of the
         gradient is already whole.
         """
         return _GatherOutput.apply(output, self)[:, : self.tokens]
@@ -69,8 +69,8 @@ def split_tokens(transformer: nn.Module, context: Context) -> None:
         lambda _module, _inputs, turns: tuple(context.part(turn, 1) for turn in turns)
     )
     for block in (*getattr(transformer, "vace_blocks", ()), *transformer.blocks):
-        block.attn1.set_processor(CompiledAttention(context.whole_keys))
-    transformer.proj_out.register_forward_hook(lambda _module, _inputs, output: context.whole_output(output))
+        block.attn1.set_processor(CompiledAttention(context.gather_keys))
+    transformer.proj_out.register_forward_hook(lambda _module, _inputs, output: context.gather_output(output))
 
 
 def _split(grid: Tensor, context: Context) -> Tensor:
