@@ -61,10 +61,11 @@ def main(options: Namespace) -> int:
 def check_processes(config: TrainConfig, processes: int) -> None:
     """Raises UserError where so many processes cannot share the work as the configuration says."""
     from ..grpo.ranks import require_context
-    from ..memory.plan import require_sharding
 
     require_context(config.parallel.context, processes)
     if config.memory.plan == "sharded":
+        from ..memory.plan import require_sharding
+
         require_sharding(config, processes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -15,12 +15,13 @@ from accelerate.utils import (
     is_tensorboard_available,
     is_wandb_available,
 )
-from torch.distributed.device_mesh import init_device_mesh
 
 from ..errors import UserError
-from ..policies.context import Context
 from .interrupt import Stopped
 from .lockstep import Lockstep
+
+if TYPE_CHECKING:
+    from ..policies.context import Context
 
 T = TypeVar("T")
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
@@ -175,6 +176,11 @@ class Ranks:
         return sorted(outcome for outcome in gather_object([own]) if outcome)
 
     def _join_group(self, size: int) -> Context:
+        # It imports diffusers, which a command that only counts processes has no use for.
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from ..policies.context import Context
+
         mesh = init_device_mesh(self.device.type, (self.count // size, size), mesh_dim_names=("videos", "context"))
         return Context(mesh["context"].get_group(), self.accelerator.process_index % size, size)
 
