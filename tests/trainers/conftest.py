@@ -1,13 +1,16 @@
-"""A tiny base model of the reward's real class, for the tests of scoring and of training rewards."""
+"""A tiny base model of the reward's real class, and processes that train or compute together."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trainers.tinyworld.making.reward_base import build_reward_base
+
+from .grpo.small_run import Forge
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,12 @@ def small_clips() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainers.rewards.pixels.VIDEO_MIN_PIXELS", 28 * 28)
         yield
+
+
+@pytest.fixture(scope="session")
+def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
+    if os.name != "posix":
+        pytest.skip("processes are forked")
+    forge = Forge(tmp_path_factory.mktemp("forge"))
+    yield forge
+    forge.close()

@@ -8,9 +8,9 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
@@ -108,6 +108,7 @@ class Row:
 
     `seconds`, `cpu_seconds`: of each repeat. `first_seconds`: of the whole first run, all its units, with compilation
     and caches to fill.
+    `cards`: `peak_bytes` of every process, where there are several; then the other numbers are of the slowest.
     `flops`: operations of one unit, recomputed ones included, 0 when they could not be counted. `peak_bytes`: the most
     memory the device (on a CPU: this process, ever) held, models included; 0 when unknown. `error`: why there is no
     measurement, else empty. `ours`: of a peer's row, the phase that it is compared with.
@@ -124,6 +125,7 @@ class Row:
     peak_bytes: int = 0
     error: str = ""
     ours: str = ""
+    cards: list[int] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -132,7 +134,7 @@ class Row:
 
 
 def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
-    """Count the operations of a phase, run it once more to warm up, then `repeats` times.
+    """Count the operations of a phase, run it once more to warm up, then `repeats` times. 0: run it once, timed.
 
     When memory runs out, compilation fails or the product refuses its inputs, that becomes the row's `error`.
     """
@@ -147,14 +149,15 @@ def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
 
 
 def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Row:
-    flops = _count(phase, device) / phase.units
-    clock = Clock(device)
-    phase.run(clock)
-    first = clock.wall
+    flops, first, clock = 0.0, 0.0, Clock(device)
+    if repeats:
+        flops = _count(phase, device) / phase.units
+        phase.run(clock)
+        first = clock.wall
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     wall, cpu = [], []
-    for _ in range(repeats):
+    for _ in range(max(1, repeats)):
         phase.run(clock)
         wall.append(clock.wall / phase.units)
         cpu.append(clock.cpu / phase.units)
@@ -167,6 +170,21 @@ def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Ro
             "flops": flops,
             "peak_bytes": peak_bytes(device),
         }
+    )
+
+
+def slowest(rows: Sequence[Row]) -> Row:
+    """One phase as several processes have measured it at the same time, in order of their ranks."""
+    first = next((row for row in rows if row.error), rows[0])
+    if len(rows) == 1 or first.error:
+        return first
+    return replace(
+        first,
+        seconds=[max(times) for times in zip(*(row.seconds for row in rows), strict=True)],
+        cpu_seconds=[max(times) for times in zip(*(row.cpu_seconds for row in rows), strict=True)],
+        first_seconds=max(row.first_seconds for row in rows),
+        peak_bytes=max(row.peak_bytes for row in rows),
+        cards=[row.peak_bytes for row in rows],
     )
 
 

@@ -12,9 +12,13 @@ import torch
 from torch import nn
 
 from ..config import PolicyKind, TrainConfig
+from ..grpo.lockstep import Lockstep
 from ..grpo.prepare import prepare
+from ..grpo.ranks import Ranks
+from ..memory.plan import require_sharding
+from ..memory.shards import shard_blocks
 from ..policies.fp8 import add_fp8
-from ..policies.load import POLICIES, TEXT_LENGTH, policy_of
+from ..policies.load import POLICIES, TEXT_LENGTH, LazyTextEncoder, policy_of
 from ..policies.transformer_file import CLASSES
 from ..policies.wan import WanVideoPolicy
 from ..rewards.collator import Collator
@@ -26,10 +30,21 @@ from ..tinyworld.models import build_tokenizer
 from .sizes import REWARD, TEXT_ENCODER, Size, transformer_config, vae_config
 
 
-def make_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device) -> WanVideoPolicy:
-    """The policy with a LoRA to be trained, as a run of `config` prepares it."""
+def make_policy(
+    size: Size, kind: PolicyKind, config: TrainConfig, device: torch.device, ranks: Ranks | None = None
+) -> WanVideoPolicy:
+    """The policy with a LoRA to be trained, as a run of `config` prepares it, in one or several processes.
+
+    Of the memory plans only `sharded` is followed: else the transformer is on the device as a whole.
+    """
     policy = policy_of(config.policy, device) if size == "tiny" else _random_policy(size, kind, config, device)
-    prepare(policy, config)
+    prepare(policy, config, context=ranks and ranks.context)
+    transformer = policy.transformer
+    if config.memory.plan == "sharded":
+        require_sharding(config, ranks.count if ranks else 1)
+        shard_blocks(transformer, [*getattr(transformer, "vace_blocks", ()), *transformer.blocks], device)
+    if ranks and ranks.count > 1:
+        ranks.lockstep = Lockstep(transformer)
     return policy
 
 
@@ -99,16 +114,20 @@ def _random_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: to
     from transformers import UMT5Config, UMT5EncoderModel
 
     dtype = getattr(torch, config.policy.dtype)
-    encoder = _without_weights(lambda: UMT5EncoderModel(UMT5Config(**TEXT_ENCODER)))
-    # One tensor, as in the loaded model.
-    encoder.encoder.embed_tokens = encoder.shared
+
+    def make_encoder() -> nn.Module:
+        encoder = _without_weights(lambda: UMT5EncoderModel(UMT5Config(**TEXT_ENCODER)))
+        # One tensor, as in the loaded model.
+        encoder.encoder.embed_tokens = encoder.shared
+        return fill_randomly(encoder, dtype, device)
+
     transformer = random_transformer(size, kind, dtype, device)
     if config.policy.fp8:
         add_fp8(transformer)
     return POLICIES[kind](
         transformer,
         random_vae(size, device),
-        fill_randomly(encoder, dtype, device),
+        LazyTextEncoder(make_encoder),
         build_tokenizer(["two people wave"]),
         TEXT_LENGTH,
     )

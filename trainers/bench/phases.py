@@ -17,16 +17,22 @@ from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
 from ..diffusion.sampling import denoise
 from ..diffusion.schedule import flow_schedule
+from ..grpo.advantages import combined_advantages
+from ..grpo.base_motion import BaseMotion
 from ..grpo.checkpoint import TrainingState, capture, save_checkpoint
 from ..grpo.evaluate import evaluation_guidance, evaluation_micro_batch, evaluation_size
+from ..grpo.plan import plan_iteration, plan_windows
 from ..grpo.ranks import Ranks
-from ..grpo.rollout import RolloutBatch, roll_out
+from ..grpo.rollout import RolloutBatch, RolloutWorker, roll_out, training_guidance
 from ..grpo.update import PolicyUpdate
+from ..memory.placement import Placement
 from ..policies.base import Conditions, VideoSize
+from ..policies.load import LazyTextEncoder
 from ..policies.wan import WanVideoPolicy
 from ..prompts import PromptItem
 from ..rewards.identity import IdentityReward
 from ..rewards.scoring import score_videos
+from ..rewards.several import Rewards
 from ..tinyworld.models import PORTRAIT
 from .iteration import PHASES
 from .measure import Clock, Phase, timed_steps
@@ -41,6 +47,7 @@ class Workload:
     """A policy and a reward at work as in a run of `config`, with reference images and prompts made up on the way.
 
     `references`: people per prompt item; `side`: of their pictures, in pixels. `timed_steps`: of one rollout.
+    `ranks`: the processes that work beside each other.
     """
 
     def __init__(
@@ -51,7 +58,9 @@ class Workload:
         references: int = 2,
         side: int = PORTRAIT,
         timed_steps: int = SAMPLED_STEPS,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.side, self.timed_steps = side, timed_steps
         self.policy, self.reward, self.config, self.references = policy, reward, config, references
         video = config.video
@@ -78,9 +87,17 @@ class Workload:
         }
         return [Phase(PHASES[name], *made[name]) for name in PHASES if name in names]
 
+    def whole_iteration(self) -> Phase:
+        """The rollouts of all processes, their rewards and the updates, as a run's iteration; needs a reward."""
+        rollout = self.config.rollout
+        return Phase(
+            "whole iteration", "video", rollout.groups * rollout.group_size, self.policy.dtype, self._run_iteration
+        )
+
     def warm_caches(self) -> None:
-        """Encode the item whose conditions the other phases use."""
+        """Encode the item whose conditions the other phases use; the text encoder is released, as in a run."""
         _ = self.conditions
+        self._release_text_encoder()
 
     @cached_property
     def conditions(self) -> Conditions:
@@ -88,7 +105,7 @@ class Workload:
 
     @cached_property
     def update(self) -> PolicyUpdate:
-        return PolicyUpdate(self.policy, self.config, self._short_schedule, Ranks())
+        return PolicyUpdate(self.policy, self.config, self._short_schedule, self.ranks)
 
     # --- one phase each ----------------------------------------------------------------------------------------------
 
@@ -170,6 +187,45 @@ class Workload:
             save_checkpoint(Path(folder), capture(TrainingState(), update))
             clock.stop()
 
+    def _run_iteration(self, clock: Clock) -> None:
+        config, policy, ranks, placement = self.config, self.policy, self.ranks, Placement()
+        items = self._items
+        guidance = training_guidance(config.rollout)
+        worker = RolloutWorker(
+            policy,
+            Rewards(config, self.reward, items, policy.device),
+            BaseMotion(policy, items, config, guidance, placement, lambda: None),
+            items,
+            config,
+            self.schedule,
+            self.update.loss.needs_means,
+            placement,
+            lambda: None,
+            lambda done: None,
+        )
+        plan = plan_iteration(config.seed, 0, config.rollout, len(items))
+        windows = plan_windows(config.seed, 0, config.rollout)
+        # Its own schedule: that of the other phases is shorter.
+        update = PolicyUpdate(policy, config, self.schedule, ranks)
+        clock.start()
+        per_update = len(plan) // config.rollout.updates_per_iteration
+        own = [[start + place for place in ranks.slice([1] * per_update)] for start in range(0, len(plan), per_update)]
+        updates: list[list[RolloutBatch]] = [[] for _ in own]
+        rewards = torch.zeros(len(plan), len(worker.rewards.names), dtype=torch.float64)
+        for index, found in ranks.gather_results(lambda: worker.collect(plan, windows, own, updates)):
+            rewards[index] = torch.tensor(found, dtype=torch.float64)
+        groups = [planned.group for planned in plan]
+        advantages = combined_advantages(rewards, worker.rewards.weights, groups, config.optim.global_std)
+        terms = len(plan) // len(updates) * config.rollout.window.size
+        for number, batches in enumerate(updates):
+            ranks.on_all_ranks(
+                lambda n=number, b=batches: update.accumulate(
+                    b, advantages, terms, lambda: None, lambda done: None, on_policy=n == 0
+                )
+            )
+            update.step(number + 1)
+        clock.stop()
+
     # --- what they work on -------------------------------------------------------------------------------------------
 
     @property
@@ -195,6 +251,20 @@ class Workload:
     @cached_property
     def _item(self) -> PromptItem:
         return PromptItem("bench", "two people wave", self._pictures(), self.config.negative_prompt)
+
+    @cached_property
+    def _items(self) -> list[PromptItem]:
+        """One for each group of an iteration, encoded."""
+        groups = range(self.config.rollout.groups)
+        items = [dataclasses.replace(self._item, id=f"bench {n}", references=self._pictures()) for n in groups]
+        for item in items:
+            self.policy.encode(item, self.size)
+        self._release_text_encoder()
+        return items
+
+    def _release_text_encoder(self) -> None:
+        if isinstance(self.policy.text.encoder, LazyTextEncoder):
+            self.policy.text.encoder.release()
 
     @cached_property
     def _short_schedule(self):

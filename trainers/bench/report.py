@@ -104,7 +104,7 @@ def table_row(row: Row, rates: dict[str, float], ours: Row | None = None) -> dic
         if rates.get(row.dtype):
             cells["of matmul"] = f"{achieved / rates[row.dtype]:.0%} {row.dtype}"
     if row.peak_bytes:
-        cells["peak GiB"] = number(row.peak_bytes / 2**30)
+        cells["peak GiB"] = ", ".join(number(size / 2**30) for size in row.cards or [row.peak_bytes])
     return cells
 
 

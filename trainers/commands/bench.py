@@ -1,7 +1,12 @@
-"""`bench`: seconds, TFLOP/s and memory of every phase of an iteration, on this machine."""
+"""`bench`: seconds, TFLOP/s and memory of every phase of an iteration, on this machine.
+
+Under torchrun every process measures at the same time, the slowest counts, and the peaks of all are shown.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 import time
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..bench.measure import Phase, Row
     from ..bench.report import Report
+    from ..grpo.ranks import Ranks
 
 MOST_PEOPLE = 8
 PEERS = ("diffusers", "comfyui", "published")
@@ -56,7 +62,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--phases", nargs="+", choices=tuple(PHASES), default=tuple(PHASES), help="what is measured (default: all)"
     )
-    parser.add_argument("--repeats", type=number_between(1, 1000), default=3, help="the median of so many (default: 3)")
+    parser.add_argument(
+        "--repeats",
+        type=number_between(0, 1000),
+        default=3,
+        help="the median of so many (default: 3); 0: the first run alone, and operations are not counted",
+    )
+    parser.add_argument(
+        "--iteration", action="store_true", help="then a whole iteration of the settings: rollouts, rewards, updates"
+    )
     parser.add_argument(
         "--repeat-references",
         type=counts,
@@ -104,33 +118,20 @@ def peer(text: str) -> tuple[str, str]:
 def main(options: Namespace) -> int:
     """Print the table when all is measured; 0, or 1 when a phase failed for another reason than memory."""
     config = config_of(options)
-    from ..bench.measure import OUT_OF_MEMORY, is_out_of_memory, release_memory
-    from ..bench.rates import matmul_rates
-    from ..bench.report import Report, machine
     from .progress import quiet_libraries
 
     quiet_libraries()
-    device = device_of(options.device)
-    report = Report(options.size, options.policy, options.references, config, machine(device))
-    say(f"{report.machine['device']}, torch {report.machine['torch']}")
-    say("matrix products")
-    report.rates = matmul_rates(device)
-    say(", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in report.rates.items()))
-    try:
-        measure_ours(options, report, device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        say("out of memory while the models were made: nothing more is measured of them")
-    for name, folder in options.peers:
-        # Only one program's models at a time.
-        release_memory(device)
-        measure_peer(name, folder, options, report, device)
-    print(markdown_table(report.table()), flush=True)
-    return int(any(row.error and row.error != OUT_OF_MEMORY for row in report.rows))
+    device, ranks = join(options, config)
+    with contextlib.ExitStack() as stack:
+        if not ranks.is_main:
+            options.json = None
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                stack.enter_context(redirect(nowhere))
+        return _measure_and_print(options, config, device, ranks)
 
 
-def measure_ours(options: Namespace, report: Report, device: torch.device) -> None:
+def measure_ours(options: Namespace, report: Report, device: torch.device, ranks: Ranks) -> None:
     """Add the rows of our phases, then those of other numbers of people; print the profiles."""
     from ..bench.models import make_policy, make_reward
     from ..bench.phases import PICTURES, Workload
@@ -138,20 +139,23 @@ def measure_ours(options: Namespace, report: Report, device: torch.device) -> No
 
     config = report.config
     say(f"weights of {options.policy} {options.size}")
-    policy = make_policy(options.size, options.policy, config, device)
+    policy = make_policy(options.size, options.policy, config, device, ranks)
     reward = None
-    if "score" in options.phases:
+    if "score" in options.phases or options.iteration:
         say("weights of the reward")
         reward = make_reward(options.size, config, device)
 
     def workload(references: int = options.references, **steps: int) -> Workload:
         say(f"encoding an item of {references} people")
-        made = Workload(policy, reward, config, references, PICTURES[options.size], **steps)
+        made = Workload(policy, reward, config, references, PICTURES[options.size], ranks=ranks, **steps)
         made.warm_caches()
         return made
 
-    own = workload()
+    # Without a warm-up the first step is the one that counts.
+    own = workload() if options.repeats else workload(timed_steps=1)
     _measure_all(own.phases(options.phases), options, report, device)
+    if options.iteration:
+        _measure_all([own.whole_iteration()], options, report, device)
     report.ratio_error = own.ratio_error
     if own.ratio_error is not None:
         say(f"ratio error, rollout against training: {own.ratio_error:.2g}")
@@ -203,6 +207,17 @@ def config_of(options: Namespace) -> TrainConfig:
     return make_config(preset_for(recipe, options.policy), merge(changes, parse_settings(options.set)))
 
 
+def join(options: Namespace, config: TrainConfig) -> tuple[torch.device, Ranks]:
+    """This process's device, and the processes beside it. Raises UserError when they cannot share the work."""
+    import torch
+
+    from ..grpo.ranks import Ranks
+
+    device = None if torch.distributed.is_torchelastic_launched() else device_of(options.device)
+    ranks = Ranks(context=config.parallel.context)
+    return device or ranks.device, ranks
+
+
 def device_of(name: str | None) -> torch.device:
     """The device that was asked for, else the one a run would use. Raises UserError when it is missing."""
     import torch
@@ -218,12 +233,40 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
+def _measure_and_print(options: Namespace, config: TrainConfig, device: torch.device, ranks: Ranks) -> int:
+    from ..bench.measure import OUT_OF_MEMORY, is_out_of_memory, release_memory
+    from ..bench.rates import matmul_rates
+    from ..bench.report import Report, machine
+
+    report = Report(options.size, options.policy, options.references, config, machine(device))
+    say(f"{report.machine['device']}, torch {report.machine['torch']}")
+    if ranks.count > 1:
+        say(f"{ranks.count} processes, {config.parallel.context} to each video")
+    say("matrix products")
+    report.rates = matmul_rates(device)
+    say(", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in report.rates.items()))
+    try:
+        measure_ours(options, report, device, ranks)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say("out of memory while the models were made: nothing more is measured of them")
+    for name, folder in options.peers:
+        # Only one program's models at a time.
+        release_memory(device)
+        measure_peer(name, folder, options, report, device)
+    print(markdown_table(report.table()), flush=True)
+    return int(any(row.error and row.error != OUT_OF_MEMORY for row in report.rows))
+
+
 def _measure_all(phases: Sequence[Phase], options: Namespace, report: Report, device: torch.device) -> None:
-    from ..bench.measure import measure
+    from accelerate.utils import gather_object
+
+    from ..bench.measure import measure, slowest
 
     for phase in phases:
         say(phase.name)
-        _add(measure(phase, device, options.repeats), options, report)
+        _add(slowest(gather_object([measure(phase, device, options.repeats)])), options, report)
 
 
 def _add(row: Row, options: Namespace, report: Report) -> None:

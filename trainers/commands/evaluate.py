@@ -73,6 +73,8 @@ def evaluate(run: RunFolder, lora: Path, show: Bar | Lines) -> Evaluated:
     `show` displays the progress.
     """
     config = change_config(run.config(), {"reward": {"device": "same"}})  # one process, on one device
+    if config.memory.plan == "sharded":
+        config = change_config(config, {"memory": {"plan": "auto"}})
     make_folder(run.encodings_folder)
     folder = make_folder(run.path / "evaluation" / lora.stem)
     quiet_libraries()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LEAST_WIDTH = 1024  # of hidden states; the times of smaller models were not measured
 
 
-def check_memory(config: TrainConfig) -> None:
+def check_memory(config: TrainConfig, processes: int = 1) -> None:
     """Raises UserError when the GPU is too small for the run, before anything is loaded or written."""
     from accelerate import PartialState
 
@@ -21,7 +21,7 @@ def check_memory(config: TrainConfig) -> None:
 
     device = PartialState().device
     if device.type == "cuda":
-        plan_memory(config, device, _most_references(config))
+        plan_memory(config, device, _most_references(config), processes)
 
 
 def plan_lines(config: TrainConfig, processes: int = 1) -> Iterator[str]:
@@ -32,18 +32,18 @@ def plan_lines(config: TrainConfig, processes: int = 1) -> Iterator[str]:
     from accelerate import PartialState
 
     from ..grpo.models import available_bytes
-    from ..memory.plan import PLANS, Workload, choose, gib
+    from ..memory.plan import Workload, choose, gib
     from ..memory.sizes import read_sizes
 
     device = PartialState().device
     limited = device.type == "cuda" or config.memory.limit is not None
     available = available_bytes(config, device) if limited else None
-    work = Workload(config, read_sizes(config), _most_references(config))
+    work = Workload(config, read_sizes(config), _most_references(config), processes)
     yield f"GPU memory for the run: {gib(available) if limited else 'unlimited (no GPU, and memory.limit is not set)'}"
-    for name in PLANS:
+    for name in work.plans:
         plan = work.plan(name, available)
         fits = "fits" if plan.fits else "does not fit"
-        yield f"{name:11} {gib(plan.largest.total):>9} in `{plan.largest.name}`: {fits}{_time(work, plan, processes)}"
+        yield f"{name:11} {gib(plan.largest.total):>9} in `{plan.largest.name}`: {fits}{_time(work, plan)}"
     chosen = choose(work, available)
     yield f"\nmemory.plan {config.memory.plan}: {chosen.name}"
     yield from chosen.lines()
@@ -56,12 +56,12 @@ def plan_lines(config: TrainConfig, processes: int = 1) -> Iterator[str]:
     yield f"host memory of each process: {gib(kept)} for the models, {gib(sizes.text_encoder)} while texts are encoded"
 
 
-def _time(work: Workload, plan: MemoryPlan, processes: int) -> str:
+def _time(work: Workload, plan: MemoryPlan) -> str:
     from ..grpo.cost import seconds_per_iteration
 
     if work.sizes.width < LEAST_WIDTH:
         return ""
-    seconds = seconds_per_iteration(work, plan.name, processes)
+    seconds = seconds_per_iteration(work, plan.name)
     return f", about {seconds:.0f} s an iteration on an H100, scoring left out"
 
 

@@ -56,6 +56,7 @@ def main(options: Namespace) -> int:
         return join(options.runs, options.processes, machines)
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
+    check_processes(config, options.processes)
     if options.plan:
         for line in plan_lines(config, options.processes):
             print(line)
@@ -64,9 +65,20 @@ def main(options: Namespace) -> int:
     if config.policy.fp8:
         check_fp8(config)
     if not options.wait:  # what is free now is not what will be free at its turn; it is checked then
-        check_memory(config)
+        check_memory(config, options.processes)
     run = RunFolder.create(options.runs, config, options.name)
     return train_to_end(run, False, options.processes, devices if options.wait else (), machines)
+
+
+def check_processes(config: TrainConfig, processes: int) -> None:
+    """Raises UserError where so many processes cannot share the work as the configuration says."""
+    from ..grpo.ranks import require_context
+
+    require_context(config.parallel.context, processes)
+    if config.memory.plan == "sharded":
+        from ..memory.plan import require_sharding
+
+        require_sharding(config, processes)
 
 
 def check_fp8(config: TrainConfig) -> None:

@@ -98,6 +98,8 @@ def execute(
                 run, resuming, copied = same_run(ranks, run, resuming)
                 config = run.settings()
                 of_policy = run.kind == "policy"
+            if of_policy:
+                ranks.form_groups(config.parallel.context)
             limit_threads(ranks)
             watch = stack.enter_context(watched(ranks, run)) if ranks.count > 1 else None
             stack.enter_context(heartbeat(run, rank=ranks.rank, signs=watch.ages if watch else list))

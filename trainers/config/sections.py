@@ -386,9 +386,11 @@ class CheckpointConfig(Section):
 class MemoryConfig(Section):
     """What of a run's models is on the GPU at the same time. All plans give the same run."""
 
-    plan: Literal["auto", "resident", "phases", "block_swap"] = Field(
+    plan: Literal["auto", "resident", "phases", "sharded", "block_swap"] = Field(
         "auto",
         description="resident: transformer, VAE and reward stay on the GPU; phases: each is there only while it works; "
+        "sharded: as phases, and the transformer's blocks are split over the run's processes, which gather a block "
+        "while it computes (FSDP2); "
         "block_swap: as phases, and of the transformer only two blocks (this sets optim.gradient_checkpointing); "
         "auto: the first of these that fits",
     )
@@ -397,6 +399,18 @@ class MemoryConfig(Section):
         ge=0.1,
         le=1024,
         description="GiB of GPU memory that each process may use; null: what is free at its start",
+    )
+
+
+class ParallelConfig(Section):
+    """How several processes share the work."""
+
+    context: Integer = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that compute each video together, with its tokens split over them, for videos whose "
+        "activations do not fit on one GPU; must divide the number of processes",
     )
 
 
@@ -440,6 +454,7 @@ class TrainConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     memory: MemoryConfig = MemoryConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _ratio_fits_dynamics(self) -> TrainConfig:

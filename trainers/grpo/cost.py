@@ -48,14 +48,15 @@ COPY_RATE = 25e9
 """Bytes a second from pinned host memory over PCIe 4 with 16 lanes."""
 
 
-def seconds_per_iteration(work: Workload, plan: PlanName, processes: int = 1) -> float:
+def seconds_per_iteration(work: Workload, plan: PlanName) -> float:
     """Seconds of an iteration on one H100 for each process, evaluation and scoring left out.
 
     `seconds_per_video`, in proportion to tokens and parameters, and the copies of a memory plan: beside the computation
-    for swapped blocks, between the phases for whole models.
+    for swapped and sharded blocks, between the phases for whole models. Blocks are gathered at the rate of PCIe, too;
+    NVLink has several times that.
     """
     rollout, kind = work.config.rollout, work.sizes.kind
-    videos = rollout.groups * rollout.group_size / processes
+    videos = rollout.groups * rollout.group_size / work.processes
     share = work.tokens() / MEASURED_TOKENS * work.sizes.transformer / work.sizes.item / PARAMETERS[kind]
-    computing, copying = videos * share * seconds_per_video(work.config, kind), work.copied(plan, processes) / COPY_RATE
-    return max(computing, copying) if plan == "block_swap" else computing + copying
+    computing, copying = videos * share * seconds_per_video(work.config, kind), work.copied(plan) / COPY_RATE
+    return max(computing, copying) if plan in ("sharded", "block_swap") else computing + copying

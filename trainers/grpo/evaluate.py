@@ -369,8 +369,9 @@ class Evaluator:
         self, iteration: int, costs: Sequence[int], own: dict[int, Tensor], then: Callable[[], None] = lambda: None
     ) -> None:
         """The main process writes the clips of all, and runs `then` next. `costs`: by which items were shared out."""
-        slices = [rank_slice(costs, rank, self.ranks.count) for rank in range(self.ranks.count)]
-        owners = {place: rank for rank, places in enumerate(slices) for place in places if place < SAMPLES}
+        each, groups = self.ranks.count // self.ranks.groups, self.ranks.groups
+        slices = [rank_slice(costs, group, groups) for group in range(groups)]
+        owners = {place: group * each for group, places in enumerate(slices) for place in places if place < SAMPLES}
         clips = [self.ranks.send_to_main(own.get(place), owners[place]) for place in sorted(owners)]
 
         def write() -> None:

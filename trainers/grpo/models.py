@@ -13,7 +13,7 @@ from torch import nn
 from ..config import TrainConfig
 from ..memory.blocks import BlockSwap
 from ..memory.placement import REWARD, TRANSFORMER, VAE, Placement, move_rest
-from ..memory.plan import GIB, MemoryPlan, Workload, choose
+from ..memory.plan import GIB, MemoryPlan, Workload, choose, require_sharding
 from ..memory.sizes import read_sizes
 from ..policies.base import Policy, VideoSize
 from ..policies.encodings import prune
@@ -32,16 +32,26 @@ class Models:
     placement: Placement
 
 
-def plan_memory(config: TrainConfig, device: torch.device, references: int) -> MemoryPlan:
+def plan_memory(
+    config: TrainConfig,
+    device: torch.device,
+    references: int,
+    processes: int = 1,
+    least: Callable[[int], int] = lambda available: available,
+) -> MemoryPlan:
     """The plan for this device as it is now, before anything is loaded; `references`: the most that an item has.
 
-    Without CUDA nothing is estimated, and `auto` keeps all models where they are. Raises UserError when no plan fits,
-    or not the one that is asked for.
+    `processes`: of the run; `least` makes of the memory available here the least that one of them has. Without CUDA
+    nothing is estimated, and `auto` keeps all models where they are. Raises UserError when no plan fits, or not the one
+    that is asked for.
     """
     if device.type != "cuda":
         name = "resident" if config.memory.plan == "auto" else config.memory.plan
+        if name == "sharded":
+            require_sharding(config, processes)
         return MemoryPlan(name, recompute_all=name == "block_swap")
-    return choose(Workload(config, read_sizes(config), references), available_bytes(config, device))
+    work = Workload(config, read_sizes(config), references, processes)
+    return choose(work, least(available_bytes(config, device)))
 
 
 def available_bytes(config: TrainConfig, device: torch.device) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -22,6 +22,10 @@ from accelerate.utils import (
 from ..config import RewardConfig
 from ..errors import UserError
 from .interrupt import Stopped
+from .lockstep import Lockstep
+
+if TYPE_CHECKING:
+    from ..policies.context import Context
 
 T = TypeVar("T")
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
@@ -62,17 +66,37 @@ def require_trackers(trackers: Sequence[str]) -> None:
         )
 
 
+def require_context(context: int, processes: int) -> None:
+    """Raises UserError when so many processes cannot be divided into groups of `context`."""
+    if processes % context:
+        raise UserError(
+            f"parallel.context is {context}, and {processes} process{'es' * (processes > 1)} cannot be divided into "
+            f"groups of {context}; start a multiple of it with --processes, or set parallel.context to 1"
+        )
+
+
 class Ranks:
-    """The processes of one run, seen from one of them (accelerate's `Accelerator` underneath)."""
+    """The processes of one run, seen from one of them (accelerate's `Accelerator` underneath).
+
+    With `parallel.context` above 1 neighbouring processes form groups: `context` is this process's, else None. The
+    processes of a group have the same slice of all work, and the same results. `lockstep`: set where the policy's
+    passes can only be made by all processes together.
+    """
 
     def __init__(
-        self, timeout_minutes: float = 120.0, trackers: Sequence[str] = (), folder: Path | None = None
+        self,
+        timeout_minutes: float = 120.0,
+        trackers: Sequence[str] = (),
+        folder: Path | None = None,
+        context: int = 1,
     ) -> None:
         """`timeout_minutes`: how long processes wait for each other. `trackers`: accelerate's, which write to `folder`.
+        `context`: processes that compute a video together.
 
-        Raises UserError when the package of a tracker is not installed.
+        Raises UserError when the package of a tracker is not installed, or as `form_groups`.
         """
         require_trackers(trackers)
+        self.lockstep: Lockstep | None = None
         # accelerate joins processes on CPUs only when it is asked for the CPU.
         on_cpus = "WORLD_SIZE" in os.environ and not torch.cuda.is_available()
         self.accelerator = Accelerator(
@@ -82,6 +106,14 @@ class Ranks:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
         )
         self._times = WorkTimes()
+        self.context: Context | None = None
+        self.form_groups(context)
+
+    def form_groups(self, context: int) -> None:
+        """From here on so many processes compute a video together. Raises UserError when they cannot be divided so."""
+        require_context(context, self.count)
+        if context > 1:
+            self.context = self._join_group(context)
 
     def start_trackers(self, run: str, settings: dict) -> None:
         """Open the trackers for a run; its settings go along."""
@@ -137,13 +169,27 @@ class Ranks:
     def count(self) -> int:
         return self.accelerator.num_processes
 
+    @property
+    def groups(self) -> int:
+        """Of processes that work on different videos."""
+        return self.count // (self.context.size if self.context else 1)
+
+    @property
+    def group(self) -> int:
+        """The number of this process's group."""
+        return self.rank * self.groups // self.count
+
     def slice(self, costs: Sequence[int]) -> list[int]:
-        """This process's part of what costs so much each (see `rank_slice`)."""
-        return rank_slice(costs, self.rank, self.count)
+        """The part of this process's group of what costs so much each (see `rank_slice`)."""
+        return rank_slice(costs, self.group, self.groups)
 
     def gather(self, values: Sequence[T]) -> list[T]:
-        """The values of all processes, in order of their ranks."""
-        return gather_object(list(values))
+        """The values of all groups' first processes, in order of their ranks."""
+        return gather_object(list(values) if self.context is None or self.context.rank == 0 else [])
+
+    def least(self, number: int) -> int:
+        """The least of all processes' numbers."""
+        return min(gather_object([number]))
 
     def send_to_main(self, value: T | None, owner: int) -> T | None:
         """The `value` of process `owner` in the main process, None in all others; all of them know who the owner is.
@@ -202,13 +248,20 @@ class Ranks:
         """Run this process's own part of something, and return the values of all processes in order of their ranks.
 
         What ends it in one process ends it in all, so none waits for ever. `work` must not communicate with other
-        processes. Raises what `work` raised; in the other processes Stopped, or UserError with the message of the first
-        process that failed.
+        processes, but for the policy's passes under `lockstep`. Raises what `work` raised; in the other processes
+        Stopped, or UserError with the message of the first process that failed.
         """
-        started = time.perf_counter()
+        started, lockstep = time.perf_counter(), self.lockstep
         try:
+            if lockstep is not None:
+                lockstep.begin()
             values = list(work())
+            if lockstep is not None:
+                lockstep.finish()
         except Exception as error:
+            if lockstep is not None and not lockstep.leave():
+                # The others wait in a pass, until the launcher ends them.
+                raise
             ends, _ = self._meet(started, [], (isinstance(error, Stopped), str(error) or type(error).__name__))
             if isinstance(error, Stopped) and not ends[0][0]:
                 raise UserError(ends[0][1]) from error
@@ -225,7 +278,8 @@ class Ranks:
 
         `started`: when this process began its part; `end`: of this process, unless it got through.
         """
-        met = self.gather([(time.perf_counter() - started, end, values)])
+        counts = self.context is None or self.context.rank == 0  # a group's processes have the same values
+        met = gather_object([(time.perf_counter() - started, end, values if counts else [])])
         seconds = [own for own, _, _ in met]
         self._times = WorkTimes(self._times.mean + sum(seconds) / len(seconds), self._times.slowest + max(seconds))
         return sorted(end for _, end, _ in met if end), [value for _, _, part in met for value in part]
@@ -234,6 +288,15 @@ class Ranks:
         """How long the processes worked in `gather_results` and `on_all_ranks`; counted anew from here."""
         times, self._times = self._times, WorkTimes()
         return times
+
+    def _join_group(self, size: int) -> Context:
+        # It imports diffusers, which a command that only counts processes has no use for.
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from ..policies.context import Context
+
+        mesh = init_device_mesh(self.device.type, (self.count // size, size), mesh_dim_names=("videos", "context"))
+        return Context(mesh["context"].get_group(), self.rank % size, size)
 
 
 def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

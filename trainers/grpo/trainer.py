@@ -39,6 +39,7 @@ from .base_motion import BaseMotion
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
 from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt, Stopped
+from .lockstep import Lockstep
 from .models import encode_items, load_models, plan_memory
 from .plan import Planned, plan_iteration, plan_windows, used_items, video_cost
 from .prepare import prepare
@@ -72,7 +73,7 @@ def train(
     error leaves state `failed` with its message, and the last checkpoint as it was. Raises UserError, before anything
     is written, when a run that has checkpoints is started without `resume`.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or Ranks(context=config.parallel.context)
     if not resume and run.checkpoints():
         raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
     interrupt = Interrupt(run)
@@ -129,6 +130,8 @@ class Trainer:
             config, ranks.device, run.encodings_folder, self._plan(), self._adapt, self._encode, reward_device
         )
         self.policy, self.placement = models.policy, models.placement
+        if self.placement.shards or ranks.context:
+            ranks.lockstep = Lockstep(self.policy.transformer)
         self.rewards = Rewards(config, models.reward, self._sampled_items(), reward_device or ranks.device, self.check)
         files = (config.faces.detector, config.faces.embedder, config.rewards.faces.embedder)
         if ranks.is_main and (note := licence_note(*filter(None, files))):
@@ -169,7 +172,8 @@ class Trainer:
 
     def _plan(self) -> MemoryPlan:
         references = max((len(item.references) for item in (*self.items, *self.held_out)), default=0)
-        plan = plan_memory(self.config, self.ranks.device, references)
+        ranks = self.ranks
+        plan = plan_memory(self.config, ranks.device, references, ranks.count, ranks.least)
         if plan.phases and self.ranks.is_main:
             largest = plan.largest
             self.run.log(
@@ -184,7 +188,7 @@ class Trainer:
         return [self.items[place] for place in used]
 
     def _adapt(self, policy: Policy, config: TrainConfig) -> None:
-        reason = prepare(policy, config, self.ranks.device)
+        reason = prepare(policy, config, self.ranks.device, self.ranks.context)
         self.progress.compiling = set() if reason else {"evaluation", "rollouts", "update"}
         if self.ranks.is_main:
             self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")

@@ -12,6 +12,7 @@ from .beside import run_beside
 from .blocks import BlockSwap
 from .host import Offloaded
 from .plan import GIB, MemoryPlan
+from .shards import shard_blocks
 
 TRANSFORMER, VAE, REWARD = "transformer", "VAE", "reward"
 
@@ -19,11 +20,13 @@ TRANSFORMER, VAE, REWARD = "transformer", "VAE", "reward"
 class Placement:
     """Moves models between phases, as a plan says; without a plan they stay where they are.
 
-    `moves`: whether any does. `peaks`: the most GPU memory that each phase used so far since `take_peaks`, in GiB.
+    `moves`: whether any does. `shards`: whether the transformer's blocks are split over the processes, so that all
+    must make the same passes. `peaks`: the most GPU memory that each phase used so far since `take_peaks`, in GiB.
     """
 
     def __init__(self, plan: MemoryPlan | None = None, device: torch.device | None = None) -> None:
         self.moves = plan is not None and plan.name != "resident"
+        self.shards = plan is not None and plan.name == "sharded"
         self._swaps = plan is not None and plan.name == "block_swap"
         self._device = device or torch.device("cpu")
         self._parts: dict[str, Offloaded] = {}
@@ -31,12 +34,19 @@ class Placement:
         self.peaks: dict[str, float] = {}
 
     def add(self, name: str, model: nn.Module, blocks: Iterable[nn.Module] = ()) -> None:
-        """Take over a model, as it is trained (with its LoRA). `blocks`: those that may be swapped, as they run."""
+        """Take over a model, as it is trained (with its LoRA).
+
+        `blocks`: those that may be swapped or sharded, as they run.
+        """
+        own = list(blocks)
         if not self.moves:
             model.to(self._device)
-        elif self._swaps and (swapped := list(blocks)):
-            BlockSwap(swapped, self._device)
-            move_rest(model, swapped, self._device)
+        elif self._swaps and own:
+            BlockSwap(own, self._device)
+            move_rest(model, own, self._device)
+        elif self.shards and own:
+            move_rest(model, own, self._device)
+            shard_blocks(model, own, self._device)
         else:
             self._parts[name] = Offloaded(model, self._device)
 

@@ -8,6 +8,8 @@ branches of all videos at once, references included), L blocks and V control blo
 - a trained step with gradient checkpointing: T (L + V + 51): the input of every block, and the graph of one;
 - a trained step without: T (L + V) 37.5: the graphs of all blocks. `auto` takes what is free for such graphs, and is
   counted with one;
+- with context parallelism T is this process's part; keys and values of all tokens come on top, gathered and in order (4
+  units of the whole sequence), and in the backward pass their gradients (8);
 - the VAE: 25 KB per pixel of a frame and clip at once to decode, 18 or 6 KB to encode (footprint.py), in float32, less
   for narrower VAEs;
 - scoring: 3 numbers per channel of the feed-forward, and 8 per channel of the states, for each token of the language
@@ -32,13 +34,17 @@ from ..policies.footprint import ENCODED_BYTES_PER_PIXEL, VAE_BYTES_PER_PIXEL, V
 from ..policies.phantom import branch_weights
 from ..policies.vae import VAE_PIXELS
 from ..rewards.geometry import MAX_PIXELS, SIDE, VIDEO_MIN_PIXELS, resized
+from .shards import has_fsdp2
 from .sizes import Sizes
 
 GIB = 2**30
-PlanName = Literal["resident", "phases", "block_swap"]
-PLANS: tuple[PlanName, ...] = ("resident", "phases", "block_swap")
+PlanName = Literal["resident", "phases", "sharded", "block_swap"]
+PLANS: tuple[PlanName, ...] = ("resident", "phases", "sharded", "block_swap")
 """From the fastest to that with the least memory."""
+GATHERED = 3
+"""Whole blocks of a sharded transformer on the device: one computes, one is gathered, one is about to be freed."""
 SAMPLED, CHECKPOINTED, GRAPH = 17.5, 51.0, 37.5
+SAMPLED_KEYS, TRAINED_KEYS = 4, 8
 PATCHES_OF_TOKEN = 4
 SCORED_STEPS, INSTRUCTION_TOKENS = 2, 200  # of the released reward: 4 frames, two to a step
 TEXT_BYTES = GIB // 2
@@ -94,11 +100,21 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Workload:
-    """What runs on one device: the config, sizes of its models, and the largest number of references of an item."""
+    """What runs on one device: the config, sizes of its models, and the largest number of references of an item.
+
+    `processes`: of the run, each on a device of its own.
+    """
 
     config: TrainConfig
     sizes: Sizes
     references: int
+    processes: int = 1
+
+    @property
+    def plans(self) -> list[PlanName]:
+        """Those that can run. FP8 copies of the weights are not sharded."""
+        sharded = self.processes > 1 and not self.config.policy.fp8 and has_fsdp2()
+        return [name for name in PLANS if name != "sharded" or sharded]
 
     def plan(self, name: PlanName, available: int | None) -> MemoryPlan:
         """The named plan with its expected needs, whether it fits or not."""
@@ -106,11 +122,15 @@ class Workload:
         if own:  # the rewards have another GPU
             sizes = replace(sizes, reward=0, rewards=0)
         transformer = sizes.transformer
+        always_there = name in ("sharded", "block_swap")
         if name == "block_swap":
             transformer += 2 * sizes.largest_block - sizes.transformer_blocks
+        elif name == "sharded":
+            part = sizes.transformer_blocks // self.processes
+            transformer += part + GATHERED * sizes.largest_block - sizes.transformer_blocks
         weights = {"transformer": transformer, "VAE": sizes.vae, "reward": sizes.reward}
         always = {"LoRA and optimiser": sizes.lora, "other rewards": sizes.rewards} | (
-            {"transformer": transformer} if name == "block_swap" else {}
+            {"transformer": transformer} if always_there else {}
         )
 
         def parts(*working: str) -> dict[str, int]:
@@ -154,18 +174,21 @@ class Workload:
         frames = 1 + (size.frames - 1) // LATENT_FRAMES + self.references
         return frames * size.height * size.width / LATENT_SIDE**2 / math.prod(self.sizes.patch)
 
-    def copied(self, name: PlanName, processes: int = 1) -> int:
-        """Bytes that one device gets from host memory in an iteration, its evaluation left out."""
+    def copied(self, name: PlanName) -> int:
+        """Bytes that one device gets from host memory or other devices in an iteration, its evaluation left out."""
         sizes, rollout, optim = self.sizes, self.config.rollout, self.config.optim
         if name == "resident":
             return 0
         if name == "phases":
             return 2 * sizes.transformer + sizes.vae + sizes.reward
-        videos = rollout.groups * rollout.group_size / processes
+        videos = rollout.groups * rollout.group_size * self.config.parallel.context / self.processes
         sampled = math.ceil(videos / rollout.micro_batch) * rollout.steps
         # Forward, recomputed, and the base policy for the KL.
         trained = math.ceil(videos / optim.micro_batch) * rollout.window.size * (3 if optim.kl else 2)
-        return (sampled + trained) * sizes.transformer_blocks + sizes.vae + sizes.reward
+        blocks = sizes.transformer_blocks
+        if name == "sharded":
+            blocks -= blocks // self.processes
+        return (sampled + trained) * blocks + sizes.vae + sizes.reward
 
     def _size(self, evaluation: bool) -> VideoSize:
         video = (evaluation and self.config.evaluation.video) or self.config.video
@@ -186,7 +209,13 @@ class Workload:
         return sum(weight != 0 for weight in branch_weights(Guidance(text, image)))
 
     def _sampling(self, evaluation: bool) -> int:
-        return int(self._unit(self._at_once(evaluation), evaluation) * (self.sizes.control_blocks + SAMPLED))
+        units = self._per_process(self.sizes.control_blocks + SAMPLED, SAMPLED_KEYS)
+        return int(self._unit(self._at_once(evaluation), evaluation) * units)
+
+    def _per_process(self, units: float, keys: int) -> float:
+        """Of `units`, what a process has with its part of the tokens, and the keys and values of all."""
+        context = self.config.parallel.context
+        return units / context + keys if context > 1 else units
 
     def _at_once(self, evaluation: bool) -> int:
         """Videos that are sampled, and decoded, together."""
@@ -203,10 +232,10 @@ class Workload:
     def _updating(self, recompute_all: bool) -> int:
         optim, blocks = self.config.optim, self.sizes.blocks + self.sizes.control_blocks
         share = 1.0 if recompute_all else optim.gradient_checkpointing
-        # `auto` keeps the graph of one block at least.
-        kept = 1 if share == "auto" else blocks - int(blocks * share)
+        # `auto` keeps the graph of one block at least, and none where several processes have to choose alike.
+        kept = int(self.config.parallel.context == 1) if share == "auto" else blocks - int(blocks * share)
         units = kept * GRAPH + (blocks - kept + CHECKPOINTED if kept < blocks else 0)
-        return int(self._unit(optim.micro_batch, False) * units)
+        return int(self._unit(optim.micro_batch, False) * self._per_process(units, TRAINED_KEYS))
 
     def _scoring(self, evaluation: bool) -> int:
         size = self._size(evaluation)
@@ -231,16 +260,33 @@ class Workload:
 def choose(work: Workload, available: int | None) -> MemoryPlan:
     """The plan that `memory.plan` names, or the first that fits into `available` bytes (None: no limit).
 
-    Raises UserError when it does not fit, or none does, naming the smallest that would.
+    Raises UserError when it does not fit, or none does, naming the smallest that would, or when it cannot run.
     """
     memory = work.config.memory
-    every = [work.plan(name, available) for name in PLANS]
+    if memory.plan == "sharded":
+        require_sharding(work.config, work.processes)
+    every = [work.plan(name, available) for name in work.plans]
     wanted = [plan for plan in every if memory.plan in ("auto", plan.name)]
     for plan in wanted:
         if plan.fits:
             return plan
     fitting = next((plan for plan in every if plan.fits), None)
     raise UserError(_too_small(wanted[0] if fitting else every[-1], fitting))
+
+
+def require_sharding(config: TrainConfig, processes: int) -> None:
+    """Raises UserError where the plan `sharded` cannot run."""
+    if processes < 2:
+        raise UserError(
+            "memory.plan `sharded` splits the transformer over several processes, and this run has one; start it with "
+            "--processes 2, or set memory.plan to `auto`"
+        )
+    if config.policy.fp8:
+        raise UserError(
+            "policy.fp8 cannot be used with memory.plan `sharded`; set it to false, or memory.plan to `auto`"
+        )
+    if not has_fsdp2():
+        raise UserError("memory.plan `sharded` needs PyTorch 2.7 or newer; update it, or set memory.plan to `auto`")
 
 
 def _too_small(plan: MemoryPlan, fitting: MemoryPlan | None) -> str:

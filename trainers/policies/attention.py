@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
@@ -11,11 +13,16 @@ class CompiledAttention:
     """diffusers' WanAttnProcessor for models without image embeddings, with the same numbers.
 
     Its rotary embedding assigns to no slices, so that the compiler fuses it; uncompiled it is slower.
+    `gather` makes of the keys and values of this process's tokens those of all tokens, where several processes share
+    them.
     """
 
     # Names that diffusers' attention modules set.
     _attention_backend = None
     _parallel_config = None
+
+    def __init__(self, gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> None:
+        self._gather = gather
 
     def __call__(
         self,
@@ -32,6 +39,8 @@ class CompiledAttention:
         value = attn.to_v(source).unflatten(2, (attn.heads, -1))
         if rotary_emb is not None:
             query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
+        if self._gather is not None:
+            key, value = self._gather(key, value)
         out = dispatch_attention_fn(
             query,
             key,

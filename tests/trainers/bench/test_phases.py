@@ -52,3 +52,14 @@ def test_a_trained_step_has_the_gradient_of_a_policy_that_sampled(workload):
     phase.run(Clock(CPU))
     norms = [p.grad.norm() for name, p in workload.update.parameters.items() if ".lora_B." in name]
     assert torch.stack(norms).isfinite().all() and sum(norms) > 0
+
+
+def test_a_whole_iteration_samples_scores_and_updates(workload, monkeypatch):
+    rollout = {"group_size": 2, "groups_per_update": 2, "updates_per_iteration": 1, "steps": 3, "micro_batch": 2}
+    rollout["window"] = {"kind": "random", "size": 1, "last": 2}
+    config = make_config(workload.config.preset, CHANGES | {"rollout": rollout})
+    made = Workload(workload.policy, workload.reward, config)
+    before = {name: p.detach().clone() for name, p in made.update.parameters.items()}
+    row = measure(made.whole_iteration(), CPU, repeats=0)
+    assert (row.name, row.units, len(row.seconds), row.flops) == ("whole iteration", 4, 1, 0.0) and not row.error
+    assert any((p != before[name]).any() for name, p in made.update.parameters.items())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from trainers.bench.iteration import PHASES
-from trainers.bench.measure import Row
+from trainers.bench.measure import Row, slowest
 from trainers.bench.report import Report, number, table_row
 from trainers.config import make_config
 
@@ -79,3 +80,11 @@ def test_json_has_every_repeat_and_the_settings(tmp_path):
 )
 def test_three_digits(value, text):
     assert number(value) == text
+
+
+def test_several_processes_show_the_peak_of_each_and_the_time_of_the_slowest():
+    other = replace(ROW, seconds=[3.0, 3.0, 3.0], peak_bytes=2 * 2**30)
+    cells = table_row(slowest([ROW, other]), {})
+    assert (cells["seconds"], cells["peak GiB"]) == ("3", "3, 2")
+    failed = replace(ROW, seconds=[], error="out of memory")
+    assert slowest([ROW, failed]) == failed

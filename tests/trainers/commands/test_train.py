@@ -55,6 +55,8 @@ def proposed(text: str) -> list[str]:
         (["--set", "evaluation.video.width=96"], "evaluation.video is 96x48, but TinyWorld's videos are 80x48"),
         (["--preset", "paper"], "video is 416x240, but TinyWorld's videos are 80x48"),
         (["--set", "video.height=50"], "use 48 or 64"),
+        (["--set", "parallel.context=2"], "parallel.context is 2, and 1 process cannot be divided"),
+        (["--set", "memory.plan=sharded"], "start it with --processes 2"),
         (["--set", "trackers=[wandb]"], "run `pip install wandb`"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -5,6 +5,7 @@ As a program it imports torch once and then forks a process per line of its stan
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -44,6 +45,7 @@ class Job:
     `fault` happens in the middle of that phase of iteration `iteration` (counted from 0): rollout, update and
     checkpoint are ended by SIGKILL, `interrupt` is a Ctrl-C in the second update, `error` raises in the last process
     only. `file_size`: bytes that a file may have, as on a full disk.
+    `call`: in place of training, the function `module:name` is called with `argument` in every process.
     """
 
     folder: str
@@ -52,6 +54,8 @@ class Job:
     fault: str | None = None
     iteration: int = 1
     file_size: int | None = None
+    call: str | None = None
+    argument: str = ""
 
 
 class Forge:
@@ -81,6 +85,16 @@ class Forge:
         self.start(run, **options)
         return self.wait()
 
+    def call(self, function: str, argument: str, processes: int = 2) -> list[int]:
+        """Call `module:name` in processes that can exchange tensors; their exit codes."""
+        print(
+            json.dumps(asdict(Job("", processes=processes, call=function, argument=argument))),
+            file=self.program.stdin,
+            flush=True,
+        )
+        self.program.stdout.readline()
+        return self.wait()
+
     def close(self) -> None:
         self.program.stdin.close()
         self.program.wait(60)
@@ -91,6 +105,7 @@ def main() -> None:
     import torch
     import transformers
     from peft.tuners import lora
+    from torch.distributed import fsdp
 
     from trainers.grpo import trainer
     from trainers.parity import cases
@@ -105,6 +120,7 @@ def main() -> None:
             identity,
             trainer,
             lora,
+            fsdp,
             phantom,
             vace,
             cases,
@@ -146,19 +162,31 @@ def _child(job: Job, rank: int, port: int, errors: int) -> NoReturn:
             import resource
 
             resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, job.file_size))
-        from trainers.grpo.trainer import train
-        from trainers.runs.folder import RunFolder
-        from trainers.runs.inputs import run_inputs
-
-        if job.fault:
-            _arrange(job.fault, job.iteration, rank == job.processes - 1)
-        run = RunFolder(job.folder)
-        train(run.config(), run, run_inputs(run.config()), job.resume)
+        _call(job) if job.call else _train(job, rank)
         code = 0
     finally:
         if code:
             traceback.print_exc()
         os._exit(code)
+
+
+def _call(job: Job) -> None:
+    import torch
+
+    torch.distributed.init_process_group("gloo")
+    module, _, name = job.call.partition(":")
+    getattr(importlib.import_module(module), name)(job.argument)
+
+
+def _train(job: Job, rank: int) -> None:
+    from trainers.grpo.trainer import train
+    from trainers.runs.folder import RunFolder
+    from trainers.runs.inputs import run_inputs
+
+    if job.fault:
+        _arrange(job.fault, job.iteration, rank == job.processes - 1)
+    run = RunFolder(job.folder)
+    train(run.config(), run, run_inputs(run.config()), job.resume)
 
 
 def _arrange(fault: str, iteration: int, last: bool) -> None:

@@ -27,24 +27,20 @@ from trainers.policies import load
 from trainers.runs.folder import RunFolder
 from trainers.runs.inputs import run_inputs
 
-from .small_run import SMALL, Forge
+from .small_run import SMALL
 
 one_kind = pytest.mark.parametrize("kind", ["vace"], indirect=True)
+# How the processes of a run share the work: each with videos and models of its own, with a part of the transformer,
+# with a part of it and of every video.
+APART = pytest.param({}, id="apart")
+SHARDED = pytest.param({"memory": {"plan": "sharded"}}, id="sharded")
+TOGETHER = pytest.param({"memory": {"plan": "sharded"}, "parallel": {"context": 2}}, id="together")
 EXPORTED = (".safetensors", ".webp")  # a LoRA and its preview
 FLOAT_ERROR = 2e-5  # of weights that an iteration moves by about the learning rate, 2e-3
 
 
 def merged(base: dict, changes: dict) -> dict:
     return base | {k: merged(base.get(k, {}), v) if isinstance(v, dict) else v for k, v in changes.items()}
-
-
-@pytest.fixture(scope="module")
-def forge(tmp_path_factory):
-    if os.name != "posix":
-        pytest.skip("processes are forked")
-    forge = Forge(tmp_path_factory.mktemp("forge"))
-    yield forge
-    forge.close()
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +250,9 @@ def test_micro_batches_change_nothing(finished, reference_run, rollout, update):
         assert row["reward_mean"] == pytest.approx(expected["reward_mean"], abs=1e-3)
 
 
-def test_two_processes_do_what_one_does(forge, reference_run, small_config, tmp_path):
-    run = RunFolder.create(tmp_path, small_config())
+@pytest.mark.parametrize("changes", [APART, TOGETHER])
+def test_two_processes_do_what_one_does(forge, reference_run, small_config, tmp_path, changes):
+    run = RunFolder.create(tmp_path, small_config(**changes))
     assert forge.run(run, processes=2) == [0, 0], forge.errors.read_text()[-3000:]
     assert distance(weights(run), weights(reference_run)) < FLOAT_ERROR
     for kind in ("train", "evaluation"):
@@ -265,17 +262,19 @@ def test_two_processes_do_what_one_does(forge, reference_run, small_config, tmp_
 
 
 @one_kind
-def test_processes_without_work_keep_step(forge, finished, small_config, tmp_path):
+@pytest.mark.parametrize("changes", [APART, SHARDED])
+def test_processes_without_work_keep_step(forge, finished, small_config, tmp_path, changes):
     """Three processes for two rollouts and two held-out items: one has nothing to add and must still take part."""
-    changes = {"iterations": 1, "optim": {"kl": 0.0}, "rollout": {"groups_per_update": 1}}
-    run = RunFolder.create(tmp_path, small_config(**changes))
+    few = {"iterations": 1, "optim": {"kl": 0.0}, "rollout": {"groups_per_update": 1}}
+    run = RunFolder.create(tmp_path, small_config(**few, **changes))
     assert forge.run(run, processes=3) == [0, 0, 0], forge.errors.read_text()[-3000:]
-    assert distance(weights(run), weights(finished(**changes))) < FLOAT_ERROR
+    assert distance(weights(run), weights(finished(**few))) < FLOAT_ERROR
 
 
 @one_kind
-def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, tmp_path):
-    run = RunFolder.create(tmp_path, small_config())
+@pytest.mark.parametrize("changes", [APART, TOGETHER])
+def test_an_error_in_one_process_ends_all_with_its_message(forge, small_config, tmp_path, changes):
+    run = RunFolder.create(tmp_path, small_config(**changes))
     assert forge.run(run, processes=2, fault="error", iteration=0) == [1, 1]
     assert (run.status().state, run.status().last_error) == ("failed", "a fault of the last process")
 

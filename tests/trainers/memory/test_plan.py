@@ -9,7 +9,7 @@ import pytest
 from trainers.config import make_config
 from trainers.config.presets import merge
 from trainers.errors import UserError
-from trainers.memory.plan import GIB, PLANS, Workload, choose
+from trainers.memory.plan import GATHERED, GIB, Workload, choose
 from trainers.memory.sizes import Sizes
 
 # VACE-1.3B in bfloat16 with a LoRA of rank 32, UMT5-XXL and Qwen2.5-VL-3B.
@@ -42,8 +42,8 @@ FOUR_AT_ONCE = {
 }
 
 
-def workload(preset: str = "fast", sizes: Sizes = VACE, **changes) -> Workload:
-    return Workload(make_config(preset, merge(FOUR_AT_ONCE, changes)), sizes, 2)
+def workload(preset: str = "fast", sizes: Sizes = VACE, processes: int = 1, **changes) -> Workload:
+    return Workload(make_config(preset, merge(FOUR_AT_ONCE, changes)), sizes, 2, processes)
 
 
 def needs(work: Workload, plan: str = "resident", available: float | None = None) -> dict[str, float]:
@@ -88,11 +88,42 @@ def test_automatic_recomputing_becomes_recomputing_all_where_a_graph_does_not_fi
 
 
 def test_every_plan_needs_less_than_the_one_before():
-    peaks = [workload().plan(name, None).largest.total for name in PLANS]
+    plans = workload().plans
+    peaks = [workload().plan(name, None).largest.total for name in plans]
     assert peaks == sorted(peaks, reverse=True)
-    updates = [needs(workload(), name)["update"] for name in PLANS]
+    updates = [needs(workload(), name)["update"] for name in plans]
     assert updates[0] - updates[1] == pytest.approx((VACE.vae + VACE.reward) / GIB)
     assert updates[1] - updates[2] == pytest.approx((VACE.transformer_blocks - 2 * VACE.largest_block) / GIB, rel=1e-6)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_sharded_blocks_are_a_part_of_each_and_the_few_that_are_gathered(processes):
+    work = workload(processes=processes)
+    saved = needs(work, "phases")["update"] - needs(work, "sharded")["update"]
+    held = VACE.transformer_blocks / processes + GATHERED * VACE.largest_block
+    assert saved == pytest.approx((VACE.transformer_blocks - held) / GIB, rel=1e-6)
+    assert work.copied("sharded") < work.copied("block_swap")
+
+
+def test_auto_shards_before_it_swaps_where_there_are_several_processes():
+    wide = replace(VACE, transformer=10 * VACE.transformer, transformer_blocks=10 * VACE.transformer_blocks)
+    assert choose(workload(sizes=wide, processes=2), 40 * GIB).name == "sharded"
+    assert choose(workload(sizes=wide), 40 * GIB).name == "block_swap"
+
+
+@pytest.mark.parametrize("processes, fp8, sentence", [(1, False, "--processes 2"), (2, True, "policy.fp8")])
+def test_sharding_is_refused_where_it_cannot_run(processes, fp8, sentence):
+    work = workload(processes=processes, memory={"plan": "sharded"}, policy={"fp8": fp8})
+    with pytest.raises(UserError, match=sentence):
+        choose(work, None)
+
+
+def test_processes_that_share_a_video_need_less_for_each():
+    apart, together = (workload(processes=2, parallel={"context": size}).plan("phases", None) for size in (1, 2))
+    for name in ("sample", "update"):
+        alone, shared = (next(p.working for p in plan.phases if p.name == name) for plan in (apart, together))
+        assert 0.5 < shared / alone < 0.8
+    assert workload(processes=2, parallel={"context": 2}).copied("sharded") > workload(processes=2).copied("sharded")
 
 
 @pytest.mark.parametrize("available, plan", [(80, "resident"), (24, "resident"), (16, "phases"), (12, "block_swap")])
