@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -90,9 +91,7 @@ def test_until_there_are_votes_enough_it_counts_them(train, votes, started):
     assert blocked(found.args[0]) and "10 of 11 pairs have votes" in found.args[1] and not started
 
 
-def test_the_reward_of_a_run_is_offered_once_it_is_trained(train, votes, started, pack, repository):
-    import shutil
-
+def test_the_reward_of_a_run_is_offered_once_it_is_trained(train, votes, started, repository):
     train()
     (run,) = started
     choice = f"{run.id}: best"
@@ -102,6 +101,16 @@ def test_the_reward_of_a_run_is_offered_once_it_is_trained(train, votes, started
     assert train().args[0] == choice and len(started) == 1
     assert ours("nodes.folders").reward_source(choice) == str(run.reward_folder)
     assert choice not in ours("nodes.folders").lora_choices() and run.id not in ours("nodes.folders").run_choices()
+
+
+def test_the_editor_queues_again_at_the_end_of_a_run_that_trains(train, votes, started, monkeypatch):
+    # Signed with this process: it is alive.
+    monkeypatch.setattr(
+        ours("trainers.runs.starting").launcher, "start", lambda run, **_: run.set_status(state="running")
+    )
+    found = train(queue_again="at the end")
+    assert blocked(found.args[0]) and found.ui["queue_again"] == ("at the end",)
+    assert "queue_again" not in train(queue_again="no").ui
 
 
 def test_a_new_vote_changes_the_fingerprint_and_a_new_pair_does_not(pack, votes):
