@@ -10,7 +10,7 @@ from ..trainers.faces.text import headline_text, notes
 from .face_networks import face_networks_input
 from .faces import FPS, find, fps_input, number, on_networks, report_videos
 from .inputs import require_range
-from .pictures import to_image, to_pixels, to_references
+from .pictures import to_image, to_pixels, to_references, to_video
 from .samplers import SEED, Sampler, sample, sampler_inputs, scale_input, shift_input
 from .types import FaceFiles, LazyPolicy
 
@@ -60,6 +60,7 @@ class SampleUntilRight(Sampler):
                 io.Int.Output("used_seed", tooltip="The seed that it was sampled with."),
                 io.Float.Output("score", tooltip="The score of its face report, 0 to 1; -1 when it cannot be judged."),
                 io.Image.Output("picture", tooltip="Who is who in it."),
+                io.Video.Output("video", tooltip="The video at `fps` frames per second, for Save Video."),
             ],
             is_output_node=True,
         )
@@ -101,7 +102,7 @@ class SampleUntilRight(Sampler):
         board = to_image(face_board(to_pixels(images).numpy(), found, f"seed {used}"))
         numbers = {"seed": used, "tries": len(tries), **found.numbers()}
         shown = ui.PreviewImage(board, cls=cls).as_dict() | {"text": ("\n".join(lines),), "identity_grpo": (numbers,)}
-        return io.NodeOutput(images, latent, used, number(found.headline), board, ui=shown)
+        return io.NodeOutput(images, latent, used, number(found.headline), board, to_video(images, fps), ui=shown)
 
 
 NODES = [SampleUntilRight]

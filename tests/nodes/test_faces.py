@@ -160,8 +160,9 @@ def videos(pack, monkeypatch, right, wrong):
 
 
 def test_it_ends_at_the_first_right_video(run_node, policy, videos, right, references):
-    given = {"policy": policy, "references": references, "seed": 5, "max_tries": 4, **TINY}
-    images, latent, seed, score, picture = run_node("IdentityGRPOSampleUntilRight", **given)
+    given = {"policy": policy, "references": references, "seed": 5, "max_tries": 4, "fps": 12.0, **TINY}
+    images, latent, seed, score, picture, video = run_node("IdentityGRPOSampleUntilRight", **given)
+    assert video.get_components().frame_rate == 12 and torch.equal(video.get_components().images, right)
     assert videos == [5, 6] and seed == 6 and torch.equal(images, right)
     assert latent["samples"].item() == 6 and score > 0.9 and picture.ndim == 4
 
@@ -178,7 +179,7 @@ def test_without_success_the_best_is_given_and_named_so(node_output, policy, vid
 def test_it_samples_with_the_model(run_node, policy, references):
     """TinyWorld draws its people: no face is seen, and the first of equal videos is kept."""
     given = {"policy": policy, "references": references, "seed": 1, "max_tries": 1, **TINY}
-    images, _, seed, score, _ = run_node("IdentityGRPOSampleUntilRight", **given)
+    images, _, seed, score, *_ = run_node("IdentityGRPOSampleUntilRight", **given)
     assert images.shape == (5, 48, 80, 3) and seed == 1 and score == 0
 
 
