@@ -119,8 +119,8 @@ def rows(run: RunFolder, kind: str) -> list[dict]:
 
 
 def told(run: RunFolder, kind: str) -> list[dict]:
-    """The rows without what only a clock says."""
-    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows(run, kind)]
+    """The numbers of the rows without what only a clock says."""
+    return [{k: v for k, v in row.items() if v is not None and not k.startswith("seconds")} for row in rows(run, kind)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
