@@ -45,7 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # velocity as much per update. `paper` runs as long as costs what 40 iterations of `fast` cost at real size.
     "fast": {"optim": {"learning_rate": 7.5e-4, "kl": 0.0}},
     "paper": {
-        "iterations": 4,
+        "iterations": 3,
         "rollout": {
             "dynamics": "flow_sde",
             "updates_per_iteration": 2,
