@@ -174,7 +174,10 @@ def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Ro
 
 
 def slowest(rows: Sequence[Row]) -> Row:
-    """One phase as several processes have measured it at the same time, in order of their ranks."""
+    """One phase as several processes have measured it at the same time, in order of their ranks.
+
+    The operations are those of one process.
+    """
     first = next((row for row in rows if row.error), rows[0])
     if len(rows) == 1 or first.error:
         return first
