@@ -17,23 +17,20 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 
 
-TOGETHER = {
+GROUPS = {
     "tests/e2e/test_nodes_there.py": None,
     "tests/e2e/test_graphs.py": None,
     "tests/e2e/": "comfyui",
     "tests/nodes/test_workflow.py": "workflow",
     "tests/nodes/test_runs.py": "workflow",
-    "tests/test_readme.py": "readme",
-    "tests/test_packaging.py": "packaging",
-    "tests/trainers/commands/test_demo.py": "demo",
-    "tests/trainers/commands/test_reward.py": "reward",
-    "tests/trainers/grpo/test_trainer.py": "trainer",
-    "tests/trainers/runs/test_faults.py": "faults",
-    "tests/trainers/tinyworld/test_oracle.py": "oracle",
+    "tests/trainers/commands/test_train.py": None,
+    "tests/trainers/runs/test_launcher.py": None,
+    "tests/trainers/runs/test_queue.py": None,
 }
-"""Groups of tests that one worker runs, because they share a server, a run, a wheel or what else takes seconds to make.
+"""Tests that one worker runs, because they share what takes seconds to make: by default those of a file.
 
-Keys are how ids begin; the first match counts.
+Keys are how ids begin; the first match counts. Some files share a server or a run. None: tests that take long and share
+nothing; each goes to the next worker that is free. The groups of most tests are run first.
 """
 
 SKIPPED = pytest.StashKey[Counter]()
@@ -61,7 +58,10 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), None) or nodeid
+            for start, group in GROUPS.items():
+                if nodeid.startswith(start):
+                    return group or nodeid
+            return nodeid.partition("::")[0]
 
     return Scheduling(config, log)
 

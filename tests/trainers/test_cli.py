@@ -45,6 +45,15 @@ def test_light_answers_need_no_torch(repository, tmp_path, arguments):
     assert done.returncode == 0, done.stderr
 
 
+def test_no_command_imports_torch_to_explain_its_arguments(repository, tmp_path):
+    program = (
+        f"import sys; sys.path.insert(0, {str(repository)!r}); from trainers.cli import COMMANDS, make_parser\n"
+        "for name in COMMANDS: make_parser([name]); assert 'torch' not in sys.modules, name"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_wrong_path_is_refused_before_torch_is_imported(repository, tmp_path):
     run = RunFolder.create(tmp_path / "runs", make_config("tiny"), "a")
     (run.path / "evaluation").rmdir()

@@ -19,7 +19,6 @@ from ..config import PolicyKind, TrainConfig, make_config, parse_yaml, preset_fo
 from ..config.presets import merge
 from ..errors import UserError
 from ..files import write_atomic
-from ..grpo.cost import seconds_per_video
 from ..grpo.intervals import Interval, difference, relative_gain
 from ..runs.batch import RunBatch
 from .numbers import number_between
@@ -286,6 +285,8 @@ def summarise(
     policy: PolicyKind,
 ) -> Row:
     """One row over the training seeds of a recipe, or of its controls."""
+    from ..grpo.cost import seconds_per_video  # imports torch and diffusers
+
     jobs = [job for job, at in found if (job.recipe, job.control, at) == (recipe, control, iteration)]
     after = {name: np.stack([found[job, iteration][name] for job in jobs]) for name in before}
     # A recipe that stands for a preset costs what the preset costs.

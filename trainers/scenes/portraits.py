@@ -6,13 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..errors import UserError
-from ..faces.calibration import JUDGEABLE
-from ..faces.detect import detect
-from ..faces.embed import can_judge
-from ..faces.weights import release_networks
 from ..pictures.reading import read_pixels
 from .texts import read_text
 
@@ -69,6 +63,8 @@ def check_portraits(people: Sequence[Person], progress: Callable[[], None] = lam
 
     `progress` is called before every picture and may raise to stop.
     """
+    from ..faces.weights import release_networks
+
     problems = []
     try:
         for portrait in (portrait for person in people for portrait in person.portraits):
@@ -88,6 +84,12 @@ def check_portraits(people: Sequence[Person], progress: Callable[[], None] = lam
 
 
 def _problem(portrait: Path) -> str:
+    import torch
+
+    from ..faces.calibration import JUDGEABLE
+    from ..faces.detect import detect
+    from ..faces.embed import can_judge
+
     faces = detect(torch.from_numpy(read_pixels(portrait).copy())[None])
     if not len(faces):
         return "shows no face"

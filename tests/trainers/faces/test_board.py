@@ -12,7 +12,7 @@ from trainers.faces.report import report
 
 @pytest.fixture(scope="module")
 def case(portraits, scene):
-    clip = np.stack([scene(("collins", 30, 40, 140), ("hopper", 240, 40, 140))] * 3)
+    clip = np.stack([scene(("collins", 30, 40, 140), ("hopper", 240, 40, 140))] * 2)
     torch.set_num_threads(1)
     return clip, report(torch.from_numpy(clip), [portraits["collins"], portraits["obama"]], 3.0)
 

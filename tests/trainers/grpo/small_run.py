@@ -5,6 +5,7 @@ As a program it imports torch once and then forks a process per line of its stan
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -112,6 +113,8 @@ def main() -> None:
     from trainers.pictures import clips
     from trainers.policies import phantom, vace
     from trainers.rewards import identity
+    from trainers.runs.folder import RunFolder
+    from trainers.runs.inputs import run_inputs
 
     # What is here already no child has to import again.
     assert all(
@@ -133,18 +136,24 @@ def main() -> None:
         )
     )
     torch.set_num_threads(1)
+    gc.freeze()  # a collection of garbage in a child would copy the memory of all these modules
+    inputs = {}
     with open(sys.argv[1], "ab", buffering=0) as errors:
         for line in sys.stdin:
             job = Job(**json.loads(line))
+            config = None if job.call else RunFolder(job.folder).config()
+            if config and config.prompts not in inputs:
+                inputs[config.prompts] = run_inputs(config)  # looks for faces, once
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
-            children = [os.fork() or _child(job, rank, port, errors.fileno()) for rank in range(job.processes)]
+            given = (config, inputs[config.prompts] if config else None)
+            children = [os.fork() or _child(job, rank, port, errors.fileno(), *given) for rank in range(job.processes)]
             print(json.dumps(children[0]), flush=True)
             print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 
 
-def _child(job: Job, rank: int, port: int, errors: int) -> NoReturn:
+def _child(job: Job, rank: int, port: int, errors: int, config: Any, inputs: Any) -> NoReturn:
     os.dup2(errors, 1)
     os.dup2(errors, 2)
     code = 1
@@ -162,7 +171,7 @@ def _child(job: Job, rank: int, port: int, errors: int) -> NoReturn:
             import resource
 
             resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_size, job.file_size))
-        _call(job) if job.call else _train(job, rank)
+        _call(job) if job.call else _train(job, rank, config, inputs)
         code = 0
     finally:
         if code:
@@ -178,15 +187,13 @@ def _call(job: Job) -> None:
     getattr(importlib.import_module(module), name)(job.argument)
 
 
-def _train(job: Job, rank: int) -> None:
+def _train(job: Job, rank: int, config: Any, inputs: Any) -> None:
     from trainers.grpo.trainer import train
     from trainers.runs.folder import RunFolder
-    from trainers.runs.inputs import run_inputs
 
     if job.fault:
         _arrange(job.fault, job.iteration, rank == job.processes - 1)
-    run = RunFolder(job.folder)
-    train(run.config(), run, run_inputs(run.config()), job.resume)
+    train(config, RunFolder(job.folder), inputs, job.resume)
 
 
 def _arrange(fault: str, iteration: int, last: bool) -> None:

@@ -52,7 +52,7 @@ def assert_equal(found, expected):
 
 
 @given(loras())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_native_files_hold_everything(tmp_path_factory, lora):
     path = tmp_path_factory.mktemp("native") / "a.safetensors"
     write_native(lora, path)
@@ -63,7 +63,7 @@ def test_native_files_hold_everything(tmp_path_factory, lora):
 
 @pytest.mark.parametrize("write", [write_peft, write_diffusers])
 @given(loras())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_folders_hold_everything(tmp_path_factory, write, lora):
     folder = tmp_path_factory.mktemp("lora") / "a"
     write(lora, folder)
@@ -75,7 +75,7 @@ def test_folders_hold_everything(tmp_path_factory, write, lora):
 
 
 @given(loras(), st.floats(-2, 2, width=32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_merged_delta_is_strength_alpha_over_rank_b_a(lora, strength):
     for name, (down, up) in lora.modules.items():
         expected = (

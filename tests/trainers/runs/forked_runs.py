@@ -15,7 +15,7 @@ from pathlib import Path
 from trainers.runs.folder import RunFolder
 
 PROGRAM = """
-import json, os, signal, sys, time, traceback
+import gc, json, os, signal, sys, time, traceback
 from pathlib import Path
 import torch, accelerate, peft, matplotlib.pyplot
 import trainers.commands.work, trainers.faces.judge, trainers.grpo.trainer, trainers.pictures.curves
@@ -49,6 +49,7 @@ def collect(*_):
         pass
 
 signal.signal(signal.SIGCHLD, collect)
+gc.freeze()
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)

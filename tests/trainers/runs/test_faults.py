@@ -168,11 +168,11 @@ def test_a_killed_run_continues_with_the_same_numbers(forks, make, expected, ite
 def test_a_suspended_run_is_hung_at_once_and_saves_when_it_is_stopped(forks, make):
     run = make(iterations=500, checkpoint={"every": 1000}, evaluation=SMALL["evaluation"] | {"every": 1000})
     pid = forks.start(run)
-    reaches(run, 2, "rollouts")
+    reaches(run, 1, "rollouts")
     os.kill(pid, signal.SIGSTOP)
     assert "is suspended" in becomes(run, "hung").message
     assert launcher.stop(run) == "stopped"
-    assert "force" not in run.status().message and int(run.checkpoints()[-1].name) >= 2
+    assert "force" not in run.status().message and int(run.checkpoints()[-1].name) >= 1
 
 
 def test_a_number_that_another_process_has_now_does_not_keep_a_run_alive(forks, make):
@@ -211,20 +211,19 @@ def with_pid(pid: int) -> subprocess.Popen:
 # --- what is on the disk ---------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_checkpoint_is_reported_at_once_and_the_one_before_is_taken(forks, make, expected):
-    run = make()
+def test_a_damaged_checkpoint_is_reported_at_once_and_the_one_before_is_taken(forks, make):
+    """What follows from that one: tests/trainers/grpo/test_trainer.py."""
+    run = make(iterations=500)
     forks.start(run)
     reaches(run, 2, "evaluation")
     kill(run)
     damaged = run.checkpoints()[-1]
     file = damaged / "lora.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
-    pid = forks.start(run, resume=True)
+    forks.start(run, resume=True)
     status = reaches(run, int(damaged.name) - 1, "rollouts")
     assert f"{damaged.name} is damaged: lora.safetensors is not what was written" in status.message
     assert f"Resumed from iteration {int(damaged.name) - 1}" in status.message
-    ends(run, pid)
-    assert numbers(run) == expected
     assert damaged.with_name(f"{damaged.name}.damaged").is_dir() and "is damaged" in run.log_tail()
 
 

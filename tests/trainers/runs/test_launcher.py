@@ -22,6 +22,7 @@ from trainers.runs.registry import refresh
 
 SMALL = {
     "iterations": 1,
+    "video": {"height": 16, "width": 16, "frames": 5},
     "rollout": {
         "steps": 3,
         "group_size": 2,
@@ -170,9 +171,10 @@ def test_a_child_that_dies_at_its_start_is_a_failed_run_with_its_words(tmp_path,
 
 
 def test_a_killed_child_is_a_failed_run_and_leaves_no_zombie(tmp_path, small_models):
-    run = make(tmp_path, small_models, iterations=500)
+    """Killed as soon as it has started: what is done about it is the same as in the middle of the training."""
+    run = make(tmp_path, small_models)
     child = start(run)
-    status = wait_for(run, "running")
+    status = run.status()
     os.killpg(child.pid, signal.SIGKILL)
     until = time.monotonic() + 10
     while alive(status.pid, status.pid_started) and time.monotonic() < until:
