@@ -58,7 +58,7 @@ export const sample = (run) => attempt(t("Sample now"), () => server.act(run.id,
 export const resume = (run) => attempt(t("Resume"), () => server.act(run.id, "resume", { wait: true }));
 
 // `to`: first, up, down, last or a place, among the runs that wait for the same device.
-export const move = (run, to) => attempt(t("Move in the queue"), () => server.act(run.id, "move", { to }), true);
+export const move = (run, to, news = true) => attempt(t("Move in the queue"), () => server.act(run.id, "move", { to }), news);
 
 export const keepFile = (run, iteration, kept) => attempt(t("Keep"), () => server.act(run.id, "keep", { iteration, kept }));
 

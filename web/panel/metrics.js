@@ -5,12 +5,13 @@ const POINTS = 360;
 const MOST = 4000; // rows kept of a run: read thinned again when there are more
 
 const known = new Map(); // run -> { rows, last, size }
-const reading = new Map(); // run -> promise of its rows: several that ask at once share one request
+const reading = new Map(); // run and size -> promise of its rows: several that ask at once share one request
 
 // All rows that are known, after those that were added since. Read anew when the run went back to a checkpoint.
 export function metricsOf(run) {
-  if (!reading.has(run.id)) reading.set(run.id, readMore(run).finally(() => reading.delete(run.id)));
-  return reading.get(run.id);
+  const key = `${run.id} ${run.size}`;
+  if (!reading.has(key)) reading.set(key, readMore(run).finally(() => reading.delete(key)));
+  return reading.get(key);
 }
 
 async function readMore(run) {

@@ -9,8 +9,9 @@ const same = (a, b) => (a.gpus ?? []).join() === (b.gpus ?? []).join();
 export function draggable(box, runOf) {
   const fits = () => dragged && dragged.box !== box && can.move(runOf()) && same(dragged.run, runOf());
   const mark = (on) => {
-    box.classList.toggle("igrpo-drop-before", on && dragged.run.place > runOf().place);
-    box.classList.toggle("igrpo-drop-after", on && dragged.run.place < runOf().place);
+    const below = on && box.compareDocumentPosition(dragged.box) & Node.DOCUMENT_POSITION_PRECEDING;
+    box.classList.toggle("igrpo-drop-before", on && !below);
+    box.classList.toggle("igrpo-drop-after", Boolean(below));
   };
   box.addEventListener("dragstart", (event) => {
     if (!can.move(runOf())) return event.preventDefault();
@@ -29,12 +30,12 @@ export function draggable(box, runOf) {
     event.dataTransfer.dropEffect = "move";
     mark(true);
   });
-  box.addEventListener("dragleave", () => mark(false));
+  box.addEventListener("dragleave", (event) => box.contains(event.relatedTarget) || mark(false));
   box.addEventListener("drop", (event) => {
     if (!fits()) return;
     event.preventDefault();
     event.stopPropagation();
     mark(false);
-    move(dragged.run, runOf().place);
+    move(dragged.run, runOf().place, false);
   });
 }

@@ -86,8 +86,9 @@ function announce(changed, deleted) {
   }
 }
 
-// A run that an action of this page returned: shown before the server pushes it.
+// A run that an action of this page returned: shown before the server pushes it, unless it has pushed a later state.
 export function put(run) {
+  if (runs.get(run.id)?.updated > run.updated) return;
   const fresh = !runs.has(run.id);
   runs.set(run.id, run);
   announce([run], []);
