@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import closing
@@ -14,7 +13,7 @@ from ..runs.process_group import note_failure, run_processes
 from ..runs.queue import wait_turn
 from .options import add_machines, machines_from
 from .progress import Lines
-from .training import execute, log_to, print_now
+from .training import execute, print_now
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -48,7 +47,7 @@ def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
     if options.processes == machines.count == 1:
         return _train(run, options.resume, share_devices)
     command = launcher.command(run, options.resume, share_devices=share_devices)
-    failure = run_processes(command, options.processes, machines)
+    failure = run_processes(command, options.processes, machines, log=run.rank_log)
     if failure is None:
         return 0
     print_now(str(failure))
@@ -57,9 +56,6 @@ def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
 
 
 def _train(run: RunFolder | Path, resume: bool, share_devices: bool) -> int:
-    rank = int(os.environ.get("RANK", "0"))
-    if rank and isinstance(run, RunFolder):
-        log_to(run, rank)
     with closing(Lines(notes=False)) as show:
         result = execute(run, resume, show, share_devices)
     print_now(f"{result.state} at iteration {result.iteration}")

@@ -98,7 +98,7 @@ class Ranks:
         require_trackers(trackers)
         self.lockstep: Lockstep | None = None
         # accelerate joins processes on CPUs only when it is asked for the CPU.
-        on_cpus = "WORLD_SIZE" in os.environ and not torch.cuda.is_available()
+        on_cpus = "LOCAL_WORLD_SIZE" in os.environ and not torch.cuda.is_available()
         self.accelerator = Accelerator(
             cpu=on_cpus,
             log_with=list(trackers) or None,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .folder import RunFolder
 
@@ -56,9 +58,16 @@ class Failure:
 
 
 def run_processes(
-    command: Sequence[str], count: int, machines: Machines, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    count: int,
+    machines: Machines,
+    environment: Mapping[str, str] | None = None,
+    log: Callable[[int], Path] | None = None,
 ) -> Failure | None:
     """Run the command in `count` processes to their end, with the environment that torch's process groups read.
+
+    `log`: the file that a process writes to, by its rank; process 0, and without `log` all of them, write where this
+    one does.
 
     When one fails the others get `ANOTHER_ENDED`, and are killed after `GRACE_SECONDS`; returns which was the first.
     SIGTERM, a stop, is passed to all of them; Ctrl-C reaches them without that.
@@ -84,8 +93,14 @@ def run_processes(
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for place in range(count):
-            own = {"RANK": str(first + place), "LOCAL_RANK": str(place)}
-            children.append(subprocess.Popen(command, env={**(environment or os.environ), **shared, **own}))
+            rank = first + place
+            own = {"RANK": str(rank), "LOCAL_RANK": str(place)}
+            with open(log(rank), "ab") if log and rank else contextlib.nullcontext() as file:
+                children.append(
+                    subprocess.Popen(
+                        command, env={**(environment or os.environ), **shared, **own}, stdout=file, stderr=file
+                    )
+                )
         while True:
             ended = {first + place: status for place, child in enumerate(children) if (status := child.poll())}
             if asked:  # one that was still loading has no handler yet

@@ -48,6 +48,12 @@ def test_a_process_that_waits_for_the_dead_is_killed(monkeypatch):
     assert time.monotonic() - started < 60
 
 
+def test_each_process_but_the_first_writes_to_a_log_of_its_own(tmp_path, capfd):
+    assert run_processes(python("print('I am', rank)"), 2, ALONE, log=lambda rank: tmp_path / f"{rank}.txt") is None
+    assert capfd.readouterr().out == "I am 0\n"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"1.txt": "I am 1\n"}
+
+
 @pytest.fixture
 def run(tmp_path) -> RunFolder:
     run = RunFolder.create(tmp_path, make_config("tiny"), "a")
