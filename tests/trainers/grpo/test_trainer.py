@@ -27,7 +27,7 @@ from trainers.policies import load
 from trainers.runs.folder import RunFolder
 from trainers.runs.inputs import RunInputs, run_inputs
 
-from .small_run import SMALL
+from .small_run import SMALL, Forge
 
 one_kind = pytest.mark.parametrize("kind", ["vace"], indirect=True)
 # How the processes of a run share the work: each with videos and models of its own, with a part of the transformer,
