@@ -21,7 +21,12 @@ FILES = re.compile(
     r"|'NoneType' object has no attribute 'endswith'"  # core's error when no picture is chosen
 )
 SECONDS = 240
-WITHOUT_FILES = ("01_train_and_compare_in_miniature", "04_score_my_clips.app")
+WITHOUT_FILES = (
+    "01_train_and_compare_in_miniature",
+    "04_score_my_clips.app",
+    "10_who_is_who_in_a_clip",
+    "11_keep_the_best_clip",
+)
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
@@ -83,3 +88,18 @@ def test_two_clips_are_compared_without_any_file(comfyui, object_info):
     assert result.status == "success", result.error
     (compare,) = (name for name, content in graph.items() if content["class_type"] == "IdentityGRPOCompare")
     assert "%" in result.outputs[compare]["text"][0]
+
+
+def test_the_stranger_of_the_example_clip_is_seen(comfyui, object_info):
+    """In the six frames about the moment at which a stranger takes a person's place."""
+    workflow = next(w for w in WORKFLOWS if w.stem == WITHOUT_FILES[2])
+    graph = to_api(json.loads(workflow.read_text(encoding="utf-8")), object_info)
+    (report,) = (name for name, content in graph.items() if content["class_type"] == "IdentityGRPOFaceReport")
+    frames = {"image": graph[report]["inputs"]["images"], "batch_index": 17, "length": 6}
+    graph["few"] = {"class_type": "ImageFromBatch", "inputs": frames}
+    graph[report]["inputs"]["images"] = ["few", 0]
+    result = comfyui.run(graph, SECONDS)
+    assert result.status == "success", result.error
+    assert (
+        "person 2 is missing" in result.outputs[report]["text"][0] and "stranger" in result.outputs[report]["text"][0]
+    )
