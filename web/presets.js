@@ -90,12 +90,13 @@ class Preset {
   mark() {
     const changed = new Set(this.changed());
     for (const widget of this.widgets()) {
+      const slot = this.node.inputs?.find((input) => input.widget?.name === widget.name);
       const label = String(widget.label ?? widget.name);
-      const plain = label.startsWith(DOT) ? label.slice(DOT.length) : label;
+      let plain = label.startsWith(DOT) ? label.slice(DOT.length) : label;
+      if (plain === widget.name) plain = slot?.localized_name ?? plain;
       const wanted = changed.has(widget) ? DOT + plain : plain;
       if (wanted !== label) {
         widget.label = wanted;
-        const slot = this.node.inputs?.find((input) => input.widget?.name === widget.name);
         if (slot) slot.label = wanted; // the label of a widget in Nodes 2.0
       }
     }

@@ -21,7 +21,13 @@ FILES = re.compile(
     r"|'NoneType' object has no attribute 'endswith'"  # core's error when no picture is chosen
 )
 SECONDS = 240
-WITHOUT_FILES = ("01_train_and_compare_in_miniature", "04_score_my_clips.app", "12_votes_become_a_reward")
+WITHOUT_FILES = (
+    "01_train_and_compare_in_miniature",
+    "04_score_my_clips.app",
+    "10_who_is_who_in_a_clip",
+    "11_keep_the_best_clip",
+    "12_votes_become_a_reward",
+)
 
 
 @pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
@@ -87,7 +93,7 @@ def test_two_clips_are_compared_without_any_file(comfyui, object_info):
 
 def test_pairs_are_collected_and_their_votes_counted_without_any_file(comfyui, object_info):
     """What compares with the new reward waits for it."""
-    workflow = next(w for w in WORKFLOWS if w.stem == WITHOUT_FILES[2])
+    workflow = next(w for w in WORKFLOWS if w.stem == WITHOUT_FILES[4])
     graph = to_api(flatten(json.loads(workflow.read_text(encoding="utf-8"))), object_info)
     for content in graph.values():
         if content["class_type"] == "IdentityGRPOVACESampler":
@@ -98,3 +104,18 @@ def test_pairs_are_collected_and_their_votes_counted_without_any_file(comfyui, o
     assert "1 pairs, 0 votes" in result.outputs[kinds["IdentityGRPOVote"]]["text"][0]
     assert "0 of 50 pairs have votes" in result.outputs[kinds["IdentityGRPOTrainReward"]]["text"][0]
     assert kinds["IdentityGRPOCompare"] not in result.outputs
+
+
+def test_the_stranger_of_the_example_clip_is_seen(comfyui, object_info):
+    """In the six frames about the moment at which a stranger takes a person's place."""
+    workflow = next(w for w in WORKFLOWS if w.stem == WITHOUT_FILES[2])
+    graph = to_api(json.loads(workflow.read_text(encoding="utf-8")), object_info)
+    (report,) = (name for name, content in graph.items() if content["class_type"] == "IdentityGRPOFaceReport")
+    frames = {"image": graph[report]["inputs"]["images"], "batch_index": 17, "length": 6}
+    graph["few"] = {"class_type": "ImageFromBatch", "inputs": frames}
+    graph[report]["inputs"]["images"] = ["few", 0]
+    result = comfyui.run(graph, SECONDS)
+    assert result.status == "success", result.error
+    assert (
+        "person 2 is missing" in result.outputs[report]["text"][0] and "stranger" in result.outputs[report]["text"][0]
+    )
