@@ -407,14 +407,22 @@ def run_choices() -> list[str]:
 
 def find_run(choice: str) -> RunFolder:
     """The run behind a choice of `run_choices`. Raises UserError when there is none."""
-    runs = {run.id: run for run in _policy_runs()}
+    runs = _policy_runs()
+    return runs[-1] if choice == NEWEST_RUN and runs else _named(choice, runs)
+
+
+def run_by_id(run_id: str) -> RunFolder:
+    """A run of either kind. Raises UserError when there is none."""
+    return _named(run_id, list_runs(runs_root()))
+
+
+def _named(name: str, runs: list[RunFolder]) -> RunFolder:
     if not runs:
         raise UserError("there is no training run yet; queue a Train node first")
-    if choice == NEWEST_RUN:
-        return list(runs.values())[-1]
-    if choice not in runs:
-        raise UserError(f"there is no run `{choice}`; there are {', '.join(list(runs)[-5:])}")
-    return runs[choice]
+    found = {run.id: run for run in runs}
+    if name not in found:
+        raise UserError(f"there is no run `{name}`; there are {', '.join(list(found)[-5:])}")
+    return found[name]
 
 
 def _policy_runs() -> list[RunFolder]:

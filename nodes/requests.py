@@ -78,7 +78,7 @@ def run_id(request: web.Request) -> str:
 
 
 def run_of(request: web.Request) -> RunFolder:
-    return folders.find_run(run_id(request))
+    return folders.run_by_id(run_id(request))
 
 
 def field(body: Body, name: str, kind: type[T], default: T | None = None) -> T:

@@ -22,9 +22,8 @@ from ..trainers.runs.summary import summary
 from . import folders
 from .inputs import clean, require_choice, require_range
 from .queue_again import END, NEVER
-from .run_settings import AUTO, chosen_gpus, device_choices
+from .run_settings import AUTO, REFUSE, WAIT, WHEN_BUSY, chosen_gpus, devices_input, when_busy_input
 from .run_status import shown
-from .runs import REFUSE, WAIT, WHEN_BUSY
 from .votes import pair_folder, pairs_root
 
 CATEGORY = "Identity-GRPO/rewards"
@@ -116,23 +115,8 @@ class TrainReward(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Seed of everything random in the run. Another seed is another run.",
                 ),
-                io.Combo.Input(
-                    "devices",
-                    options=device_choices(),
-                    default=AUTO,
-                    optional=True,
-                    tooltip="Where to train. auto: every GPU but ComfyUI's; the only GPU, which ComfyUI then frees; "
-                    "without a GPU the CPU. One run at a time uses a device.",
-                ),
-                io.Combo.Input(
-                    "when_busy",
-                    options=WHEN_BUSY,
-                    default=REFUSE,
-                    optional=True,
-                    advanced=True,
-                    tooltip="When another run has the device: end with an error, or wait in the queue and start "
-                    "when it is free.",
-                ),
+                devices_input(),
+                when_busy_input(),
                 io.Combo.Input(
                     "queue_again",
                     options=QUEUE_AGAIN,

@@ -20,6 +20,8 @@ from .sampling import LARGEST, LONGEST, STEP, size_problem
 from .types import LazyPolicy, LazyReward
 
 AUTO, CPU, ALL_GPUS, ONE_FOR_REWARDS = "auto", "CPU", "all GPUs", "all GPUs, the last for the rewards"
+REFUSE, WAIT = "end with an error", "wait in the queue"
+WHEN_BUSY = [REFUSE, WAIT]
 NO_LORA = "none"
 MOST_HELD_OUT = 32  # rows
 PRESETS = "identity_grpo_presets"  # where the editor finds the values of each preset, in the options of `preset`
@@ -77,6 +79,30 @@ def preset_inputs() -> list[io.Input]:
 def _number(kind: type, name: str, least: float, most: float, **options) -> io.Input:
     """An input that the preset fills in."""
     return kind.Input(name, default=preset_values()[FIRST][name], min=least, max=most, optional=True, **options)
+
+
+def devices_input() -> io.Input:
+    """The widget that says where a run trains."""
+    return io.Combo.Input(
+        "devices",
+        options=device_choices(),
+        default=AUTO,
+        optional=True,
+        tooltip="Where to train. auto: every GPU but ComfyUI's; the only GPU, which ComfyUI then frees; without a GPU "
+        "the CPU. One run at a time uses a device.",
+    )
+
+
+def when_busy_input() -> io.Input:
+    """The widget that says what to do when the device is taken."""
+    return io.Combo.Input(
+        "when_busy",
+        options=WHEN_BUSY,
+        default=REFUSE,
+        optional=True,
+        advanced=True,
+        tooltip="When another run has the device: end with an error, or wait in the queue and start when it is free.",
+    )
 
 
 def device_choices() -> list[str]:

@@ -25,9 +25,12 @@ from .run_settings import (
     MOST_HELD_OUT,
     NO_LORA,
     PRESETS,
+    REFUSE,
+    WAIT,
+    WHEN_BUSY,
     check_prompt_sets,
     chosen_gpus,
-    device_choices,
+    devices_input,
     model_settings,
     not_left_to_preset,
     preset_inputs,
@@ -36,6 +39,7 @@ from .run_settings import (
     prompt_settings,
     start_lora_file,
     video_settings,
+    when_busy_input,
 )
 from .run_status import NO_WAIT, WAITS, base_model_warning, shown, wait_for_run
 from .sampling import size_problem
@@ -44,8 +48,6 @@ from .types import LazyPolicy, LazyReward, PromptSetType, RewardType, TrainingRu
 CATEGORY = "Identity-GRPO/training"
 NOT_LINKED = object()
 _deletions = Deletions()
-REFUSE, WAIT = "end with an error", "wait in the queue"
-WHEN_BUSY = [REFUSE, WAIT]
 
 
 class Train(io.ComfyNode):
@@ -109,14 +111,7 @@ class Train(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="Seed of everything random in the run. Another seed is another run.",
                 ),
-                io.Combo.Input(
-                    "devices",
-                    options=device_choices(),
-                    default=AUTO,
-                    optional=True,
-                    tooltip="Where to train. auto: every GPU but ComfyUI's; the only GPU, which ComfyUI then frees; "
-                    "without a GPU the CPU. One run at a time uses a device.",
-                ),
+                devices_input(),
                 io.Combo.Input(
                     "start_lora",
                     options=[NO_LORA, *folders.lora_choices(of_newest_run=False)],
@@ -125,15 +120,7 @@ class Train(io.ComfyNode):
                     advanced=True,
                     tooltip="A LoRA of the same rank to start from; that of a run only when the run has ended.",
                 ),
-                io.Combo.Input(
-                    "when_busy",
-                    options=WHEN_BUSY,
-                    default=REFUSE,
-                    optional=True,
-                    advanced=True,
-                    tooltip="When another run has the device: end with an error, or wait in the queue and start "
-                    "when it is free.",
-                ),
+                when_busy_input(),
             ],
             outputs=[TrainingRunType.Output("training_run", tooltip="The run, for Training Run.")],
             is_output_node=True,

@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from PIL import Image
 
-from trainers.config import make_config
+from trainers.config import RewardRunConfig, make_config
 from trainers.processes import alive, start_token
 from trainers.runs.folder import RunFolder
 
@@ -155,6 +155,22 @@ def test_the_list_describes_each_run_as_its_own_route_does_oldest_first(ask, mak
     assert status == 200 and [run["id"] for run in listed] == [second.id, first.id] and listed[1] == shown
     assert (shown["state"], shown["iteration"], shown["iterations"]) == ("failed", 4, 7)
     assert "NaN in the reward of item 3" in shown["text"] and "Nothing was saved: Resume begins again" in shown["text"]
+
+
+def test_a_run_that_trains_a_reward_has_the_same_routes_and_no_clips_and_loras(ask, root):
+    settings = RewardRunConfig(iterations=7, pairs="pairs", pairs_bytes=0, base_model="qwen", learning_rate=1e-3)
+    run = RunFolder.create(root, settings, "taste")
+    run.set_status(state="stopped", iteration=2)
+    for row in ({"kind": "train", "preference_loss": 1.5}, {"kind": "evaluation", "accuracy": 0.75}):
+        run.append_metrics(row | {"iteration": 2})
+    views = ("", "/metrics?points=9", "/settings", "/exports", "/clips")
+    answers = ask(*(("GET", f"{ROOT}/{run.id}{view}") for view in views), post(f"{ROOT}/{run.id}/sample"))
+    (_, shown), (_, metrics), (_, found), exports, (_, clips), (status, refused) = answers
+    assert shown["kind"] == "reward" and shown["spark"] == [0.75] and "75.0% of the held-out pairs" in shown["text"]
+    assert [row.get("accuracy") for row in metrics["rows"]] == [None, 0.75]
+    assert found["preset"] == "paper" and "pairs" in {row["name"] for row in found["settings"]}
+    assert exports == (200, []) and clips["iterations"] == [] and "has no policy" in clips["problem"]
+    assert status == 400 and "has no clips" in refused["error"]
 
 
 @pytest.mark.parametrize("content", ["", "no JSON", "[]", '{"state": "running", "pid": 1.5}', '{"state": "dancing"}'])
