@@ -166,8 +166,8 @@ class RunFolder:
     @property
     def kind(self) -> Literal["policy", "reward"]:
         """What it trains: the first line of config.yaml says so for a reward."""
-        with contextlib.suppress(OSError), open(self.path / "config.yaml", "rb") as file:
-            return "reward" if file.read(len(REWARD_KIND)) == REWARD_KIND else "policy"
+        with contextlib.suppress(OSError):
+            return "reward" if read_regular(self.path / "config.yaml").startswith(REWARD_KIND) else "policy"
         return "policy"
 
     def settings(self) -> RunConfig:
