@@ -169,7 +169,12 @@ def test_a_run_that_trains_a_reward_has_the_same_routes_and_no_clips_and_loras(a
     assert shown["kind"] == "reward" and shown["spark"] == [0.75] and "75.0% of the held-out pairs" in shown["text"]
     assert [row.get("accuracy") for row in metrics["rows"]] == [None, 0.75]
     assert found["preset"] == "paper" and "pairs" in {row["name"] for row in found["settings"]}
-    assert exports == (200, []) and clips["iterations"] == [] and "has no policy" in clips["problem"]
+    assert (
+        exports[0] == 200
+        and exports[1]["files"] == []
+        and clips["iterations"] == []
+        and "has no policy" in clips["problem"]
+    )
     assert status == 400 and "has no clips" in refused["error"]
 
 
