@@ -24,11 +24,11 @@ function custom(fill) {
   };
 }
 
+const isOpen = () => app.extensionManager.sidebarTab?.activeSidebarTabId === TAB;
+
 function setBadge(count) {
-  const { sidebarTab } = app.extensionManager;
-  const shown = sidebarTab?.activeSidebarTabId === TAB ? 0 : count;
-  const tab = sidebarTab?.sidebarTabs?.find((one) => one.id === TAB);
-  if (tab) tab.iconBadge = shown ? String(shown) : undefined;
+  const tab = app.extensionManager.sidebarTab?.sidebarTabs?.find((one) => one.id === TAB);
+  if (tab) tab.iconBadge = count ? String(count) : undefined;
 }
 
 app.registerExtension({
@@ -53,6 +53,6 @@ app.registerExtension({
         return runList(place);
       }),
     });
-    watchForNews(setBadge);
+    watchForNews(setBadge, isOpen);
   },
 });

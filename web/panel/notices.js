@@ -8,7 +8,7 @@ import { t } from "./texts.js";
 export const NOTIFY = "IdentityGRPO.notify";
 
 const seen = new Map(); // run -> { active, best }
-let unread = 0, badge = () => {};
+let unread = 0, badge = () => {}, open = () => false;
 
 function news(run, before) {
   if (before.active && run.state === "finished") return ["success", t("finished"), run.best === null ? "" : t("best LoRA: iteration {iteration}", { iteration: run.best })];
@@ -20,14 +20,15 @@ function news(run, before) {
 function show(run, [severity, what, detail]) {
   const title = `${titleOf(run)} ${what}`;
   toast(severity, title, detail);
-  badge(++unread);
+  if (!open()) badge(++unread);
   const asked = app.extensionManager.setting.get(NOTIFY);
   if (document.hidden && asked && "Notification" in window && Notification.permission === "granted") new Notification(title, { body: detail, tag: run.id });
 }
 
-// `setBadge(count)` shows how many there are that nobody has looked at.
-export function watchForNews(setBadge) {
+// `setBadge(count)` shows how many there are that nobody has looked at; `isOpen()`: whether the list is open.
+export function watchForNews(setBadge, isOpen) {
   badge = setBadge;
+  open = isOpen;
   let first = true;
   store.subscribe((changed, deleted) => {
     if (!store.state.loaded) return;
