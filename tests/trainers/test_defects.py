@@ -62,7 +62,7 @@ Optimiser, KL, EMA, resume
     grpo/test_sde.py::test_half_precision_inputs_are_computed_in_float32
     grpo/test_trainer.py::test_guarded_ratio_is_exactly_one_at_the_first_on_policy_update
 18  resume finds nothing and restores little
-    grpo/test_trainer.py::test_a_killed_run_resumes_to_the_same_weights
+    grpo/test_trainer.py::test_a_run_killed_in_an_update_resumes_to_the_same_weights
     the limit of checkpoints never acts
     grpo/test_trainer.py::test_evaluated_iterations_are_saved_and_the_best_is_kept
 19  no rollout can be reproduced

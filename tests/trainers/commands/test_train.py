@@ -150,7 +150,7 @@ def test_train_leaves_what_it_prints(here, only_run, small, capsys):
 
 
 def test_ctrl_c_saves_and_the_command_it_proposes_continues(here, only_run, background, small, monkeypatch):
-    child = background("train", *small, "--iterations", "4")
+    child = background("train", *small, "--iterations", "8")
     wait_until(lambda: list_runs(here / "runs") and (only_run().checkpoints_folder / "000000").exists(), child)
     child.send_signal(signal.SIGINT)
     output, errors = child.communicate(timeout=120)
@@ -159,7 +159,7 @@ def test_ctrl_c_saves_and_the_command_it_proposes_continues(here, only_run, back
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
     assert main(proposed(output)) == 0
-    assert [row["iteration"] for row in only_run().training()] == [1, 2, 3, 4]
+    assert [row["iteration"] for row in only_run().training()] == [*range(1, 9)]
 
 
 def test_a_run_of_another_terminal_is_in_the_queue_keeps_its_device_and_can_be_stopped(
