@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const WAITS = [300, 1000, 3000]; // milliseconds: the first asks for the picture, one after its arrival places it
+const WAITS = [300, 1000, 3000, 10000, 30000]; // milliseconds: the first asks for the picture, one after its arrival places it
 
 app.registerExtension({
   name: "identitygrpo.placePreviews",
