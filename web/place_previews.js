@@ -2,12 +2,24 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const WAITS = [300, 1000, 3000]; // milliseconds: the first asks for the picture, one after its arrival places it
+const OFTEN = 500; // milliseconds
+const LONG = 30000; // milliseconds in which the picture comes, on a busy machine too
+
+let until = 0, timer;
+
+function render() {
+  app.canvas?.setDirty(true, true);
+  if (Date.now() < until) return;
+  clearInterval(timer);
+  timer = undefined;
+}
 
 app.registerExtension({
   name: "identitygrpo.placePreviews",
   setup() {
-    const render = () => app.canvas?.setDirty(true, true);
-    api.addEventListener("executed", () => WAITS.forEach((wait) => setTimeout(render, wait)));
+    api.addEventListener("executed", () => {
+      until = Date.now() + LONG;
+      timer ??= setInterval(render, OFTEN);
+    });
   },
 });

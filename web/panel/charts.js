@@ -13,7 +13,7 @@ const train = (row) => row.kind === "train";
 const held = (row) => row.kind === "evaluation";
 const gpu = (name) => name.startsWith("gib_");
 const PERSON = /^identity_person_\d$/;
-const PEOPLE = ["blue", "green", "red"];
+const PEOPLE = ["violet", "blue", "green"];
 
 // An end of the interval of the mean reward. The items are the same at every evaluation: uncertain is their change.
 const bound = (row, name) => (held(row) && typeof row[name] === "number" ? row.reward_mean + row[name] - row.margin : undefined);
@@ -79,14 +79,18 @@ export function chartsOf(rows) {
     has("identity") && {
       title: t("Judge"),
       hint: has("alignment")
-        ? t("TinyWorld's oracle, which is not trained on; person 1 is the first reference image of every item")
-        : t("The face report, which is not trained on; person 1 is the first reference image of every item"),
+        ? t("TinyWorld's oracle, which is not trained on")
+        : t("The face report, which is not trained on"),
       curves: [
         { name: t("identity"), get: value("identity", held), colour: "violet", dots: true },
-        ...people.map((name, index) => ({ name: t("person {number}", { number: index + 1 }), get: value(name, held), colour: PEOPLE[index % PEOPLE.length], thin: true })),
         has("alignment") && { name: t("alignment"), get: value("alignment", held), colour: "quiet", dots: true },
         has("quality") && { name: t("quality"), get: value("quality", held), colour: "amber", dots: true },
       ],
+    },
+    people.length > 1 && {
+      title: t("Identity per person"),
+      hint: t("The judge for each person, in the order of the reference images"),
+      curves: people.map((name, index) => ({ name: String(index + 1), get: value(name, held), colour: PEOPLE[index % PEOPLE.length], dots: true })),
     },
     { title: "KL", hint: t("To the base policy"), log: true, curves: [{ name: "KL", get: value("kl", train), colour: "blue", smooth: true }] },
     { title: t("Clip fraction"), zero: true, curves: [{ name: t("clipped"), get: value("clipfrac", train), colour: "amber", smooth: true }] },
@@ -158,7 +162,7 @@ export function plot(place, chart, runs, { smoothing, log, zoom, width, height, 
       if (!values.some((value) => typeof value === "number")) continue;
       const colour = paint[curve.colour], alpha = which ? 0.6 : 1;
       const few = values.length < 60;
-      const style = { label: curve.name, run: which, paint: colour, stroke: colour, alpha, width: which || curve.thin ? 1.1 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: Boolean(curve.dots) && few && !which, size: 5, fill: colour } };
+      const style = { label: curve.name, run: which, paint: colour, stroke: colour, alpha, width: which ? 1.2 : 1.6, dash: DASHES[which % DASHES.length], spanGaps: true, points: { show: Boolean(curve.dots) && few && !which, size: 5, fill: colour } };
       const interval = curve.low && !which ? [column(curve.high), column(curve.low)] : [];
       if (interval.flat().some((value) => typeof value === "number")) {
         columns.push(...interval);

@@ -100,8 +100,11 @@ export function clipsView() {
   }
 
   const scoresOf = async (iteration) => {
-    if (!scores.has(iteration)) scores.set(iteration, await read(run.id, `clips/${iteration}`).catch(() => ({})));
-    return scores.get(iteration);
+    if (scores.has(iteration)) return scores.get(iteration);
+    const { id } = run;
+    const answer = await read(id, `clips/${iteration}`).catch(() => ({}));
+    if (answer.ids && run.id === id) scores.set(iteration, answer); // else it may be evaluated later
+    return answer;
   };
 
   // The same of each person's identity.

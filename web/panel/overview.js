@@ -11,6 +11,7 @@ import { t } from "./texts.js";
 const NARROW = 290; // pixels of a chart, at least
 const LOW = 128, HIGH = 320; // pixels of its plot
 const FRAME = 44; // pixels of a chart around its plot
+const SOON = 30; // ms
 const SETTLED = 120; // ms after which a new size counts
 
 export function overview() {
@@ -53,10 +54,10 @@ export function overview() {
     shown = turn;
     over = found;
     // Several answers may come at once.
-    scheduled ??= requestAnimationFrame(() => {
+    scheduled ??= setTimeout(() => {
       scheduled = undefined;
       render();
-    });
+    }, SOON);
   }
 
   function render() {
@@ -122,7 +123,7 @@ export function overview() {
 
   function end() {
     sizes.disconnect();
-    cancelAnimationFrame(scheduled);
+    clearTimeout(scheduled);
     for (const one of plots) one.plot.destroy();
   }
   return { box, update, end };
