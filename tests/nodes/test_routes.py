@@ -175,7 +175,7 @@ def test_a_run_that_trains_a_reward_has_the_same_routes_and_no_clips_and_loras(a
         and clips["iterations"] == []
         and "has no policy" in clips["problem"]
     )
-    assert status == 400 and "has no clips" in refused["error"]
+    assert status == 409 and "has no clips" in refused["error"]
 
 
 @pytest.mark.parametrize("content", ["", "no JSON", "[]", '{"state": "running", "pid": 1.5}', '{"state": "dancing"}'])

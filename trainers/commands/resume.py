@@ -40,5 +40,5 @@ def main(options: Namespace) -> int:
                 else f"new one from its reward, {run.reward_folder}"
             )
         )
-    devices = check_devices(options.runs, run.config(), options.processes, options.wait)
+    devices = check_devices(options.runs, run.settings(), options.processes, options.wait)
     return train_to_end(run, was_started(run), options.processes, devices if options.wait else (), machines)

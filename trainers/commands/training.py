@@ -23,7 +23,7 @@ from ..runs.queue import wait_turn
 from .progress import Bar, Lines, open_display, quiet_libraries
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
+    from ..config import RunConfig, TrainConfig
     from ..grpo.ranks import Ranks
     from ..grpo.trainer import Result
     from ..grpo.watch import RankWatch
@@ -161,7 +161,7 @@ def same_run(ranks: Ranks, run: RunFolder | Path, resuming: bool) -> tuple[RunFo
     token = secrets.token_hex()
     if ranks.is_main:
         write_atomic(run.path / "logs" / SHARED, token)
-    settings = (run.id, run.config().to_yaml(), token, resuming) if ranks.is_main else None
+    settings = (run.id, run.settings().to_yaml(), token, resuming) if ranks.is_main else None
     run_id, settings, token, resuming = ranks.broadcast(settings)
     if isinstance(run, RunFolder):
         ranks.on_all_ranks(lambda: None)
@@ -216,7 +216,7 @@ def limit_threads(ranks) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), MOST_THREADS_BESIDE_GPU))
 
 
-def check_devices(root: Path, config: TrainConfig, processes: int = 1, wait: bool = False) -> list[str]:
+def check_devices(root: Path, config: RunConfig, processes: int = 1, wait: bool = False) -> list[str]:
     """The names of the devices that so many processes of the run would use.
 
     Raises UserError when one of them is not there, or, unless the run is to `wait`, is held by another run (one in
@@ -226,7 +226,7 @@ def check_devices(root: Path, config: TrainConfig, processes: int = 1, wait: boo
     from accelerate import PartialState
 
     device = PartialState().device
-    count, own = torch.cuda.device_count(), config.reward.device == "own"
+    count, own = torch.cuda.device_count(), config.rewards_have_a_device
     wanted = processes + own
     gpus = [] if device.type != "cuda" else list(range(wanted)) if wanted > 1 else [device.index or 0]
     if len(gpus) > max(1, count):

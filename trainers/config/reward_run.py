@@ -41,5 +41,10 @@ class RewardRunConfig(Section):
         absolute = {n: p and str(Path(os.path.expanduser(p)).absolute()) for n, p in places.items()}
         return self.model_copy(update=absolute)
 
+    @property
+    def rewards_have_a_device(self) -> bool:
+        """As of a run that trains a policy; here the reward is what is trained."""
+        return False
+
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump(mode="json"))

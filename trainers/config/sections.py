@@ -527,5 +527,10 @@ class TrainConfig(Section):
             }
         )
 
+    @property
+    def rewards_have_a_device(self) -> bool:
+        """Whether the rewards take a device beside those of the policy."""
+        return self.reward.device == "own"
+
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump(mode="json"))

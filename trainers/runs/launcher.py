@@ -23,7 +23,7 @@ from .registry import refresh
 from .status import State
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
+    from ..config import RunConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """This package's folder: `trainers` in a checkout or a pack, `identity_grpo` where it is installed."""
@@ -95,7 +95,7 @@ def start(
     of the devices that it waits for in the queue (queue.py), in state `queued`; without them it fails when they are
     taken. `machines`: each with so many processes, which this starts on this one.
     """
-    config = run.config()  # settings that cannot be read end the start here, and leave the run's status as it is
+    config = run.settings()  # settings that cannot be read end the start here, and leave the run's status as it is
     if gpus is not None:
         processes = processes_on(gpus, config)
     environment = child_environment(processes, threads)
@@ -105,7 +105,6 @@ def start(
     detached = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
-    run.settings()  # settings that cannot be read end the start here, and leave the run's status as it is
     run.prepare()
     with open(run.log_file, "ab") as log:
         child = subprocess.Popen(
@@ -163,12 +162,12 @@ def stop(run: RunFolder, wait: float = 60.0) -> State:
     return refresh(run).state
 
 
-def processes_on(gpus: Sequence[int], config: TrainConfig) -> int:
+def processes_on(gpus: Sequence[int], config: RunConfig) -> int:
     """How many processes a run has: one on each GPU, but for the last with `reward.device` own; one on the CPU.
 
     Raises UserError for too few.
     """
-    processes = len(gpus) - (config.reward.device == "own")
+    processes = len(gpus) - config.rewards_have_a_device
     if gpus and not processes:
         raise UserError("reward.device is `own`, which needs two GPUs or more; choose more, or set it to `same`")
     return max(1, processes)

@@ -34,7 +34,7 @@ def test_phases_add_up():
     seconds |= {"optimiser": 128, "checkpoint": 256, "evaluate": 6, "evaluate-decode": 7}
     parts, missing = seconds_per_video(config, seconds)
     assert not missing
-    assert sum(parts.values()) == pytest.approx(1 + 2 + 15 * 1 + 2 + 3 + 2 * 4 + 5 + 1 + 2 + 20 * 6 + 7)
+    assert sum(parts.values()) == pytest.approx(1 + 2 + 9 * 1 + 2 + 3 + 2 * 4 + 5 + 1 + 2 + 20 * 6 + 7)
 
 
 def test_a_phase_without_a_measurement_is_missing():

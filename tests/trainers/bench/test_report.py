@@ -43,7 +43,7 @@ def test_the_phases_end_with_an_iteration():
     total = report(rows(1.0)).table()[-1]
     held_out = 32 / (10 * 128) * (30 + 2)
     assert total["phase"] == "iteration of fast"
-    assert total["seconds"] == number(16 + 1 + 2 + 2 / 8 + 1 / 128 + 1 / 128 + held_out)
+    assert total["seconds"] == number(10 + 1 + 2 + 2 / 8 + 1 / 128 + 1 / 128 + held_out)
 
 
 def test_an_iteration_with_a_phase_missing_names_it():

@@ -228,8 +228,8 @@ run.set_status(state="finished", iteration=2)
 
 
 def test_a_run_of_several_processes_is_followed_in_lines(here, repository, capsys, monkeypatch):
-    def start(run, resuming, processes, wait):
-        assert (resuming, processes) == (False, 3)
+    def start(run, resuming, processes, wait, machines):
+        assert (resuming, processes, machines.count) == (False, 3, 1)
         return subprocess.Popen([sys.executable, "-c", SEVERAL, run.path], env={"PYTHONPATH": str(repository)})
 
     monkeypatch.setattr(training.launcher, "start", start)

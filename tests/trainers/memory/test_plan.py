@@ -178,5 +178,5 @@ def test_copies_of_an_iteration():
     work = workload()
     assert work.copied("resident") == 0
     assert work.copied("phases") == 2 * VACE.transformer + VACE.vae + VACE.reward
-    passes = 32 * 16 + 32 * 2  # 128 videos by fours: 16 sampled steps, one trained step forward and recomputed
+    passes = 32 * 10 + 32 * 2  # 128 videos by fours: 10 sampled steps, one trained step forward and recomputed
     assert work.copied("block_swap") == passes * VACE.transformer_blocks + VACE.vae + VACE.reward
