@@ -109,6 +109,23 @@ export async function copyText(text) {
   }
 }
 
+// The place nearest to the middle of the view at which a node of this size covers no other; below all where there is none.
+function freePlace(graph, [width, height]) {
+  const gap = 30, title = LiteGraph.NODE_TITLE_HEIGHT;
+  const [x, y, viewWidth, viewHeight] = app.canvas.visible_area ?? [0, 0, 800, 600];
+  const free = ([left, top]) =>
+    graph._nodes.every(
+      ({ pos, size }) => left >= pos[0] + size[0] + gap || left + width + gap <= pos[0] || top - title >= pos[1] + size[1] + gap || top + height + gap <= pos[1] - title,
+    );
+  const distance = ([left, top]) => Math.hypot(left + width / 2 - x - viewWidth / 2, top + height / 2 - y - viewHeight / 2);
+  const places = [];
+  for (let left = x + gap; left + width <= x + viewWidth; left += gap) {
+    for (let top = y + gap + title; top + height <= y + viewHeight; top += gap) places.push([left, top]);
+  }
+  const lowest = Math.max(y, ...graph._nodes.map(({ pos, size }) => pos[1] + size[1]));
+  return places.sort((a, b) => distance(a) - distance(b)).find(free) ?? [x + gap, lowest + gap + title];
+}
+
 // Chooses a LoRA in the graph: in the Load LoRA node that is selected, or follows this run, or is the only one; else in
 // a new one.
 export async function useInGraph(run, choice) {
@@ -121,8 +138,7 @@ export async function useInGraph(run, choice) {
   const made = !node;
   if (made) {
     node = LiteGraph.createNode(kind);
-    const [x, y, width, height] = app.canvas.visible_area ?? [0, 0, 800, 600];
-    node.pos = [x + width / 2 - 160, y + height / 3];
+    node.pos = freePlace(graph, node.size);
     graph.add(node);
   }
   const widget = node.widgets.find((other) => other.name === "lora");
