@@ -183,10 +183,6 @@ class Ranks:
         """The part of this process's group of what costs so much each (see `rank_slice`)."""
         return rank_slice(costs, self.group, self.groups)
 
-    def gather(self, values: Sequence[T]) -> list[T]:
-        """The values of all groups' first processes, in order of their ranks."""
-        return gather_object(list(values) if self.context is None or self.context.rank == 0 else [])
-
     def least(self, number: int) -> int:
         """The least of all processes' numbers."""
         return min(gather_object([number]))

@@ -28,21 +28,16 @@ def clip(level: int, seed: int) -> np.ndarray:
     return (level + noise).clip(0, 255).astype(np.uint8)
 
 
+def train_line(pairs: Path, base_model: Path, out: Path, steps: int) -> list[str]:
+    """The command that trains a reward on them."""
+    return ["reward", "train", *map(str, (pairs, "--base-model", base_model, "--out", out, "--steps", steps))]
+
+
 @pytest.fixture(scope="module")
 def trained(bright_votes, base_model, small_clips) -> Path:
     """A reward trained on the pairs by the command."""
     out = bright_votes.path.parent / "reward"
-    line = [
-        "reward",
-        "train",
-        str(bright_votes.path),
-        "--base-model",
-        str(base_model),
-        "--out",
-        str(out),
-        "--steps",
-        "8",
-    ]
+    line = train_line(bright_votes.path, base_model, out, 8)
     options = ["--batch-size", "6", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8", "--held-out", "0.3"]
     assert main([*line, *options, "--evaluations", "2", "--device", "cpu"]) == 0
     return out
@@ -116,17 +111,7 @@ def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(
     trained, bright_votes, base_model, tmp_path, capsys
 ):
     other = tmp_path / "other"
-    line = [
-        "reward",
-        "train",
-        str(bright_votes.path),
-        "--base-model",
-        str(base_model),
-        "--out",
-        str(other),
-        "--steps",
-        "1",
-    ]
+    line = train_line(bright_votes.path, base_model, other, 1)
     assert main([*line, "--held-out", "0", "--rank", "4", "--device", "cpu", "--seed", "3"]) == 0
     words = ["reward", "compare", str(other), str(trained), str(bright_votes.path), "--held-out", "0"]
     picture = tmp_path / "board.png"
