@@ -1,7 +1,7 @@
 """The pack's models under ComfyUI's memory management: loading another model unloads them, using them loads them again.
 
-Their layers are plain torch modules that cannot fetch weights while they compute, so a model is on the device whole or
-not at all.
+Their layers are plain torch modules that cannot fetch weights while they compute. So a model is on the device whole,
+or, where it does not fit beside its work, all but its blocks: these are copied there one by one (`BlockSwap`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import comfy.model_management as management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
+
+from ..trainers.memory.blocks import BlockSwap
+from ..trainers.memory.placement import move_rest
 
 
 class Managed:
@@ -26,28 +29,42 @@ class Managed:
         self.modules = modules
         self.release = release
         device, offload = management.get_torch_device(), management.unet_offload_device()
-        self._patchers = [_WholeModelPatcher(_container(module), device, offload) for module in modules]
+        self._patchers = [_Patcher(_container(module), device, offload) for module in modules]
 
     def load(self, working_bytes: float = 0, only: Sequence[nn.Module] = ()) -> torch.device:
         """Move all modules, or `only` these, onto the device with `working_bytes` free beside them; the device."""
-        wanted = [p for p, m in zip(self._patchers, self.modules, strict=True) if not only or any(m is o for o in only)]
-        management.load_models_gpu(wanted, memory_required=working_bytes, force_full_load=True)
+        management.load_models_gpu(self._of(only), memory_required=working_bytes, force_full_load=True)
         return management.get_torch_device()
 
     @contextmanager
-    def use(self, *only: nn.Module, working_bytes: float = 0) -> Iterator[torch.device]:
+    def use(
+        self, *only: nn.Module, working_bytes: float = 0, swapped: Sequence[nn.Module] = ()
+    ) -> Iterator[torch.device]:
         """`load` for a block of work, which Cancel interrupts between two layers of any of the modules.
 
         Afterwards the modules stay on the device until ComfyUI needs the memory, unless `release` is set. `only` may
-        name modules that are not managed (they compute where they are).
+        name modules that are not managed (they compute where they are). `swapped`: blocks of the one module named, in
+        the order in which they compute, which wait in host memory this time.
         """
+        for patcher in self._of(only):
+            patcher.swap(swapped)
         device = self.load(working_bytes, only)
         try:
             with _interruptible(only or self.modules):
                 yield device
         finally:
+            self.empty_slots()
             if self.release:
                 self.unload()
+
+    def empty_slots(self) -> None:
+        """Swapped blocks have their weights in host memory, where they may be changed, until one computes again."""
+        for patcher in self._patchers:
+            patcher.empty_slots()
+
+    def _of(self, only: Sequence[nn.Module]) -> list[_Patcher]:
+        pairs = zip(self._patchers, self.modules, strict=True)
+        return [p for p, m in pairs if not only or any(m is o for o in only)]
 
     def unload(self) -> None:
         """Move every module off the device now."""
@@ -84,12 +101,33 @@ def _interruptible(modules: Sequence[nn.Module]) -> Iterator[None]:
             hook.remove()
 
 
-class _WholeModelPatcher(ModelPatcher):
-    """A patcher that moves its model as a whole.
+class _Patcher(ModelPatcher):
+    """A patcher that moves its model as a whole, or all of it but the swapped blocks.
 
     ComfyUI calls these methods while it executes a node, under inference_mode. Parameters created there could not be
     trained or changed outside of it, so the model is moved outside of it.
     """
+
+    _blocks: Sequence[nn.Module] = ()
+    _swap: BlockSwap | None = None
+
+    def swap(self, blocks: Sequence[nn.Module]) -> None:
+        """From now on these blocks wait in host memory; none: the model moves as a whole."""
+        if bool(blocks) == (self._swap is not None):
+            return
+        self.detach()
+        with torch.inference_mode(False):
+            if self._swap is not None:
+                self._swap.remove()
+            self._blocks, self._swap = blocks, BlockSwap(blocks, self.load_device) if blocks else None
+        # What ComfyUI frees for it.
+        waiting = sum(module_bytes(block) for block in blocks) - (self._swap.bytes if self._swap else 0)
+        self.size = module_bytes(self.model) - waiting
+
+    def empty_slots(self) -> None:
+        if self._swap is not None:
+            with torch.inference_mode(False):
+                self._swap.empty()
 
     def load(self, device_to=None, *_, **__) -> None:
         self._move(device_to)
@@ -113,12 +151,24 @@ class _WholeModelPatcher(ModelPatcher):
         if device is not None and device != self.model.device:
             with torch.inference_mode(False):
                 try:
-                    self.model.to(device)
+                    self._move_all(device)
                 except BaseException:
                     # Out of memory halfway: the half that has moved must not stay.
-                    self.model.to(self.model.device)
+                    self._move_all(self.model.device)
                     raise
             self.model.device = device
+
+    def _move_all(self, device: torch.device) -> None:
+        if self._swap is None:
+            self.model.to(device)
+        else:
+            self._swap.empty()
+            move_rest(self.model, self._blocks, device)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Of all parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _container(module: nn.Module) -> nn.Module:

@@ -84,8 +84,8 @@ class LoadModel(io.ComfyNode):
                     options=OFFLOADS,
                     default=WHEN_NEEDED,
                     advanced=True,
-                    tooltip="When the parts of the model leave the GPU. On a card with 12 GB or less keep the text "
-                    "encoder, the largest part, on the CPU: it encodes each prompt only once.",
+                    tooltip="When the parts of the model leave the GPU. A part that is too large for the card waits in "
+                    "the computer's memory and comes block by block, whatever is chosen here.",
                 ),
                 io.Combo.Input(
                     "vace_module",

@@ -19,13 +19,18 @@ from ..trainers.diffusion.schedule import flow_schedule
 from ..trainers.diffusion.solvers import SolverName
 from ..trainers.errors import UserError
 from ..trainers.lora.formats import read_lora
-from ..trainers.lora.inject import remove_lora
+from ..trainers.lora.inject import lora_parameters, remove_lora
 from ..trainers.lora.several import load_loras_into
+from ..trainers.memory.plan import TEXT_BYTES
 from ..trainers.policies.base import Conditions, Guidance, VideoSize
+from ..trainers.policies.blocks import running_blocks
 from ..trainers.policies.footprint import step_bytes, vae_bytes
 from ..trainers.policies.load import native_size
+from ..trainers.policies.vae import TILE
 from ..trainers.policies.wan import WanVideoPolicy
 from ..trainers.prompts import PromptItem
+from .fit import fit, room
+from .memory import module_bytes
 from .pictures import opaque, to_image, to_masks
 from .previews import SamplingProgress
 from .types import POLICY_TITLES, LazyPolicy
@@ -116,9 +121,14 @@ def applied_loras(lazy: LazyPolicy) -> Iterator[None]:
     transformer = lazy.policy.transformer
     with torch.inference_mode(False):
         load_loras_into(transformer, [(read_lora(file.path), strength) for file, strength in loras])
+        for factor in lora_parameters(
+            transformer
+        ).values():  # made where the weights are: swapped blocks wait elsewhere
+            factor.data = factor.data.to(lazy.policy.device)
     try:
         yield
     finally:
+        lazy.managed.empty_slots()
         remove_lora(transformer)
 
 
@@ -128,22 +138,49 @@ def generate(
     """IMAGE [F, H, W, 3] and LATENT of one item; `control`: further conditions that the policy encodes.
 
     LATENT holds the clip alone, without references, in ComfyUI's units for Wan. Shows progress and previews; Cancel
-    interrupts it. Raises UserError when memory runs out, or when the latents or frames are not finite.
+    interrupts it. On a card that is too small for the model and its work together, blocks are swapped, guidance
+    branches computed one by one, and frames encoded and decoded in tiles. Raises UserError when memory runs out all the
+    same, or when the latents or frames are not finite.
     """
     size = sampling.size
     _check_memory(size)
     with explain_out_of_memory(size):
         policy, managed = lazy.policy, lazy.managed
-        texts = () if policy.text.knows([item.prompt, item.negative]) else (policy.text.encoder,)
-        with managed.use(policy.vae.model, *texts, working_bytes=vae_bytes(policy, size)):
+        _encode_texts(lazy, [item.prompt, item.negative])
+        with _vae(lazy, size):
             conditions = policy.encode(item, size, **control)
-        working = step_bytes(policy, size, conditions.references, policy.branches(sampling.guidance))
-        with managed.use(policy.transformer, working_bytes=working), applied_loras(lazy):
+        working = step_bytes(policy, size, conditions.references, branches=1)
+        blocks = running_blocks(policy.transformer)
+        plan = fit(policy.transformer, blocks, working, policy.branches(sampling.guidance))
+        policy.at_once = plan.at_once
+        use = managed.use(policy.transformer, working_bytes=plan.at_once * working, swapped=plan.swapped)
+        with use, applied_loras(lazy):
             latents = _denoise(policy, conditions, sampling)
-        with managed.use(policy.vae.model, working_bytes=vae_bytes(policy, size)):
+        with _vae(lazy, size):
             frames = policy.decode(latents, conditions.references)[0]
     clip = policy.vae.raw(_clip(policy, latents, size))
     return to_image(frames), {"samples": clip.to(management.intermediate_device())}
+
+
+def _encode_texts(lazy: LazyPolicy, texts: list[str]) -> None:
+    """Encode the texts that are not known yet; the policy keeps them."""
+    text = lazy.policy.text
+    if not text.knows(texts):
+        swapped = fit(text.encoder, list(text.encoder.encoder.block), TEXT_BYTES).swapped
+        with lazy.managed.use(text.encoder, working_bytes=TEXT_BYTES, swapped=swapped):
+            text.encode(texts)
+
+
+@contextmanager
+def _vae(lazy: LazyPolicy, size: VideoSize) -> Iterator[None]:
+    """The VAE is on the device for frames of this size, in tiles if its work on whole ones has no room there."""
+    vae = lazy.policy.vae
+    working = vae_bytes(lazy.policy, size)
+    vae.tiled = module_bytes(vae.model) + working > room()
+    if vae.tiled:
+        working = vae_bytes(lazy.policy, VideoSize(TILE, TILE, size.frames))
+    with lazy.managed.use(vae.model, working_bytes=working):
+        yield
 
 
 def _denoise(policy: WanVideoPolicy, conditions: Conditions, sampling: Sampling) -> Tensor:

@@ -72,6 +72,24 @@ def adapter(loaded, tmp_path, scale: float = 1.0):
     return dataclasses.replace(loaded, loras=((file, 1.0),))
 
 
+def test_a_small_card_gives_the_same_video_with_a_lora_too(generate, load, node, tmp_path, monkeypatch):
+    """Blocks are swapped and guidance branches computed one by one there, and no longer once there is room again."""
+    policy = adapter(load(node), tmp_path)
+    blocks = ours("trainers.policies.blocks").running_blocks(policy.policy.transformer)
+    expected, swapped = generate(node, policy=policy)[0], []
+    with monkeypatch.context() as small:
+        for module in ("nodes.fit", "nodes.sampling"):
+            small.setattr(ours(module), "room", lambda: 1.0)
+        hook = blocks[0].register_forward_pre_hook(lambda block, given: swapped.append(len(given[0])))
+        found = generate(node, policy=policy)[0]
+        assert (found - expected).abs().max() < 0.01 and found.std() > 0.01
+        assert swapped and set(swapped) == {1} and all(block._compiled_call_impl for block in blocks)
+        assert not hasattr(blocks[0].attn1.to_q, "lora_A")
+        hook.remove()
+    assert (generate(node, policy=policy)[0] == expected).all()
+    assert not any(block._compiled_call_impl for block in blocks)
+
+
 def test_unipc_is_nearer_to_the_exact_video_than_euler_in_as_many_steps(generate, node):
     scales = dict.fromkeys(SCALES[node], 1.0)
     exact = generate(node, **scales, steps=60)[0]

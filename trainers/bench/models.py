@@ -17,6 +17,7 @@ from ..grpo.prepare import prepare
 from ..grpo.ranks import Ranks
 from ..memory.plan import require_sharding
 from ..memory.shards import shard_blocks
+from ..policies.blocks import running_blocks
 from ..policies.fp8 import add_fp8
 from ..policies.load import POLICIES, TEXT_LENGTH, LazyTextEncoder, policy_of
 from ..policies.transformer_file import CLASSES
@@ -42,7 +43,7 @@ def make_policy(
     transformer = policy.transformer
     if config.memory.plan == "sharded":
         require_sharding(config, ranks.count if ranks else 1)
-        shard_blocks(transformer, [*getattr(transformer, "vace_blocks", ()), *transformer.blocks], device)
+        shard_blocks(transformer, running_blocks(transformer), device)
     if ranks and ranks.count > 1:
         ranks.lockstep = Lockstep(transformer)
     return policy

@@ -16,6 +16,7 @@ from ..memory.placement import REWARD, TRANSFORMER, VAE, Placement, move_rest
 from ..memory.plan import GIB, MemoryPlan, Workload, choose, require_sharding
 from ..memory.sizes import read_sizes
 from ..policies.base import Policy, VideoSize
+from ..policies.blocks import running_blocks
 from ..policies.encodings import prune
 from ..policies.load import load_policy_in_parts
 from ..prompts import PromptItem
@@ -101,8 +102,7 @@ def load_models(
     if plan.recompute_all:
         config = config.model_copy(update={"optim": config.optim.model_copy(update={"gradient_checkpointing": 1.0})})
     adapt(policy, config)
-    blocks = [*getattr(policy.transformer, "vace_blocks", ()), *policy.transformer.blocks]
-    placement.add(TRANSFORMER, policy.transformer, blocks)
+    placement.add(TRANSFORMER, policy.transformer, running_blocks(policy.transformer))
     return Models(policy, reward, placement)
 
 

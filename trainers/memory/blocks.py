@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .host import HostWeights
 
@@ -28,15 +28,37 @@ class BlockSwap:
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self._weights = [HostWeights(block, device) for block in blocks]
-        size = max(weights.bytes for weights in self._weights)
-        self._slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
+        self._device = device
+        self._slots: list[Tensor] = []
         self._holds: list[int | None] = [None] * SLOTS
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copied: list[torch.cuda.Event | None] = [None] * SLOTS
         self._last = -1
-        for index, block in enumerate(blocks):
+        self._calls = [(block, block._compiled_call_impl) for block in blocks]
+        for index, (block, call) in enumerate(self._calls):
             # What `block(...)` calls: around a compiled block, where a hook would be compiled with it.
-            block._compiled_call_impl = partial(self._call, index, block._compiled_call_impl or block._call_impl)
+            block._compiled_call_impl = partial(self._call, index, call or block._call_impl)
+
+    @property
+    def bytes(self) -> int:
+        """Of device memory while blocks compute."""
+        return SLOTS * max(weights.bytes for weights in self._weights)
+
+    def empty(self) -> None:
+        """Free the device's memory until a block computes again. Until then the weights are those in host memory."""
+        if self._stream is not None:  # a copy may be under way to memory that is given to others now
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        for slot, index in enumerate(self._holds):
+            if index is not None:
+                self._weights[index].attach(self._weights[index].buffer)
+            self._holds[slot] = None
+        self._slots = []
+
+    def remove(self) -> None:
+        """The blocks compute where their weights are again, which is in host memory at first."""
+        self.empty()
+        for block, call in self._calls:
+            block._compiled_call_impl = call
 
     def _call(self, index: int, compute: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
         self._enter(index)
@@ -55,6 +77,9 @@ class BlockSwap:
 
     def _fetch(self, index: int) -> None:
         """Begin to copy a block, unless it is on the device or on its way."""
+        if not self._slots:
+            sizes = [self.bytes // SLOTS] * SLOTS
+            self._slots = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in sizes]
         slot, weights = index % SLOTS, self._weights[index]
         if self._holds[slot] == index:
             return

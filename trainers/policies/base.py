@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,10 +60,15 @@ class Guidance:
 
 
 class Policy(ABC):
-    """A video model. A LoRA on `transformer` is trained; everything else is frozen."""
+    """A video model. A LoRA on `transformer` is trained; everything else is frozen.
+
+    `at_once`: how many samples, every guidance branch counted, go through the transformer in one forward, where memory
+    is short. None: all of them.
+    """
 
     kind: str
     transformer: nn.Module
+    at_once: int | None = None
 
     @abstractmethod
     def encode(self, item: PromptItem, size: VideoSize) -> Conditions:
@@ -84,7 +89,8 @@ class Policy(ABC):
     def velocity(self, latents: Tensor, timesteps: Tensor, conditions: ConditionBatch, guidance: Guidance) -> Tensor:
         """Guided velocity, float32, of latents [B, C, F, h, w] at `timesteps` [B] (0..1000 scale).
 
-        All guidance branches with a weight go through the transformer in one batched forward.
+        All guidance branches with a weight go through the transformer in one batched forward, as far as `at_once` lets
+        them.
         """
 
     @abstractmethod
@@ -107,6 +113,13 @@ class Policy(ABC):
     def dtype(self) -> torch.dtype:
         """Of the base policy's weights; the LoRA's may be float32."""
         return self.transformer.dtype
+
+
+def in_parts(predict: Callable[..., Tensor], at_once: int | None, *inputs: Tensor) -> Tensor:
+    """`predict` of inputs that share their leading dimension, for at most `at_once` rows at a time."""
+    if at_once is None or len(inputs[0]) <= at_once:
+        return predict(*inputs)
+    return torch.cat([predict(*part) for part in zip(*(tensor.split(at_once) for tensor in inputs), strict=True)])
 
 
 def buckets(conditions: Sequence[Conditions]) -> dict[int, list[int]]:

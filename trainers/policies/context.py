@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import CompiledAttention
+from .blocks import running_blocks
 
 
 @dataclass
@@ -68,7 +69,7 @@ def split_tokens(transformer: nn.Module, context: Context) -> None:
     transformer.rope.register_forward_hook(
         lambda _module, _inputs, turns: tuple(context.part(turn, 1) for turn in turns)
     )
-    for block in (*getattr(transformer, "vace_blocks", ()), *transformer.blocks):
+    for block in running_blocks(transformer):
         block.attn1.set_processor(CompiledAttention(context.gather_keys))
     transformer.proj_out.register_forward_hook(lambda _module, _inputs, output: context.gather_output(output))
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..prompts import PromptItem
-from .base import ConditionBatch, Conditions, Guidance, VideoSize
+from .base import ConditionBatch, Conditions, Guidance, VideoSize, in_parts
 from .wan import WanVideoPolicy, fit_on_white_sharply
 
 
@@ -59,6 +59,7 @@ class PhantomPolicy(WanVideoPolicy):
             conditions.text,
             conditions.negative_text,
             guidance,
+            self.at_once,
         )
 
     def decode(self, latents: Tensor, references: int) -> Tensor:
@@ -91,8 +92,9 @@ def guided(
     text: Tensor,
     negative_text: Tensor,
     guidance: Guidance,
+    at_once: int | None = None,
 ) -> Tensor:
-    """The clip's guided velocity, float32 [B, z, f, h, w]; all branches with a weight share one forward.
+    """The clip's guided velocity, float32 [B, z, f, h, w]; branches with a weight share forwards of `at_once` rows.
 
     clip: [B, z, f, h, w]; references: [B, z, R, h, w], normalised latents, zero in v_neg; timesteps: [B] (0..1000), of
     the clip and of the references alike; text, negative_text: [B, text_len, dim], zero-padded.
@@ -101,7 +103,8 @@ def guided(
     inputs = [(present, text), (present, negative_text), (absent, negative_text)]
     weights, used = zip(*[(w, i) for w, i in zip(branch_weights(guidance), inputs, strict=True) if w], strict=True)
     latents, texts = (torch.cat(part) for part in zip(*used, strict=True))
-    velocities = predict(transformer, latents, torch.cat([timesteps] * len(used)), texts)
+    times = torch.cat([timesteps] * len(used))
+    velocities = in_parts(lambda *part: predict(transformer, *part), at_once, latents, times, texts)
     parts = velocities[:, :, : clip.shape[2]].chunk(len(used))
     return sum(weight * part for weight, part in zip(weights, parts, strict=True))
 

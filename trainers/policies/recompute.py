@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .blocks import running_blocks
+
 HEADROOM = 0.1
 """Share of the device's memory that keeping activations leaves free: the backward pass needs room as well."""
 
@@ -21,7 +23,7 @@ class Recompute:
     """
 
     def __init__(self, transformer: nn.Module, share: float | Literal["auto"], limit: int | None = None) -> None:
-        self.blocks = [*getattr(transformer, "vace_blocks", ()), *transformer.blocks]
+        self.blocks = running_blocks(transformer)
         self.share, self.limit = share, limit
         self.places = {id(block): place for place, block in enumerate(self.blocks)}
         self.kept = 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..prompts import PromptItem
-from .base import ConditionBatch, Conditions, Guidance, VideoSize
+from .base import ConditionBatch, Conditions, Guidance, VideoSize, in_parts
 from .wan import WanVideoPolicy, fit_on_white
 
 
@@ -86,13 +86,14 @@ class VacePolicy(WanVideoPolicy):
         """
         branches = self.branches(guidance)
         text = conditions.text if branches == 1 else torch.cat([conditions.text, conditions.negative_text])
-        predicted = predict(
-            self.transformer,
+        scales = conditions.control.new_full((self.layers,), control_scale)
+        predicted = in_parts(
+            lambda *part: predict(self.transformer, *part, scales),
+            self.at_once,
             torch.cat([latents.to(self.dtype)] * branches),
             torch.cat([timesteps] * branches),
             text,
             torch.cat([conditions.control] * branches),
-            conditions.control.new_full((self.layers,), control_scale),
         )
         if branches == 1:
             return predicted

@@ -13,6 +13,8 @@ from .whole_clip import WholeClips
 VAE_PIXELS = {"cpu": 2**18, "other": 2**24}
 WHOLE_CLIP_VALUES = 2**22
 """Values of the widest activation of a clip that a CPU takes as a whole: TinyWorld's, and no video of the real VAE."""
+TILE, STRIDE = 256, 192
+"""Pixels of a tile's side, and from a tile to the next; where neighbours overlap they are blended."""
 DAMAGED = "the VAE's weights are damaged; give wan_2.1_vae.safetensors, downloaded again"
 
 
@@ -20,12 +22,14 @@ class WanVae:
     """AutoencoderKLWan between pixels and normalised latents, many videos at a time.
 
     `pixels`: how many pixels (frames x height x width, over the batch) go through the network at once; more need more
-    memory. None: chosen by device. The norms of `model` are replaced by faster ones with the same weights.
+    memory. None: chosen by device. `tiled`: frames larger than a tile go through in tiles, which need less memory and
+    change them a little. The norms of `model` are replaced by faster ones with the same weights.
     """
 
     def __init__(self, model, pixels: int | None = None) -> None:
         self.model = model
         self.pixels = pixels
+        self.tiled = False
         _use_channel_norm(model)
         self.channels: int = model.config.z_dim
         self.spatial = 2 ** len(model.config.temperal_downsample)
@@ -40,6 +44,7 @@ class WanVae:
 
         The most likely latents, on the CPU. Raises UserError when they are not finite.
         """
+        self._set_tiling()
         parts, pixels = [], videos.shape[2:].numel()
         whole = self._whole(pixels)
         for part in videos.split(self._at_once(pixels)):
@@ -62,6 +67,7 @@ class WanVae:
 
         Raises UserError when latents or pixels are not finite, which uint8 would show as black.
         """
+        self._set_tiling()
         frames = 1 + (latents.shape[2] - 1) * self.temporal
         pixels = frames * latents.shape[3:].numel() * self.spatial**2
         whole = self._whole(pixels)
@@ -78,12 +84,18 @@ class WanVae:
             raise UserError(f"decoding gave pixels that are not finite (NaN or infinity): {cause}")
         return torch.cat(videos)
 
+    def _set_tiling(self) -> None:
+        if self.tiled:
+            self.model.enable_tiling(TILE, TILE, STRIDE, STRIDE)
+        else:
+            self.model.disable_tiling()
+
     def _whole(self, pixels_each: int) -> WholeClips | None:
         """What encodes and decodes clips of so many pixels instead of diffusers' frame by frame, if anything does."""
         small = pixels_each * self.model.config.base_dim <= WHOLE_CLIP_VALUES
         return (
             WholeClips(self.model)
-            if small and self.model.device.type == "cpu" and self.model.dtype == torch.float32
+            if small and not self.tiled and self.model.device.type == "cpu" and self.model.dtype == torch.float32
             else None
         )
 

@@ -21,6 +21,14 @@ def get_torch_device() -> torch.device:
     return _CPU
 
 
+def get_total_memory(dev=None) -> int:
+    return 2**40
+
+
+def extra_reserved_memory() -> int:
+    return 0
+
+
 def unet_offload_device() -> torch.device:
     return _CPU
 

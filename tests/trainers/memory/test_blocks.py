@@ -86,6 +86,7 @@ def test_gradients_are_equal_step_after_step(models):
 
 def test_at_most_two_blocks_are_on_the_device(models):
     _, swapped, blocks, swap = models
+    gradients(swapped)
     slots = [(slot.data_ptr(), slot.data_ptr() + slot.nbytes) for slot in swap._slots]
     most = []
 
@@ -126,6 +127,32 @@ def test_a_compiled_block_is_called_with_its_weights_in_place():
     home = swap._weights[0].buffer.data_ptr()
     block(torch.ones(1, 2))
     assert calls == [True]
+
+
+def test_emptied_slots_leave_the_weights_that_were_changed_meanwhile(models):
+    """As a LoRA with differences of weights changes them between two videos."""
+    resident, swapped, blocks, swap = models
+    bias = blocks[1].ffn.net[2].bias
+    with torch.no_grad():
+        velocity(swapped)
+        swap.empty()
+        bias.add_(1)
+        changed = velocity(swapped)
+        swap.empty()
+        bias.sub_(1)
+        expected = velocity(resident)
+        assert not torch.equal(changed, expected)
+        torch.testing.assert_close(velocity(swapped), expected)
+
+
+def test_blocks_compute_where_they_are_once_the_swap_is_removed():
+    block = Linear(2, 2).requires_grad_(False)
+    expected = block(torch.ones(1, 2))
+    swap = BlockSwap([block], CPU)
+    block(torch.ones(1, 2))
+    swap.remove()
+    assert block._compiled_call_impl is None and block.weight.data_ptr() == swap._weights[0].buffer.data_ptr()
+    assert torch.equal(block(torch.ones(1, 2)), expected)
 
 
 def test_a_text_encoder_with_swapped_blocks_gives_the_same_embeddings():

@@ -53,6 +53,20 @@ def test_slices_change_nothing(vae, latents):
     torch.testing.assert_close(WanVae(vae).encode(video), WanVae(vae, pixels=1).encode(video), atol=1e-5, rtol=1e-5)
 
 
+def test_tiles_change_little_and_small_frames_not_at_all(vae, monkeypatch):
+    monkeypatch.setattr("trainers.policies.vae.TILE", 64)
+    monkeypatch.setattr("trainers.policies.vae.STRIDE", 48)
+    whole, tiled = WanVae(vae), WanVae(vae)
+    tiled.tiled = True
+    for height, share in ((48, 0.0), (112, 0.35)):
+        latents = torch.randn(1, 16, 2, height // 8, 8, generator=torch.Generator().manual_seed(0))
+        expected, found = (v.decode(latents)[0].float() for v in (whole, tiled))
+        assert (found - expected).abs().mean() <= share * expected.std() + 1e-3
+        video = expected.permute(3, 0, 1, 2)[None] / 127.5 - 1
+        expected, found = whole.encode(video), tiled.encode(video)
+        assert (found - expected).abs().mean() <= share * expected.std() + 1e-5
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("pixels", [None, 1])
 def test_latents_that_are_not_finite_are_refused_instead_of_becoming_black(vae, latents, value, pixels):

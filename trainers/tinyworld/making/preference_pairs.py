@@ -11,7 +11,6 @@ from functools import lru_cache
 from itertools import permutations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...preference.loss import A_BETTER, B_BETTER, TIE
@@ -72,8 +71,8 @@ class PairStream:
     """An endless stream of batches of pairs, rendered on `device`; it depends on the seed alone.
 
     Half of the clips A and a fifth of the clips B are clean. Of pairs of failing clips, half fail in the same way, so
-    that severities are compared. The clips also differ in jitter, background, depth order, softness, noise and
-    exposure, independently of the label, so that none of these predicts it.
+    that severities are compared. The clips also differ in jitter, background, depth order and noise,
+    independently of the label, so that none of these predicts it.
 
     `easy` in [0, 1], which may change between batches: the share of pairs of a clean clip and one whose people are all
     strangers. A network that cannot compare people yet learns from these first.
@@ -142,18 +141,13 @@ class PairStream:
         return to_frames(clips), damage(scenes, altered, moves, kind == WAYS.index("copy-paste"))
 
     def _camera(self, clips: Tensor) -> Tensor:
-        """Random softness, noise and exposure per clip; clips [B, 3, F, H, W] in [-1, 1]."""
-        b, _, frames = clips.shape[:3]
-        flat = clips.transpose(1, 2).flatten(0, 1)
-        soft = F.interpolate(F.avg_pool2d(flat, 2), size=flat.shape[-2:], mode="bilinear", align_corners=False)
-        soft = soft.unflatten(0, (b, frames)).transpose(1, 2)
+        """Noise of a random strength per clip; clips [B, 3, F, H, W] in [-1, 1].
 
-        def amount(most: float) -> Tensor:
-            return most * self._uniform(b, 1, 1, 1, 1)
-
+        Nothing else: a reward that learns here to overlook exposure and softness overlooks them in a policy's videos,
+        where they are much of what is left to improve.
+        """
         noise = torch.randn(clips.shape, generator=self.generator, device=clips.device)
-        clips = clips + (soft - clips) * amount(1.0) + noise * amount(0.06)
-        return clips * (0.9 + amount(0.2)) + amount(0.1) - 0.05
+        return clips + noise * 0.03 * self._uniform(len(clips), 1, 1, 1, 1)
 
     def _portraits(self, scenes: SceneBatch) -> Tensor:
         """Portraits uint8 [B, 3, S, S, 3]."""

@@ -26,7 +26,7 @@ from ...preference.train import RewardTraining, Trained, train_base, train_rewar
 from ...rewards.identity import IdentityReward
 from .preference_pairs import PairStream, held_out_pairs
 from .reward_base import build_reward_base
-from .sampled_pairs import Mixed, sampled_pairs
+from .sampled_pairs import CLOSELY_ALIKE, Mixed, sampled_pairs
 
 BASE_SHARE = 0.7
 """Share of time and steps for the base."""
@@ -50,11 +50,11 @@ def make_reward(
 ) -> dict[str, Any]:
     """Make base and reward in `out_dir` within `minutes` and `steps` of training, whichever ends first.
 
-    `batch` is in pairs. Half of the reward's pairs are of videos of `sampled` items by `policy`, a folder (default:
-    TinyWorld's own), and of as many items by it with each of `loras`; with 0 all are rendered. `base`: the folder of a
-    base that is there already; all the time goes to the reward then. `few`: train on so many rendered pairs again and
-    again, which makes a reward that is easily hacked. Returns, and writes to `identity_reward/made.json`, steps,
-    seconds and the accuracy of the written files on `held_out` pairs.
+    `batch` is in pairs. Two thirds of the reward's pairs are of videos of `sampled` items by `policy`, a folder
+    (default: TinyWorld's own), and of as many items by it with each of `loras`; with 0 all are rendered. `base`: the
+    folder of a base that is there already; all the time goes to the reward then. `few`: train on so many rendered pairs
+    again and again, which makes a reward that is easily hacked. Returns, and writes to `identity_reward/made.json`,
+    steps, seconds and the accuracy of the written files on `held_out` pairs.
     """
     out_dir, started = Path(out_dir), time.time()
     half = torch.device(device).type == "cuda"
@@ -87,7 +87,11 @@ def make_reward(
         pairs, sampled = PairStream(few, seed + 1, device).sample(), 0
     sampler = policy or TINYWORLD_WEIGHTS / "vace"
     if sampled:
-        seen = [sampled_pairs(sampler, sampled, 1 + i, device, lora=lora) for i, lora in enumerate((None, *loras))]
+        closely = {"each": 4, "alike": CLOSELY_ALIKE, "altered": True}
+        seen = [
+            sampled_pairs(sampler, sampled, 1 + i, device, lora=lora, **closely)
+            for i, lora in enumerate((None, *loras))
+        ]
         pairs = Mixed(pairs, [pair for part in seen for pair in part], seed)
     made = train_reward(
         base,
