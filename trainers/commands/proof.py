@@ -53,6 +53,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optim": {"learning_rate": 1.5e-3, "clip_range": 1e-3},
         "ema": {"every": 1},
     },
+    # `fast` until nothing more is learned, with a learning rate that falls to zero.
+    "long": {"iterations": 200, "optim": {"learning_rate": 7.5e-4, "kl": 0.0, "schedule": "linear"}},
     # `tiny` under TinyWorld's distilled LoRA of 4 steps, trained and measured at its steps.
     "distilled": {
         "policy": {"loras": ["tinyworld-4-steps"]},
@@ -61,12 +63,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 USUAL = "tiny,fast,paper"
-PLAIN, UNDER = "tiny", "distilled"
+PLAIN, UNDER, LONG = "tiny", "distilled", "long"
 TRANSFER = "tiny, sampled as distilled"
 LEAST_SHARE = 2 / 3
 """Claimed of the gain of UNDER, in relation to that of PLAIN."""
 LEAST_GAIN = 0.22
 """Claimed of the lower end of the gain's interval after 40 iterations, without a distilled LoRA."""
+LEAST_IDENTITY = 0.70
+"""Claimed of the oracle's identity at the end of LONG."""
 MOST_NUMBERS = 1000
 
 
@@ -309,11 +313,14 @@ def summarise(
 
 
 def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
-    """The claims about the last iteration, each with whether it holds for every recipe."""
-    last = max(row.iteration for row in rows)
-    trained = {row.recipe: row for row in rows if not row.control and row.iteration == last}
+    """The claims about the last iteration of every recipe, each with whether it holds for all. `paper` is only compared:
+    it ends after as few iterations as cost what `fast` costs.
+    """
+    last = {row.recipe: row.iteration for row in rows}  # they are in the order of their iterations
+    ends = [row for row in rows if row.iteration == last[row.recipe] and row.recipe != "paper"]
+    trained = {row.recipe: row for row in ends if not row.control}
     alone = [row for recipe, row in trained.items() if recipe not in (UNDER, TRANSFER)]
-    control = [row for row in rows if row.control and row.iteration == last]
+    control = [row for row in ends if row.control]
     paper = next((row for row in rows if row.recipe == "paper" and not row.control), None)
     claims = [
         (
@@ -334,6 +341,10 @@ def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
                 plain > 0 and under >= LEAST_SHARE * plain,
             )
         )
+    if LONG in trained:
+        end = trained[LONG]
+        reached = end.before * (1 + end.identity.value)
+        claims.append((f"`{LONG}` ends at {LEAST_IDENTITY:.2f} or more ({reached:.3f})", reached >= LEAST_IDENTITY))
     if paper and "fast" in trained:
         fast = trained["fast"]
         claims.append(

@@ -67,6 +67,12 @@ def test_under_the_distilled_lora_two_thirds_of_the_gain_are_claimed(gain, ok):
     assert holds(TRAINED, under, CONTROL) == [True, True, True, ok]
 
 
+@pytest.mark.parametrize("gain, ok", [(0.41, True), (0.39, False)])
+def test_the_end_of_a_long_run_is_claimed_beside_the_end_of_a_shorter_one(gain, ok):
+    long = replace(TRAINED, recipe="long", iteration=200, identity=Interval(gain, 0.3, 0.5))
+    assert holds(TRAINED, CONTROL, long) == [True, True, True, ok]
+
+
 def test_a_loss_that_is_larger_is_no_share_of_a_loss():
     plain = replace(TRAINED, identity=Interval(-0.01, -0.02, 0.0))
     assert not holds(plain, replace(plain, recipe="distilled", identity=Interval(-0.1, -0.2, 0.0)), CONTROL)[-1]
@@ -134,7 +140,7 @@ def test_recipes_are_read_from_a_file(tmp_path):
 def test_recipes_are_chosen_by_name():
     assert list(read_recipes("tiny,distilled")) == ["tiny", "distilled"]
     assert read_recipes("distilled")["distilled"]["policy"] == {"loras": ["tinyworld-4-steps"]}
-    with pytest.raises(UserError, match="cannot read the recipes tiny,slow.*names of tiny, fast, paper, distilled"):
+    with pytest.raises(UserError, match="cannot read the recipes tiny,slow.*names of tiny, fast, paper, long, distilled"):
         read_recipes("tiny,slow")
 
 
