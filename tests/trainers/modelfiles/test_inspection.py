@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, content):
 
 def test_a_reward_s_checkpoint_and_a_run_are_named_by_their_folders(repository, tmp_path):
     reward = repository / "trainers" / "tinyworld" / "weights" / "reward" / "identity_reward"
-    assert inspect_file(reward / "checkpoint-265").startswith("checkpoint of a reward, it is identity reward, ")
+    assert inspect_file(reward / "checkpoint-1183").startswith("checkpoint of a reward, it is identity reward, ")
     (tmp_path / "exports").mkdir()
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="is the folder of a run that has written no LoRA yet"):
