@@ -26,12 +26,12 @@ class Fit:
 def room() -> float:
     """Bytes of the device that models and their work may take; without a GPU there is no limit.
 
-    It counts what ComfyUI can free, and leaves out what `--reserve-vram` keeps for others.
+    It counts what ComfyUI can free, and leaves out what ComfyUI leaves out: 0.8 GiB, and what `--reserve-vram` keeps.
     """
     device = management.get_torch_device()
     if device.type == "cpu":
         return math.inf
-    return management.get_total_memory(device) - management.extra_reserved_memory()
+    return management.get_total_memory(device) - management.minimum_inference_memory()
 
 
 def fit(model: nn.Module, blocks: Sequence[nn.Module], working_bytes: float, most: int = 1) -> Fit:

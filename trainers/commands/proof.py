@@ -313,8 +313,9 @@ def summarise(
 
 
 def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
-    """The claims about the last iteration of every recipe, each with whether it holds for all. `paper` is only compared:
-    it ends after as few iterations as cost what `fast` costs.
+    """The claims about the last iteration of every recipe, each with whether it holds for all.
+
+    `paper` is only compared: it ends after as few iterations as cost what `fast` costs.
     """
     last = {row.recipe: row.iteration for row in rows}  # they are in the order of their iterations
     ends = [row for row in rows if row.iteration == last[row.recipe] and row.recipe != "paper"]

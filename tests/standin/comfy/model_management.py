@@ -25,7 +25,7 @@ def get_total_memory(dev=None) -> int:
     return 2**40
 
 
-def extra_reserved_memory() -> int:
+def minimum_inference_memory() -> int:
     return 0
 
 

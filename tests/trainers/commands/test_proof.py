@@ -140,7 +140,9 @@ def test_recipes_are_read_from_a_file(tmp_path):
 def test_recipes_are_chosen_by_name():
     assert list(read_recipes("tiny,distilled")) == ["tiny", "distilled"]
     assert read_recipes("distilled")["distilled"]["policy"] == {"loras": ["tinyworld-4-steps"]}
-    with pytest.raises(UserError, match="cannot read the recipes tiny,slow.*names of tiny, fast, paper, long, distilled"):
+    with pytest.raises(
+        UserError, match="cannot read the recipes tiny,slow.*names of tiny, fast, paper, long, distilled"
+    ):
         read_recipes("tiny,slow")
 
 

@@ -90,4 +90,5 @@ def test_a_quantised_form_gives_every_weight_within_its_rounding(model, form, tm
         changed += error > 0
     assert changed == sum("blocks." in n and t.ndim == 2 for n, t in model.state_dict().items())
     difference = (velocity(read) - velocity(model)).norm() / velocity(model).norm()
-    assert difference < (4 if FULL_SIZE else 2) * ROUNDING[form]  # errors of 30 layers, not of two, add up
+    # At full size errors of 30 layers add up, and the largest weight of a matrix is further from the others.
+    assert difference < (8 if FULL_SIZE else 2) * ROUNDING[form]
