@@ -57,6 +57,16 @@ def add_processes(parser: ArgumentParser) -> None:
     )
 
 
+def require_gpus(processes: int, for_rewards: bool = False) -> None:
+    """Raises UserError for more processes than GPUs, where there are any; `for_rewards`: one more is the rewards'."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count and processes + for_rewards > count:
+        beside = ", and reward.device `own` takes one more" if for_rewards else ""
+        raise UserError(f"--processes {processes}: give at most one for each of the {count} GPUs{beside}")
+
+
 def add_machines(parser: ArgumentParser) -> None:
     """The options of a run on several machines; see `machines_from`."""
     parser.add_argument(

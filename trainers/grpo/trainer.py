@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
 from ..diffusion.schedule import flow_schedule
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..faces.users import licence_note
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into, to_lora
@@ -38,7 +38,7 @@ from .advantages import combined_advantages
 from .base_motion import BaseMotion
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
 from .evaluate import Evaluator, evaluated_items, evaluation_size
-from .interrupt import Interrupt, Stopped
+from .interrupt import Interrupt
 from .lockstep import Lockstep
 from .models import encode_items, load_models, plan_memory
 from .plan import Planned, plan_iteration, plan_windows, used_items, video_cost
