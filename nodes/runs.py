@@ -24,13 +24,15 @@ from .run_settings import (
     AUTO,
     MOST_HELD_OUT,
     NO_LORA,
+    ONE_FOR_REWARDS,
     PRESETS,
     REFUSE,
     WAIT,
     WHEN_BUSY,
     check_prompt_sets,
-    chosen_gpus,
+    chosen_launch,
     devices_input,
+    machines_input,
     model_settings,
     not_left_to_preset,
     preset_inputs,
@@ -121,6 +123,7 @@ class Train(io.ComfyNode):
                     tooltip="A LoRA of the same rank to start from; that of a run only when the run has ended.",
                 ),
                 when_busy_input(),
+                machines_input(),
             ],
             outputs=[TrainingRunType.Output("training_run", tooltip="The run, for Training Run.")],
             is_output_node=True,
@@ -156,10 +159,11 @@ class Train(io.ComfyNode):
         devices: str = AUTO,
         start_lora: str = NO_LORA,
         when_busy: str = REFUSE,
+        machines: str = folders.THIS_MACHINE,
     ) -> io.NodeOutput:
         require_choice("preset", preset, [AUTO, *RECIPES])
         require_choice("when_busy", when_busy, WHEN_BUSY)
-        gpus = chosen_gpus(devices)
+        launch = chosen_launch(machines, devices)
         changes = not_left_to_preset(
             {
                 "seed": seed,
@@ -170,7 +174,7 @@ class Train(io.ComfyNode):
                 "rollout": {"groups_per_update": groups_per_update},
                 "optim": {"learning_rate": learning_rate},
                 "evaluation": {"every": evaluate_every},
-                **model_settings(policy, reward, devices),
+                **model_settings(policy, reward, bool(launch.gpus), devices == ONE_FOR_REWARDS),
             }
         )
         changes |= reward.run_settings
@@ -179,10 +183,18 @@ class Train(io.ComfyNode):
         config = make_config(recipe, changes | prompt_settings(prompt_set, evaluation_set))
         resolve_prompts(config)
         find_rewards(config)
-        if management.get_torch_device().type == "cuda" and management.get_torch_device().index in gpus:
+        if management.get_torch_device().type == "cuda" and management.get_torch_device().index in launch.gpus:
             management.unload_all_models()
             management.soft_empty_cache()
-        run, new = start_once(folders.runs_root(), config, clean(name) or config.preset, gpus, wait=when_busy == WAIT)
+        run, new = start_once(
+            folders.runs_root(),
+            config,
+            clean(name) or config.preset,
+            launch.gpus,
+            when_busy == WAIT,
+            launch.processes,
+            launch.machines,
+        )
         _deletions.see(run)
         outcome = (
             "started" if new else "these settings have a run already (for another one change the seed or the name)"

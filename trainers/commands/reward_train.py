@@ -16,9 +16,10 @@ from ..config import TINYWORLD_WEIGHTS
 from ..errors import UserError
 from ..files import write_atomic
 from ..runs import launcher
+from ..runs.machines import MOST_PROCESSES
 from ..runs.process_group import run_processes
 from .numbers import number_between
-from .options import MOST_PROCESSES, require_gpus
+from .options import require_gpus
 from .tables import markdown_table
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from ..files import write_atomic
 from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
-from ..runs.process_group import ANOTHER_ENDED, GRACE_SECONDS, Machines, run_processes
+from ..runs.machines import LaunchConfig, Machines
+from ..runs.process_group import ANOTHER_ENDED, GRACE_SECONDS, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
 from .options import require_gpus
@@ -232,6 +233,12 @@ def check_devices(root: Path, config: RunConfig, processes: int = 1, wait: bool 
     if len(gpus) > 1:
         require_gpus(processes, own)
     return starting.devices_for(root, device.type, gpus, wait)
+
+
+def use_gpus(launch: LaunchConfig) -> None:
+    """This process and those that it starts see the GPUs of a launch configuration alone; before CUDA is used."""
+    if launch.gpus is not None:
+        os.environ.update(launcher.visible_devices(launch.gpus))
 
 
 def print_now(text: str) -> None:
