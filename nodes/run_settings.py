@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import comfy.model_management as management
 import torch
@@ -95,6 +97,20 @@ def devices_input() -> io.Input:
     )
 
 
+def seed_input(default: int, **options: Any) -> io.Input:
+    """The widget with a run's seed."""
+    return io.Int.Input(
+        "seed",
+        default=default,
+        min=0,
+        max=2**31 - 1,
+        optional=True,
+        control_after_generate=False,
+        tooltip="Seed of everything random in the run. Another seed is another run.",
+        **options,
+    )
+
+
 def when_busy_input() -> io.Input:
     """The widget that says what to do when the device is taken."""
     return io.Combo.Input(
@@ -163,6 +179,14 @@ def chosen_launch(machines: str, devices: str) -> LaunchConfig:
             f"{count}; change num_processes or gpu_ids"
         )
     return replace(launch, gpus=gpus[: launch.processes])
+
+
+def free_memory(gpus: Sequence[int]) -> None:
+    """Before a run starts on these CUDA devices: ComfyUI's models leave its own if it is one of them."""
+    own = management.get_torch_device()
+    if own.type == "cuda" and own.index in gpus:
+        management.unload_all_models()
+        management.soft_empty_cache()
 
 
 def preset_of(choice: str, policy: LazyPolicy) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.model_management as management
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -32,6 +31,7 @@ from .run_settings import (
     check_prompt_sets,
     chosen_launch,
     devices_input,
+    free_memory,
     machines_input,
     model_settings,
     not_left_to_preset,
@@ -39,6 +39,7 @@ from .run_settings import (
     preset_of,
     preset_values,
     prompt_settings,
+    seed_input,
     start_lora_file,
     video_settings,
     when_busy_input,
@@ -104,15 +105,7 @@ class Train(io.ComfyNode):
                     "name", default="", tooltip="Name of the run, in its id and its LoRA's; the preset's name if empty."
                 ),
                 *preset_inputs(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    optional=True,
-                    control_after_generate=False,
-                    tooltip="Seed of everything random in the run. Another seed is another run.",
-                ),
+                seed_input(0),
                 devices_input(),
                 io.Combo.Input(
                     "start_lora",
@@ -183,9 +176,7 @@ class Train(io.ComfyNode):
         config = make_config(recipe, changes | prompt_settings(prompt_set, evaluation_set))
         resolve_prompts(config)
         find_rewards(config)
-        if management.get_torch_device().type == "cuda" and management.get_torch_device().index in launch.gpus:
-            management.unload_all_models()
-            management.soft_empty_cache()
+        free_memory(launch.gpus)
         run, new = start_once(
             folders.runs_root(),
             config,
