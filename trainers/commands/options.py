@@ -215,13 +215,14 @@ def _kind_of(source: str, vace_module: str | None) -> PolicyKind | None:
     """None where it cannot be recognised: loading the policy reports why."""
     if source in BUILT_IN:
         return BUILT_IN[source]
-    # Looking into a file takes seconds of imports.
-    if not os.path.exists(part_places(source)["transformer"]):
+    path = part_places(source)["transformer"]
+    if not os.path.exists(path):
         return None
-    from ..policies.load import recognise
+    # Reading the headers of weights takes a second of imports.
+    from ..policies.transformer_file import describe_transformer
 
     try:
-        return recognise(source, vace_module)
+        return describe_transformer(path, vace_module).kind
     except UserError:
         return None
 
