@@ -20,22 +20,17 @@ from ..trainers.faces.text import headline_text, notes, person_lines
 from ..trainers.faces.users import BUILT_IN, load_recogniser
 from ..trainers.faces.weights import release_networks
 from .face_networks import face_networks_input
-from .inputs import require_choice, require_range
+from .inputs import FPS, fps_input, require_choice, require_range
 from .pictures import references_input, to_image, to_pixels, to_references, to_video
 from .rewards import score_clips
 from .types import FaceFiles, LazyReward, RewardType
 
 CATEGORY = "Identity-GRPO/faces"
 PEOPLE = "The people that the video should show, one picture each; of a picture with several faces the largest counts."
-FPS = (0.1, 240.0)
 NOT_JUDGED = -1.0
 BY_FACES, BY_REWARD, BY_BOTH = "faces", "reward", "both"
 RANKINGS = [BY_FACES, BY_REWARD, BY_BOTH]
 MOST_CLIPS, MOST_PARTS = 16, 64
-
-
-def fps_input(tooltip: str) -> io.Input:
-    return io.Float.Input("fps", default=16.0, min=FPS[0], max=FPS[1], step=0.5, tooltip=tooltip)
 
 
 class FaceReportNode(io.ComfyNode):

@@ -16,6 +16,8 @@ from ..trainers.config import BUILT_IN_LORAS, TINYWORLD_WEIGHTS
 from ..trainers.errors import UserError
 from ..trainers.rewards.alignment import is_clip
 from ..trainers.runs.folder import RunFolder
+from ..trainers.runs.machines import FILES as LAUNCH_FILES
+from ..trainers.runs.machines import LaunchConfig, read_launch_config
 from ..trainers.runs.registry import list_runs
 
 REWARDS = "identity_reward"
@@ -32,6 +34,7 @@ NO_MODULE = "none"
 LATEST, BEST = "latest", "best"
 BUILT_IN_LORA = "TinyWorld VACE, 4 steps (built in)"
 NEWEST_RUN = "newest run"
+THIS_MACHINE = "this machine"
 NO_CLIP, NO_REWARD, BUILT_IN_FACES = "none", "none", "built in"
 
 
@@ -62,6 +65,33 @@ def runs_root() -> Path:
 def published_root() -> Path:
     """Where runs put their LoRAs: `models/loras/identity_grpo`, which every loader lists."""
     return Path(folder_paths.get_folder_paths("loras")[0]) / "identity_grpo"
+
+
+def machine_choices() -> list[str]:
+    """`this machine`, then the launch configurations in the folder `machines` beside the runs."""
+    return [THIS_MACHINE, *_launch_files()]
+
+
+def launch_config(choice: str) -> LaunchConfig | None:
+    """The launch configuration behind a choice of `machine_choices`; None for this machine alone."""
+    if choice == THIS_MACHINE:
+        return None
+    if choice not in _launch_files():
+        raise UserError(
+            f"there is no file `{choice}` in {_machines_root()}; put one there, as `accelerate config` writes it, and "
+            "refresh"
+        )
+    return read_launch_config(_machines_root() / choice)
+
+
+def _machines_root() -> Path:
+    return runs_root().parent / "machines"
+
+
+def _launch_files() -> list[str]:
+    root = _machines_root()
+    names = os.listdir(root) if root.is_dir() else []
+    return sorted(name for name in names if name.endswith(LAUNCH_FILES) and (root / name).is_file())
 
 
 def found() -> str:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from comfy_api.latest import io
+
 from ..trainers.errors import UserError
 from ..trainers.prompts import EMPTY_PROMPT, is_blank
 from ..trainers.prompts import clean_text as clean
+
+FPS = (0.1, 240.0)
+
+
+def fps_input(tooltip: str, default: float = 16.0) -> io.Input:
+    return io.Float.Input("fps", default=default, min=FPS[0], max=FPS[1], step=0.5, tooltip=tooltip)
 
 
 def prompt_problem(prompt: str | None) -> str | None:

@@ -18,7 +18,7 @@ from ..trainers.policies.wan import fit_on_white
 from .loras import CATEGORY as LORA_CATEGORY
 from .loras import LoRANode, check_strength, find_and_read, lora_input, shown, strength_input
 from .pictures import opaque, references_input
-from .sampling import LARGEST, LONGEST, STEP, size_problem, to_control_clip, to_control_mask
+from .sampling import frames_input, side_input, size_problem, to_control_clip, to_control_mask
 
 CATEGORY = "Identity-GRPO/native"
 
@@ -87,25 +87,9 @@ class VACEReferences(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="The negative prompt: what the video should not show."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from Load VAE."),
                 references_input("One picture per person, in the order in which the prompt mentions them."),
-                io.Int.Input(
-                    "width",
-                    default=832,
-                    min=STEP,
-                    max=LARGEST,
-                    step=STEP,
-                    tooltip="Width of the video in pixels, a multiple of 16.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=480,
-                    min=STEP,
-                    max=LARGEST,
-                    step=STEP,
-                    tooltip="Height of the video in pixels, a multiple of 16.",
-                ),
-                io.Int.Input(
-                    "length", default=81, min=1, max=LONGEST, step=4, tooltip="Number of frames, 4n+1: 81 for Wan 2.1."
-                ),
+                side_input("width", 832, "Width of the video in pixels, a multiple of 16."),
+                side_input("height", 480, "Height of the video in pixels, a multiple of 16."),
+                frames_input("length", "Number of frames, 4n+1: 81 for Wan 2.1."),
                 io.Float.Input(
                     "strength",
                     default=1.0,

@@ -8,8 +8,8 @@ from ..trainers.faces.board import face_board
 from ..trainers.faces.ranking import best_first, is_right
 from ..trainers.faces.text import headline_text, notes
 from .face_networks import face_networks_input
-from .faces import FPS, find, fps_input, number, on_networks, report_videos
-from .inputs import require_range
+from .faces import find, number, on_networks, report_videos
+from .inputs import FPS, fps_input, require_range
 from .pictures import to_image, to_pixels, to_references, to_video
 from .samplers import SEED, Sampler, sample, sampler_inputs, scale_input, shift_input
 from .types import FaceFiles, LazyPolicy

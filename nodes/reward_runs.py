@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import comfy.model_management as management
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -16,13 +15,23 @@ from ..trainers.preference.loss import INVALID
 from ..trainers.preference.recipe import RECIPES
 from ..trainers.preference.stored import voted_pairs
 from ..trainers.rewards.folder import find_checkpoint
-from ..trainers.runs.registry import is_alive, list_runs, refresh
+from ..trainers.runs.registry import list_runs, refresh
 from ..trainers.runs.starting import start_once
 from ..trainers.runs.summary import summary
 from . import folders
 from .inputs import clean, require_choice, require_range
-from .queue_again import END, NEVER
-from .run_settings import AUTO, REFUSE, WAIT, WHEN_BUSY, chosen_gpus, devices_input, when_busy_input
+from .queue_again import END, NEVER, next_time
+from .run_settings import (
+    AUTO,
+    REFUSE,
+    WAIT,
+    WHEN_BUSY,
+    chosen_gpus,
+    devices_input,
+    free_memory,
+    seed_input,
+    when_busy_input,
+)
 from .run_status import shown
 from .votes import pair_folder, pairs_root
 
@@ -105,16 +114,7 @@ class TrainReward(io.ComfyNode):
                     advanced=True,
                     tooltip="For 24 GB: the vision tower by LoRA, one pair at a time, activations computed again.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=42,
-                    min=0,
-                    max=2**31 - 1,
-                    optional=True,
-                    advanced=True,
-                    control_after_generate=False,
-                    tooltip="Seed of everything random in the run. Another seed is another run.",
-                ),
+                seed_input(42, advanced=True),
                 devices_input(),
                 when_busy_input(),
                 io.Combo.Input(
@@ -182,12 +182,10 @@ class TrainReward(io.ComfyNode):
             text = f"{folder.path.name}: {count} of {least_votes} pairs have votes. Vote, then queue again."
             return io.NodeOutput(ExecutionBlocker(None), text, ui={"text": (text,)})
         config = _config(folder, base_model, start_reward, preset, epochs, held_out, low_memory, seed)
-        if management.get_torch_device().type == "cuda" and management.get_torch_device().index in gpus:
-            management.unload_all_models()
-            management.soft_empty_cache()
+        free_memory(gpus)
         run, new = start_once(folders.runs_root(), config, clean(name) or "reward", gpus, wait=when_busy == WAIT)
         text = ("started\n" if new else "") + summary(run)
-        moment = END if is_alive(run) and queue_again == END else None
+        moment = next_time(run, queue_again)
         checkpoint = folders.reward_choice(run) if run.has_reward() else ExecutionBlocker(None)
         queued = {"queue_again": (moment,)} if moment else {}
         return io.NodeOutput(checkpoint, text, ui=shown(run, text) | queued)

@@ -17,7 +17,7 @@ from ..trainers.rewards.identity import IdentityReward, preference_probabilities
 from ..trainers.rewards.load import load_reward
 from ..trainers.rewards.scoring import short_clip_warning
 from . import folders
-from .inputs import clean, require_choice
+from .inputs import clean, fps_input, require_choice
 from .memory import Managed
 from .pictures import references_input, to_image, to_pixels, to_references
 from .types import LazyReward, OnUse, RewardType
@@ -27,19 +27,11 @@ AUTO, CPU = "auto", "CPU"
 DTYPES, DEVICES = [AUTO, "bfloat16", "float32"], [AUTO, CPU]
 REWARD = "The identity reward, from Load Reward."
 PEOPLE = "The people that the video should show, one picture each."
+FPS_IN_SCORE = (
+    "Frames per second of the video. It enters the score: use the same for videos that you compare; the published "
+    "reward was used with 10."
+)
 WORKING_BYTES = 2 * 2**30  # of the released 3-billion model on one clip; TinyWorld's needs far less
-
-
-def fps_input() -> io.Input:
-    return io.Float.Input(
-        "fps",
-        default=10.0,
-        min=0.1,
-        max=240.0,
-        step=0.5,
-        tooltip="Frames per second of the video. It enters the score: use the same for videos that you compare; the "
-        "published reward was used with 10.",
-    )
 
 
 class LoadReward(io.ComfyNode):
@@ -141,7 +133,7 @@ class Score(io.ComfyNode):
                     multiline=True,
                     tooltip="A text for the picture; the reward does not read it.",
                 ),
-                fps_input(),
+                fps_input(FPS_IN_SCORE, default=10.0),
             ],
             outputs=[
                 io.Float.Output(
@@ -190,7 +182,7 @@ class Compare(io.ComfyNode):
                 io.Image.Input("video_a", tooltip="The frames of the first video."),
                 io.Image.Input("video_b", tooltip="The frames of the second video, of the same people."),
                 references_input(PEOPLE),
-                fps_input(),
+                fps_input(FPS_IN_SCORE, default=10.0),
             ],
             outputs=[
                 io.Float.Output("win", tooltip="Probability that B is better than A."),

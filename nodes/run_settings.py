@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import comfy.model_management as management
 import torch
@@ -12,6 +15,7 @@ from ..trainers.config import BUILT_IN, RECIPES, make_config, preset_for
 from ..trainers.errors import UserError
 from ..trainers.prompts import PromptSet
 from ..trainers.runs.inputs import TINYWORLD_ITEMS
+from ..trainers.runs.machines import LaunchConfig
 from ..trainers.runs.registry import is_alive
 from ..trainers.runs.starting import freeze_prompts
 from . import folders
@@ -93,6 +97,20 @@ def devices_input() -> io.Input:
     )
 
 
+def seed_input(default: int, **options: Any) -> io.Input:
+    """The widget with a run's seed."""
+    return io.Int.Input(
+        "seed",
+        default=default,
+        min=0,
+        max=2**31 - 1,
+        optional=True,
+        control_after_generate=False,
+        tooltip="Seed of everything random in the run. Another seed is another run.",
+        **options,
+    )
+
+
 def when_busy_input() -> io.Input:
     """The widget that says what to do when the device is taken."""
     return io.Combo.Input(
@@ -123,6 +141,52 @@ def chosen_gpus(choice: str) -> list[int]:
         return [int(choice.removeprefix("GPU "))]
     own = management.get_torch_device()
     return [i for i in range(count) if own.type != "cuda" or i != own.index] or [0]
+
+
+def machines_input() -> io.Input:
+    """The widget that says on which machines a run trains."""
+    return io.Combo.Input(
+        "machines",
+        options=folders.machine_choices(),
+        default=folders.THIS_MACHINE,
+        optional=True,
+        advanced=True,
+        tooltip="Train on several machines, or with the processes and GPUs of a file that accelerate config wrote; put "
+        "it into the folder user/__identity_grpo/machines of ComfyUI. This one must be machine 0.",
+    )
+
+
+def chosen_launch(machines: str, devices: str) -> LaunchConfig:
+    """What a run starts on this machine, with the CUDA devices to use; none of them: the CPU.
+
+    Raises UserError for a file that cannot be used here, and for `devices` beside one.
+    """
+    launch = folders.launch_config(machines)
+    if launch is None:
+        return LaunchConfig(gpus=tuple(chosen_gpus(devices)))
+    if devices != AUTO:
+        raise UserError(f"devices `{devices}`: `{machines}` says where the run trains; set devices to `{AUTO}`")
+    if launch.machines.rank:
+        raise UserError(
+            f"`{machines}` has machine_rank {launch.machines.rank}, and ComfyUI runs on machine 0, which keeps the "
+            "run; set it to 0, and start the others by the command that the node shows then"
+        )
+    count = torch.cuda.device_count()
+    gpus = tuple(range(count)) if launch.gpus is None else launch.gpus
+    if gpus and (max(gpus) >= count or len(gpus) < launch.processes):
+        raise UserError(
+            f"`{machines}` takes {launch.processes} GPUs of this machine ({', '.join(map(str, gpus))}), and it has "
+            f"{count}; change num_processes or gpu_ids"
+        )
+    return replace(launch, gpus=gpus[: launch.processes])
+
+
+def free_memory(gpus: Sequence[int]) -> None:
+    """Before a run starts on these CUDA devices: ComfyUI's models leave its own if it is one of them."""
+    own = management.get_torch_device()
+    if own.type == "cuda" and own.index in gpus:
+        management.unload_all_models()
+        management.soft_empty_cache()
 
 
 def preset_of(choice: str, policy: LazyPolicy) -> str:
@@ -162,23 +226,22 @@ def _still_changes(what: str, choice: str) -> str:
     )
 
 
-def model_settings(policy: LazyPolicy, reward: LazyReward, devices: str) -> dict:
+def model_settings(policy: LazyPolicy, reward: LazyReward, on_gpu: bool, own: bool = False) -> dict:
     """The configuration's sections of both models. A CPU computes in float32 whatever ComfyUI's own device prefers.
 
-    LoRAs that act on the policy are frozen parts of what is trained. Raises UserError for one that still changes.
+    own: the rewards have a GPU to themselves. LoRAs that act on the policy are frozen parts of what is trained. Raises
+    UserError for one that still changes.
     """
 
-    gpus = chosen_gpus(devices)
-
     def dtype(wanted: str) -> str:
-        return wanted if gpus else "float32"
+        return wanted if on_gpu else "float32"
 
     loras = [_frozen_lora(file, strength) for file, strength in policy.loras if strength]
     taken = {name: getattr(reward.config, name) for name in ("source", "base_model", "fps")}
-    own = {"device": "own"} if devices == ONE_FOR_REWARDS else {}
+    device = {"device": "own"} if own else {}
     return {
         "policy": {**policy.config.model_dump(), "loras": loras, "dtype": dtype(policy.config.dtype)},
-        "reward": {**taken, **own, "dtype": dtype(reward.config.dtype)},
+        "reward": {**taken, **device, "dtype": dtype(reward.config.dtype)},
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.model_management as management
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -24,19 +23,23 @@ from .run_settings import (
     AUTO,
     MOST_HELD_OUT,
     NO_LORA,
+    ONE_FOR_REWARDS,
     PRESETS,
     REFUSE,
     WAIT,
     WHEN_BUSY,
     check_prompt_sets,
-    chosen_gpus,
+    chosen_launch,
     devices_input,
+    free_memory,
+    machines_input,
     model_settings,
     not_left_to_preset,
     preset_inputs,
     preset_of,
     preset_values,
     prompt_settings,
+    seed_input,
     start_lora_file,
     video_settings,
     when_busy_input,
@@ -102,15 +105,7 @@ class Train(io.ComfyNode):
                     "name", default="", tooltip="Name of the run, in its id and its LoRA's; the preset's name if empty."
                 ),
                 *preset_inputs(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    optional=True,
-                    control_after_generate=False,
-                    tooltip="Seed of everything random in the run. Another seed is another run.",
-                ),
+                seed_input(0),
                 devices_input(),
                 io.Combo.Input(
                     "start_lora",
@@ -121,6 +116,7 @@ class Train(io.ComfyNode):
                     tooltip="A LoRA of the same rank to start from; that of a run only when the run has ended.",
                 ),
                 when_busy_input(),
+                machines_input(),
             ],
             outputs=[TrainingRunType.Output("training_run", tooltip="The run, for Training Run.")],
             is_output_node=True,
@@ -156,10 +152,11 @@ class Train(io.ComfyNode):
         devices: str = AUTO,
         start_lora: str = NO_LORA,
         when_busy: str = REFUSE,
+        machines: str = folders.THIS_MACHINE,
     ) -> io.NodeOutput:
         require_choice("preset", preset, [AUTO, *RECIPES])
         require_choice("when_busy", when_busy, WHEN_BUSY)
-        gpus = chosen_gpus(devices)
+        launch = chosen_launch(machines, devices)
         changes = not_left_to_preset(
             {
                 "seed": seed,
@@ -170,7 +167,7 @@ class Train(io.ComfyNode):
                 "rollout": {"groups_per_update": groups_per_update},
                 "optim": {"learning_rate": learning_rate},
                 "evaluation": {"every": evaluate_every},
-                **model_settings(policy, reward, devices),
+                **model_settings(policy, reward, bool(launch.gpus), devices == ONE_FOR_REWARDS),
             }
         )
         changes |= reward.run_settings
@@ -179,10 +176,16 @@ class Train(io.ComfyNode):
         config = make_config(recipe, changes | prompt_settings(prompt_set, evaluation_set))
         resolve_prompts(config)
         find_rewards(config)
-        if management.get_torch_device().type == "cuda" and management.get_torch_device().index in gpus:
-            management.unload_all_models()
-            management.soft_empty_cache()
-        run, new = start_once(folders.runs_root(), config, clean(name) or config.preset, gpus, wait=when_busy == WAIT)
+        free_memory(launch.gpus)
+        run, new = start_once(
+            folders.runs_root(),
+            config,
+            clean(name) or config.preset,
+            launch.gpus,
+            when_busy == WAIT,
+            launch.processes,
+            launch.machines,
+        )
         _deletions.see(run)
         outcome = (
             "started" if new else "these settings have a run already (for another one change the seed or the name)"

@@ -12,13 +12,12 @@ from ..trainers.prompts import PromptItem
 from .inputs import clean, clean_prompt, prompt_problem, require_choice, require_range
 from .pictures import references_input, to_references, to_video
 from .sampling import (
-    LARGEST,
-    LONGEST,
-    STEP,
     Sampling,
     check_kind,
     check_size,
+    frames_input,
     generate,
+    side_input,
     to_control_clip,
     to_control_mask,
 )
@@ -45,29 +44,12 @@ def sampler_inputs(most_references: int, guidance: list[io.Input], shift: io.Inp
             default=WAN_NEGATIVE_PROMPT,
             tooltip="What the video should not show. The default is Wan's own; leave it empty for TinyWorld.",
         ),
-        io.Int.Input(
-            "width",
-            default=832,
-            min=STEP,
-            max=LARGEST,
-            step=STEP,
-            tooltip="Width of the video in pixels, a multiple of 16: 832 for Wan 1.3B, 80 for TinyWorld.",
+        side_input("width", 832, "Width of the video in pixels, a multiple of 16: 832 for Wan 1.3B, 80 for TinyWorld."),
+        side_input(
+            "height", 480, "Height of the video in pixels, a multiple of 16: 480 for Wan 1.3B, 48 for TinyWorld."
         ),
-        io.Int.Input(
-            "height",
-            default=480,
-            min=STEP,
-            max=LARGEST,
-            step=STEP,
-            tooltip="Height of the video in pixels, a multiple of 16: 480 for Wan 1.3B, 48 for TinyWorld.",
-        ),
-        io.Int.Input(
-            "frames",
-            default=81,
-            min=1,
-            max=LONGEST,
-            step=4,
-            tooltip="Number of frames, 4n+1: 81 for Wan (5 seconds at 16 frames a second), 9 for TinyWorld.",
+        frames_input(
+            "frames", "Number of frames, 4n+1: 81 for Wan (5 seconds at 16 frames a second), 9 for TinyWorld."
         ),
         io.Int.Input(
             "steps",

@@ -10,6 +10,7 @@ import comfy.model_management as management
 import comfy.utils
 import psutil
 import torch
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainers.config import BUILT_IN
@@ -53,6 +54,15 @@ class Sampling:
     guidance: Guidance
     seed: int
     solver: SolverName
+
+
+def side_input(name: str, default: int, tooltip: str) -> io.Input:
+    """The width or height of a video."""
+    return io.Int.Input(name, default=default, min=STEP, max=LARGEST, step=STEP, tooltip=tooltip)
+
+
+def frames_input(name: str, tooltip: str) -> io.Input:
+    return io.Int.Input(name, default=81, min=1, max=LONGEST, step=4, tooltip=tooltip)
 
 
 def size_problem(width: int | None, height: int | None, frames: int | None) -> str | None:

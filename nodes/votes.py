@@ -13,13 +13,12 @@ from ..trainers.errors import UserError, shown
 from ..trainers.preference.folder import PairFolder
 from ..trainers.runs.clip_pairs import clip_pairs
 from ..trainers.runs.folder import RunFolder
-from .inputs import clean, require_range
+from .inputs import FPS, clean, fps_input, require_range
 from .pictures import to_pixels, to_references
 from .types import TrainingRunType
 
 CATEGORY = "Identity-GRPO/rewards"
 FOLDER = "identity_grpo_pairs"
-FPS = (0.1, 240.0)
 MOST_CLIPS = 8
 LONGEST_NAME = 60
 
@@ -74,14 +73,7 @@ class Vote(io.ComfyNode):
                 io.String.Input(
                     "prompt", default="", multiline=True, tooltip="The prompt of the videos; it is shown beside them."
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=10.0,
-                    min=FPS[0],
-                    max=FPS[1],
-                    step=0.5,
-                    tooltip="Frames per second of the videos; it enters the reward's score.",
-                ),
+                fps_input("Frames per second of the videos; it enters the reward's score.", default=10.0),
                 TrainingRunType.Input(
                     "training_run",
                     optional=True,

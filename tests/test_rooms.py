@@ -27,7 +27,7 @@ ORDER = (
     "cli",
 )
 LEVELS = {room: level for level, line in enumerate(ORDER) for room in line.split()}
-FOUNDATION = {"errors", "config", "files", "processes", "weights"}
+FOUNDATION = {"errors", "config", "files", "processes", "ranks", "weights"}
 INNER_ROOMS = {("tinyworld", "making"), ("faces", "making")}
 # Modules that only a ComfyUI process has. `nodes` is the pack's own folder and core's module of the same name.
 COMFYUI = {

@@ -1,4 +1,4 @@
-"""The exception whose message is for the user, and what such messages are made of."""
+"""The exceptions of users, by what they gave or what they asked, and what messages are made of."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class UserError(ValueError):
 
     The command line prints it without a traceback; nodes raise it as it is.
     """
+
+
+class Stopped(Exception):
+    """The user asked to stop. What was saved last is where it resumes."""
 
 
 def shorten(names: Iterable[str], shown: int = 3) -> str:

@@ -258,12 +258,12 @@ def test_the_lora_of_a_run_that_trains_is_nothing_to_start_from(run_node, pack, 
 def test_a_lora_of_the_policy_is_a_frozen_part_of_what_is_trained(pack, parts, make, tmp_path):
     settings, file = ours("nodes.run_settings"), ours("nodes.folders").LoraFile(tmp_path / "few steps.safetensors", "x")
     acting = replace(parts["policy"], loras=((file, 0.5), (file, 0.0)))
-    found = settings.model_settings(acting, parts["reward"], "CPU")
+    found = settings.model_settings(acting, parts["reward"], on_gpu=False)
     assert found["policy"]["loras"] == [f"{tmp_path}/few steps.safetensors:0.5"]
     run = make("running", exports=[3])
     changing = replace(acting, loras=((ours("nodes.folders").find_lora(f"{run.id}: latest"), 1.0),))
     with pytest.raises(pack.UserError, match="the policy's LoRA `.*` still changes"):
-        settings.model_settings(changing, parts["reward"], "CPU")
+        settings.model_settings(changing, parts["reward"], on_gpu=False)
 
 
 def test_tinyworlds_recipe_is_refused_for_another_model(run_node, pack, parts):
@@ -305,12 +305,62 @@ def test_auto_is_every_gpu_but_comfyuis_or_the_only_one(pack, monkeypatch, choic
     assert settings.chosen_gpus(choice) == taken
 
 
-def test_the_last_gpu_is_for_the_rewards_if_chosen(pack, monkeypatch, parts):
+def test_the_last_gpu_is_for_the_rewards_if_chosen(pack, parts):
     settings = ours("nodes.run_settings")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    reward = settings.model_settings(parts["policy"], parts["reward"], "all GPUs, the last for the rewards")["reward"]
-    assert reward["device"] == "own"
-    assert "device" not in settings.model_settings(parts["policy"], parts["reward"], "all GPUs")["reward"]
+    assert settings.model_settings(parts["policy"], parts["reward"], True, own=True)["reward"]["device"] == "own"
+    assert "device" not in settings.model_settings(parts["policy"], parts["reward"], True)["reward"]
+
+
+# --- several machines ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launch(root):
+    """`launch(text, machines, devices)`: what a file of the folder `machines` with this text starts here."""
+
+    def launch(text: str, choice: str = "two.yaml", devices: str = "auto"):
+        folder = root.parent / "machines"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "two.yaml").write_text(text)
+        return ours("nodes.run_settings").chosen_launch(choice, devices)
+
+    return launch
+
+
+TWO = "num_machines: 2\nnum_processes: 4\nmain_process_ip: head\nmain_process_port: 29500\n"
+
+
+def test_files_for_several_machines_are_listed(launch, root):
+    launch(TWO)
+    (root.parent / "machines" / "notes.txt").write_text("")
+    assert ours("nodes.folders").machine_choices() == ["this machine", "two.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "count", "gpus"), [("", 3, (0, 1)), ("gpu_ids: 2,0", 3, (2, 0)), ("use_cpu: true", 3, ()), ("", 0, ())]
+)
+def test_a_file_says_which_processes_start_on_which_gpus(launch, monkeypatch, extra, count, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    found = launch(TWO + extra)
+    assert (found.processes, found.machines.count, found.machines.rendezvous) == (2, 2, "head:29500")
+    assert found.gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("text", "choice", "devices", "count", "problem"),
+    [
+        (TWO, "../two.yaml", "auto", 0, r"no file `\.\./two\.yaml` in .*machines; put one there"),
+        (TWO, "two.yaml", "CPU", 0, "devices `CPU`: `two.yaml` says where the run trains; set devices to `auto`"),
+        (TWO, "two.yaml", "auto", 1, r"takes 2 GPUs of this machine \(0\), and it has 1"),
+        (TWO + "gpu_ids: 0,7", "two.yaml", "auto", 2, r"takes 2 GPUs of this machine \(0, 7\), and it has 2"),
+        (TWO + "machine_rank: 1", "two.yaml", "auto", 0, "has machine_rank 1, and ComfyUI runs on machine 0"),
+        (TWO + "fsdp_config: {a: 1}", "two.yaml", "auto", 0, r"two\.yaml: `fsdp_config` is not supported; remove it"),
+    ],
+)
+def test_a_file_that_cannot_be_used_here_is_refused(pack, launch, monkeypatch, text, choice, devices, count, problem):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(pack.UserError, match=problem):
+        launch(text, choice, devices)
 
 
 # --- the prompt sets of Train ----------------------------------------------------------------------------------------

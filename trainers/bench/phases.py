@@ -17,10 +17,10 @@ from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
 from ..diffusion.sampling import denoise
 from ..diffusion.schedule import flow_schedule
-from ..grpo.advantages import combined_advantages
 from ..grpo.base_motion import BaseMotion
 from ..grpo.checkpoint import TrainingState, capture, save_checkpoint
 from ..grpo.evaluate import evaluation_guidance, evaluation_micro_batch, evaluation_size
+from ..grpo.iteration import Iteration
 from ..grpo.plan import plan_iteration, plan_windows
 from ..grpo.ranks import Ranks
 from ..grpo.rollout import RolloutBatch, RolloutWorker, roll_out, training_guidance
@@ -206,24 +206,10 @@ class Workload:
         plan = plan_iteration(config.seed, 0, config.rollout, len(items))
         windows = plan_windows(config.seed, 0, config.rollout)
         # Its own schedule: that of the other phases is shorter.
-        update = PolicyUpdate(policy, config, self.schedule, ranks)
+        iteration = Iteration(worker, PolicyUpdate(policy, config, self.schedule, ranks), ranks)
         clock.start()
-        per_update = len(plan) // config.rollout.updates_per_iteration
-        own = [[start + place for place in ranks.slice([1] * per_update)] for start in range(0, len(plan), per_update)]
-        updates: list[list[RolloutBatch]] = [[] for _ in own]
-        rewards = torch.zeros(len(plan), len(worker.rewards.names), dtype=torch.float64)
-        for index, found in ranks.gather_results(lambda: worker.collect(plan, windows, own, updates)):
-            rewards[index] = torch.tensor(found, dtype=torch.float64)
-        groups = [planned.group for planned in plan]
-        advantages = combined_advantages(rewards, worker.rewards.weights, groups, config.optim.global_std)
-        terms = len(plan) // len(updates) * config.rollout.window.size
-        for number, batches in enumerate(updates):
-            ranks.on_all_ranks(
-                lambda n=number, b=batches: update.accumulate(
-                    b, advantages, terms, lambda: None, lambda done: None, on_policy=n == 0
-                )
-            )
-            update.step(number + 1)
+        updates, rewards = iteration.collect(plan, windows)
+        iteration.learn(plan, updates, rewards)
         clock.stop()
 
     # --- what they work on -------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from ..config import make_config
 from ..errors import UserError
 from ..preference.adapters import train_by_lora
 from ..preference.pairs import Pair
-from ..preference.ranks import Ranks
 from ..preference.recipe import RewardTraining
 from ..preference.train import backward, recompute_activations
+from ..ranks import Ranks
 from .models import make_reward
 from .sizes import Size
 

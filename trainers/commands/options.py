@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, pr
 from ..config.plain_yaml import DEEPEST, parse_value
 from ..errors import UserError, meant, shown
 from ..policies.parts import part_places
-from ..runs.process_group import Machines
+from ..runs.machines import MOST_MACHINES, MOST_PROCESSES, LaunchConfig, Machines, read_launch_config
 from .numbers import number_between
 
 # Options of commands that are settings by another name.
@@ -33,7 +34,6 @@ FLAGS = {
 }
 SIZES = ("height", "width", "frames")
 RUN_HELP = "id, beginning of an id, folder, or `latest` (default)"
-MOST_PROCESSES = 64
 
 
 def add_tinyworld_policy(parser: ArgumentParser) -> None:
@@ -48,36 +48,60 @@ def add_runs_folder(parser: ArgumentParser, default: str = "runs") -> None:
     )
 
 
-def add_processes(parser: ArgumentParser) -> None:
+def require_gpus(processes: int, for_rewards: bool = False) -> None:
+    """Raises UserError for more processes than GPUs, where there are any; `for_rewards`: one more is the rewards'."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count and processes + for_rewards > count:
+        beside = ", and reward.device `own` takes one more" if for_rewards else ""
+        raise UserError(f"--processes {processes}: give at most one for each of the {count} GPUs{beside}")
+
+
+def add_launch(parser: ArgumentParser) -> None:
+    """The options of a run on several processes and machines; see `launch_from`."""
     parser.add_argument(
         "--processes",
         type=number_between(1, MOST_PROCESSES),
-        default=1,
-        help="one per GPU; any number gives the same run (default: 1)",
+        help="one per GPU of a machine; any number gives the same run (default: 1)",
     )
-
-
-def add_machines(parser: ArgumentParser) -> None:
-    """The options of a run on several machines; see `machines_from`."""
     parser.add_argument(
         "--machines",
-        type=number_between(1, 1024),
-        default=1,
+        type=number_between(1, MOST_MACHINES),
         help="machines of the run, each with as many processes; this command is started on all of them (default: 1)",
     )
     parser.add_argument(
         "--machine-rank",
-        type=number_between(0, 1023),
-        default=0,
+        type=number_between(0, MOST_MACHINES - 1),
         metavar="K",
         help="which of them this one is, from 0; only machine 0 reads settings and keeps the run (default: 0)",
     )
     parser.add_argument("--rendezvous", metavar="HOST:PORT", help="address of machine 0, and a port that is free there")
 
 
-def machines_from(options: Namespace) -> Machines:
-    """What --machines, --machine-rank and --rendezvous say. Raises UserError where they do not fit each other."""
-    count, rank, address = options.machines, options.machine_rank, options.rendezvous or ""
+def add_machines_file(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--machines-file",
+        type=Path,
+        metavar="FILE",
+        help="take processes, machines, rank and address from a file that `accelerate config` wrote; options replace "
+        "what it says",
+    )
+
+
+def launch_from(options: Namespace) -> LaunchConfig:
+    """What the options of `add_launch` say, over those of --machines-file.
+
+    Raises UserError where they do not fit each other, or as `read_launch_config`.
+    """
+    file = getattr(options, "machines_file", None)
+    base = read_launch_config(file) if file else LaunchConfig()
+
+    def either(given: Any, of_file: Any) -> Any:
+        return of_file if given is None else given
+
+    count, rank = either(options.machines, base.machines.count), either(options.machine_rank, base.machines.rank)
+    address = either(options.rendezvous, base.machines.rendezvous)
     if rank >= count:
         raise UserError(f"--machine-rank {rank}: with --machines {count} it is at most {count - 1}")
     host, _, port = address.rpartition(":")
@@ -85,7 +109,8 @@ def machines_from(options: Namespace) -> Machines:
         raise UserError(
             f"--rendezvous `{shown(address)}`: give machine 0's name and a free port of it, e.g. 10.0.0.1:29500"
         )
-    return Machines(count, rank, address if count > 1 else "")
+    machines = Machines(count, rank, address if count > 1 else "")
+    return replace(base, processes=either(options.processes, base.processes), machines=machines)
 
 
 def add_wait(parser: ArgumentParser) -> None:
@@ -190,13 +215,14 @@ def _kind_of(source: str, vace_module: str | None) -> PolicyKind | None:
     """None where it cannot be recognised: loading the policy reports why."""
     if source in BUILT_IN:
         return BUILT_IN[source]
-    # Looking into a file takes seconds of imports.
-    if not os.path.exists(part_places(source)["transformer"]):
+    path = part_places(source)["transformer"]
+    if not os.path.exists(path):
         return None
-    from ..policies.load import recognise
+    # Reading the headers of weights takes a second of imports.
+    from ..policies.transformer_file import describe_transformer
 
     try:
-        return recognise(source, vace_module)
+        return describe_transformer(path, vace_module).kind
     except UserError:
         return None
 

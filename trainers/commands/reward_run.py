@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import RewardRunConfig
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..files import remove, write_atomic
 from ..runs.folder import RunFolder
 from ..runs.progress import Progress, ProgressReport
 from .reward_train import adapted_recipe, measure_files
 
 if TYPE_CHECKING:
-    from ..grpo.ranks import Ranks
+    import torch
+
     from ..grpo.trainer import Result
     from ..preference.stored import VotedPairs
+    from ..preference.train import Trained
+    from ..ranks import Ranks
 
 
 def train_reward_run(
@@ -37,9 +40,8 @@ def train_reward_run(
     """
     from ..grpo.interrupt import Interrupt
     from ..grpo.trainer import Result
-    from ..preference.train import Stopped
 
-    interrupt = Interrupt(run)
+    interrupt, ended_at_once = Interrupt(run), False
     job = _Job(config, run, pairs, Progress(run, config.iterations, progress), ranks, interrupt.check)
     try:
         with interrupt.handled():
@@ -47,18 +49,21 @@ def train_reward_run(
                 run.set_status(state="starting", message="loading models", last_error="")
             job.train(resume)
         state, step = "finished", run.status().iteration
-    except (KeyboardInterrupt, Stopped):
-        saved = run.checkpoints()
+    except (KeyboardInterrupt, Stopped) as end:
+        ended_at_once, saved = isinstance(end, KeyboardInterrupt), run.checkpoints()
         state, step = "stopped", int(saved[-1].name) if saved else 0
     except BaseException as error:
-        if ranks.is_main:
-            # Writing the status may fail too (a full disk): the first error is the one to raise.
+        # What has failed before is the cause, as a process that is missing. Writing the status may fail too (a full
+        # disk): the first error is the one to raise.
+        if ranks.is_main and run.status().state != "failed":
             with contextlib.suppress(OSError, UserError):
                 run.set_status(state="failed", last_error=str(error) or type(error).__name__)
         raise
     if ranks.is_main:
         run.take("stop")
         run.set_status(state=state, iteration=step, message=job.message, eta_seconds=None, phase="")
+    if ended_at_once and ranks.count > 1:
+        raise KeyboardInterrupt  # this process alone: the others must not wait for it
     return Result(state, step, None)
 
 
@@ -80,25 +85,20 @@ class _Job:
         progress.typical = False  # until a measurement of the held-out pairs has been timed
 
     def train(self, resume: bool) -> None:
-        from ..preference.ranks import Ranks as Together
         from ..preference.recipe import RewardTraining
         from ..preference.train import train_reward
 
         config, run, device = self.config, self.run, self.ranks.device
         base, start = Path(config.base_model), Path(config.start) if config.start else None
-        saved = run.checkpoints() if resume else []
-        if self.ranks.is_main and not run.has_reward():
-            remove(run.reward_folder)  # what a killed writer left
-            run.truncate_metrics(int(saved[-1].name) if saved else 0)
-        self.step = int(saved[-1].name) if saved else 0
-        Together().wait()
+        first = self.ranks.from_main(lambda: self._first_step(resume))
+        if first is None:
+            return
+        self.step = first
         given = {"learning_rate": config.learning_rate, "seed": config.seed, "patience": config.patience}
         recipe = adapted_recipe(config.preset, base, device, config.low_memory, start, given)
         del recipe["epochs"]
         every = max(1, config.iterations // config.evaluations)
         training = RewardTraining(steps=config.iterations, evaluate_every=every, save_every=every, **recipe)
-        if run.has_reward():  # it died after its last step
-            return
         self.progress.begin()
         made = train_reward(
             base,
@@ -109,24 +109,37 @@ class _Job:
             self.pairs.held_out,
             self._report,
             start=start,
-            resume=bool(saved),
+            resume=first > 0,
             states=run.checkpoints_folder,
             ask=self._asked,
+            ranks=self.ranks,
         )
-        if not self.ranks.is_main:
-            return
+        self.ranks.from_main(lambda: self._measure(made, training.frozen))
+
+    def _measure(self, made: Trained, dtype: torch.dtype) -> None:
+        """Write how well the reward in its files agrees with the held-out votes."""
         found: dict[str, Any] = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss}
         if made.accuracy:
             self.progress.update(self.step, "measuring")
-            found["held_out"] = measure_files(run.reward_folder, base, self.pairs.held_out, device, training.frozen)
+            held_out, base = self.pairs.held_out, Path(self.config.base_model)
+            found["held_out"] = measure_files(self.run.reward_folder, base, held_out, self.ranks.device, dtype)
             self.message = (
                 f"the reward is that of step {made.steps}: {made.accuracy.without_ties:.1%} of the held-out pairs"
             )
-        write_atomic(run.reward_folder / "training.json", json.dumps(found, indent=1) + "\n")
+        write_atomic(self.run.reward_folder / "training.json", json.dumps(found, indent=1) + "\n")
+
+    def _first_step(self, resume: bool) -> int | None:
+        """The step it continues from; None where the reward is written already: a run may die after its last step."""
+        run = self.run
+        if run.has_reward():
+            return None
+        remove(run.reward_folder)  # what a killed writer left
+        saved = run.checkpoints() if resume else []
+        step = int(saved[-1].name) if saved else 0
+        run.truncate_metrics(step)
+        return step
 
     def _asked(self) -> str | None:
-        from ..grpo.interrupt import Stopped
-
         try:
             self.check()
         except Stopped:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -16,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ..config import TINYWORLD_WEIGHTS
 from ..errors import UserError
 from ..files import write_atomic
+from ..runs import launcher
+from ..runs.machines import MOST_PROCESSES
+from ..runs.process_group import run_processes
 from .numbers import number_between
-from .options import MOST_PROCESSES
+from .options import require_gpus
 from .tables import markdown_table
 
 if TYPE_CHECKING:
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
 
     from ..preference.pairs import Accuracy
     from ..preference.recipe import RewardTraining
+    from ..ranks import Ranks
 
 TINYWORLD = "tinyworld"
 TINYWORLD_BASE = TINYWORLD_WEIGHTS / "reward" / "base_model"
-PACKAGE = Path(__file__).resolve().parents[1]
+RESULT = "training.json"
+USER_ERROR = 2
+"""The exit status of a process that has printed its error."""
 SETTINGS = ("batch_size", "micro_batch", "learning_rate", "rank", "alpha", "vision", "seed", "patience", "save_every")
 """Options that are settings of `RewardTraining`."""
 
@@ -102,21 +107,24 @@ def held_out_share(text: str) -> float:
 
 def main(options: Namespace) -> int:
     """Train, measure on the held-out pairs, and write the reward with its calibration curve."""
-    if options.processes > 1:
-        return _launch(options.processes)
+    alone = options.processes == 1 or "LOCAL_WORLD_SIZE" in os.environ
     if options.pairs == [TINYWORLD]:
-        return _make_tinyworlds(options)
+        return _make_tinyworlds(options) if alone else train_in_processes(options, "identity_reward/made.json")
     base = base_of(options.base_model, options.start)
     from ..preference.folder import PairFolder
     from ..preference.stages import train_in_two_stages
     from ..preference.stored import Part, StoredPairs, hold_out
     from ..preference.train import train_reward
+    from ..ranks import Ranks
     from .progress import quiet_libraries
 
-    device, main_process = process_device(options.device)
     merged = _Joined([StoredPairs(PairFolder(Path(folder))) for folder in options.pairs])
     if not len(merged):
         raise UserError(f"{', '.join(options.pairs)} has no pair with a verdict; vote first")
+    if not alone:
+        return train_in_processes(options, RESULT)
+    ranks = Ranks()
+    device = device_of(ranks, options.device)
     if options.test:
         train, held_out = list(range(len(merged))), StoredPairs(PairFolder(options.test))
     elif options.held_out:
@@ -126,12 +134,12 @@ def main(options: Namespace) -> int:
         train, held_out = list(range(len(merged))), Part(merged, [])
     voted = Part(merged, train)
     settings = settings_of(options, base, device)
-    say = print if main_process else (lambda *_, **__: None)
+    say = print if ranks.is_main else (lambda *_, **__: None)
     say(f"{len(voted)} pairs to train on, {len(held_out)} held out; base model {base}", flush=True)
     quiet_libraries()
     log: list[dict[str, Any]] = []
     report = _Printer(log)
-    extra = {"start": options.start, "resume": options.resume}
+    extra = {"start": options.start, "resume": options.resume, "ranks": ranks}
     if options.automatic:
         automatic = StoredPairs(PairFolder(options.automatic))
         done = train_in_two_stages(base, voted, automatic, options.out, settings, device, held_out, report, **extra)
@@ -139,13 +147,14 @@ def main(options: Namespace) -> int:
         made = done.reward
     else:
         made = train_reward(base, voted, options.out, settings(len(voted)), device, held_out, report, **extra)
-    if main_process:
+    if ranks.is_main:
         found = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss, "log": log}
         if made.accuracy:
             dtype = settings(1).frozen
             found["held_out"] = measure_files(options.out, base, held_out, device, dtype)
-        write_atomic(options.out / "training.json", json.dumps(found, indent=1) + "\n")
+        write_atomic(options.out / RESULT, json.dumps(found, indent=1) + "\n")
         print(f"reward: {options.out} (checkpoint-{made.steps}, {made.seconds:.0f} s)")
+    ranks.close()
     return 0
 
 
@@ -283,36 +292,39 @@ class _Printer:
         )
 
 
-def process_device(name: str | None = None) -> tuple[torch.device, bool]:
-    """The device of this process, and whether it is the one that reports."""
+def device_of(ranks: Ranks, name: str | None) -> torch.device:
+    """The device of this process; `name`: what `--device` asks for."""
     import torch
-    from accelerate import PartialState
 
-    on_cpu = name == "cpu" or not torch.cuda.is_available()
-    # accelerate joins processes on CPUs only when it is asked for the CPU.
-    joined = torch.distributed.is_torchelastic_launched()
-    state = PartialState(cpu=True) if on_cpu and joined else PartialState()
-    return torch.device("cpu") if on_cpu else state.device, state.is_main_process
+    return torch.device("cpu") if name == "cpu" else ranks.device
 
 
-def _launch(processes: int) -> int:
-    """The same command in so many processes, which torchrun ends together."""
-    words = sys.argv[1:]
-    at = next(i for i, word in enumerate(words) if word.startswith("--processes"))
-    del words[at : at + (1 if "=" in words[at] else 2)]
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    }
-    return subprocess.call([*line, "-m", PACKAGE.name, *words], env=environment)
+def train_in_processes(options: Namespace, last: str) -> int:
+    """The same command in so many processes, which end together; returns the exit status. `last`: what is written last
+    in --out."""
+    if options.device != "cpu":
+        require_gpus(options.processes)
+    environment = launcher.child_environment(options.processes)
+    if options.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", launcher.PACKAGE.name, *sys.argv[1:]]
+    failure = run_processes(command, options.processes, launcher.ALONE, environment)
+    if failure is None:
+        if not (options.out / last).is_file():
+            raise KeyboardInterrupt
+        return 0
+    if failure.status == USER_ERROR:  # which it has printed
+        return USER_ERROR
+    raise UserError(f"{failure}; the training continues from its last saved state with --resume")
 
 
 def _make_tinyworlds(options: Namespace) -> int:
+    from ..ranks import Ranks
     from ..tinyworld.making.train_reward import make_reward
 
     make_reward(
         options.out,
-        process_device(options.device)[0],
+        device_of(Ranks(), options.device),
         options.minutes or 8.0,
         options.steps or 6000,
         options.batch_size or 128,

@@ -10,15 +10,15 @@ from ..errors import UserError
 from ..runs.folder import RunFolder
 from .memory_plan import check_memory, plan_lines
 from .options import (
-    add_machines,
+    add_launch,
+    add_machines_file,
     add_policy_and_preset,
-    add_processes,
     add_runs_folder,
     add_wait,
     config_from,
-    machines_from,
+    launch_from,
 )
-from .training import check_devices, find_models, join, train_to_end
+from .training import check_devices, find_models, join, train_to_end, use_gpus
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -44,30 +44,31 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="print the expected GPU memory by phase and the time of an iteration; loads and trains nothing",
     )
     add_wait(parser)
-    add_processes(parser)
-    add_machines(parser)
+    add_launch(parser)
+    add_machines_file(parser)
     add_runs_folder(parser)
 
 
 def main(options: Namespace) -> int:
     """Returns 0 when the run finished, 130 when it was stopped. Raises UserError, and leaves no run, for bad inputs."""
-    machines = machines_from(options)
-    if machines.rank:
-        return join(options.runs, options.processes, machines)
+    launch = launch_from(options)
+    use_gpus(launch)
+    if launch.machines.rank:
+        return join(options.runs, launch.processes, launch.machines)
     config = config_from(options).with_absolute_paths()
     check_inputs(config)
-    check_processes(config, options.processes)
+    check_processes(config, launch.processes)
     if options.plan:
-        for line in plan_lines(config, options.processes):
+        for line in plan_lines(config, launch.processes):
             print(line)
         return 0
-    devices = check_devices(options.runs, config, options.processes, options.wait)
+    devices = check_devices(options.runs, config, launch.processes, options.wait)
     if config.policy.fp8:
         check_fp8(config)
     if not options.wait:  # what is free now is not what will be free at its turn; it is checked then
-        check_memory(config, options.processes)
+        check_memory(config, launch.processes)
     run = RunFolder.create(options.runs, config, options.name)
-    return train_to_end(run, False, options.processes, devices if options.wait else (), machines)
+    return train_to_end(run, False, launch.processes, devices if options.wait else (), launch.machines)
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:

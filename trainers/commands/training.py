@@ -17,9 +17,11 @@ from ..files import write_atomic
 from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
-from ..runs.process_group import ANOTHER_ENDED, GRACE_SECONDS, Machines, run_processes
+from ..runs.machines import LaunchConfig, Machines
+from ..runs.process_group import ANOTHER_ENDED, GRACE_SECONDS, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
+from .options import require_gpus
 from .progress import Bar, Lines, open_display, quiet_libraries
 
 if TYPE_CHECKING:
@@ -222,17 +224,21 @@ def check_devices(root: Path, config: RunConfig, processes: int = 1, wait: bool 
     Raises UserError when one of them is not there, or, unless the run is to `wait`, is held by another run (one in
     `root` may just be starting).
     """
-    import torch
     from accelerate import PartialState
 
     device = PartialState().device
-    count, own = torch.cuda.device_count(), config.rewards_have_a_device
+    own = config.rewards_have_a_device
     wanted = processes + own
     gpus = [] if device.type != "cuda" else list(range(wanted)) if wanted > 1 else [device.index or 0]
-    if len(gpus) > max(1, count):
-        beside = ", and reward.device `own` takes one more" if own else ""
-        raise UserError(f"--processes {processes}: give at most one for each of the {count} GPUs{beside}")
+    if len(gpus) > 1:
+        require_gpus(processes, own)
     return starting.devices_for(root, device.type, gpus, wait)
+
+
+def use_gpus(launch: LaunchConfig) -> None:
+    """This process and those that it starts see the GPUs of a launch configuration alone; before CUDA is used."""
+    if launch.gpus is not None:
+        os.environ.update(launcher.visible_devices(launch.gpus))
 
 
 def print_now(text: str) -> None:

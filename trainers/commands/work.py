@@ -11,7 +11,7 @@ from ..runs import launcher
 from ..runs.folder import RunFolder
 from ..runs.process_group import note_failure, run_processes
 from ..runs.queue import wait_turn
-from .options import add_machines, machines_from
+from .options import add_launch, launch_from
 from .progress import Lines
 from .training import execute, print_now
 
@@ -21,9 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--share-devices", action="store_true", help="do not hold the device")
     parser.add_argument("--wait", nargs="+", metavar="DEVICE", help="wait in the queue until these devices are free")
-    parser.add_argument("--processes", type=int, default=1, help="how many to start, each on a GPU")
     parser.add_argument("--join", action="store_true", help="FOLDER keeps runs; the run is machine 0's")
-    add_machines(parser)
+    add_launch(parser)
 
 
 def main(options: Namespace) -> int:
@@ -43,11 +42,11 @@ def main(options: Namespace) -> int:
 
 def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
     """Train in this process, or in those that it starts and watches."""
-    machines = machines_from(options)
-    if options.processes == machines.count == 1:
+    launch = launch_from(options)
+    if launch.processes == launch.machines.count == 1:
         return _train(run, options.resume, share_devices)
     command = launcher.command(run, options.resume, share_devices=share_devices)
-    failure = run_processes(command, options.processes, machines, log=run.rank_log)
+    failure = run_processes(command, launch.processes, launch.machines, log=run.rank_log)
     if failure is None:
         return 0
     print_now(str(failure))

@@ -20,11 +20,12 @@ from ..lora.inject import lora_disabled
 from ..memory.placement import REWARD, TRANSFORMER, VAE, Placement
 from ..policies.base import Guidance, Policy, VideoSize
 from ..prompts import PromptItem
+from ..ranks import rank_slice
 from ..rewards.scoring import score_videos
 from ..runs.folder import RunFolder
 from .ema import Ema
 from .plan import video_cost
-from .ranks import Ranks, rank_slice
+from .ranks import Ranks
 
 SAMPLES = 4
 """Held-out clips that are written after every evaluation."""

@@ -7,14 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import at_work
 from ..runs.process_group import ANOTHER, ANOTHER_ENDED
-
-
-class Stopped(Exception):
-    """The user asked the run to stop; it resumes from its last checkpoint."""
 
 
 class Interrupt:

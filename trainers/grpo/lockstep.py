@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .interrupt import Stopped
+from ..errors import Stopped
 
 DONE, FORWARD, TRAINED, BACKWARD, FAILED = range(5)
 """What a process announces: that it has no work left, a forward pass without or with gradient, the backward pass of

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..diffusion.noise import derive_seed
 from ..diffusion.schedule import flow_schedule
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..faces.users import licence_note
 from ..lora.formats import read_lora
 from ..lora.inject import load_lora_into, to_lora
-from ..memory.placement import TRANSFORMER, Placement, metric_name
+from ..memory.placement import Placement, metric_name
 from ..memory.plan import MemoryPlan, gib
 from ..policies.base import Policy, VideoSize
 from ..policies.frozen_loras import policy_name
@@ -34,18 +33,18 @@ from ..runs.exports import Exports
 from ..runs.folder import RunFolder
 from ..runs.inputs import RunInputs
 from ..runs.progress import Progress, ProgressReport
-from .advantages import combined_advantages
 from .base_motion import BaseMotion
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
 from .evaluate import Evaluator, evaluated_items, evaluation_size
-from .interrupt import Interrupt, Stopped
+from .interrupt import Interrupt
+from .iteration import Iteration
 from .lockstep import Lockstep
 from .models import encode_items, load_models, plan_memory
-from .plan import Planned, plan_iteration, plan_windows, used_items, video_cost
+from .plan import plan_iteration, plan_windows, used_items
 from .prepare import prepare
 from .ranks import Ranks
-from .rollout import RolloutBatch, RolloutWorker, training_guidance
-from .update import KL_METRICS, METRICS, OFF_POLICY_METRICS, PolicyUpdate
+from .rollout import RolloutWorker, training_guidance
+from .update import PolicyUpdate
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class Trainer:
             run.log(note)
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
         self.update = PolicyUpdate(self.policy, config, schedule, ranks)
-        self.rollouts = RolloutWorker(
+        rollouts = RolloutWorker(
             self.policy,
             self.rewards,
             BaseMotion(self.policy, self.items, config, training_guidance(config.rollout), self.placement, self.check),
@@ -150,6 +149,7 @@ class Trainer:
             self.check,
             lambda done: self._report("rollouts", done),
         )
+        self.iteration = Iteration(rollouts, self.update, ranks, self._report)
         self.evaluator = Evaluator(
             self.policy,
             models.reward,
@@ -271,14 +271,15 @@ class Trainer:
         started = time.perf_counter()
         config, iteration = self.config, self.state.iteration
         plan = plan_iteration(config.seed, iteration, config.rollout, len(self.items))
-        updates, rewards = self._collect(plan, plan_windows(config.seed, iteration, config.rollout))
+        updates, rewards = self.iteration.collect(plan, plan_windows(config.seed, iteration, config.rollout))
         sampled, rollout_times = time.perf_counter(), self.ranks.take_times()
         if self.saved_iteration < iteration:
             self.unsaved = capture(self.state, self.update)
-        metrics = self._update(plan, updates, self._shuffled(rewards))
+        self.update.set_progress(iteration / config.iterations)
+        metrics = self.iteration.learn(plan, updates, self._shuffled(rewards), self.state.updates)
         self.unsaved = None
         updated, update_times = time.perf_counter(), self.ranks.take_times()
-        self._advance(iteration=iteration + 1)
+        self._advance(iteration=iteration + 1, updates=self.state.updates + len(updates))
         metrics |= {
             "kind": "train",
             "iteration": iteration + 1,
@@ -321,31 +322,6 @@ class Trainer:
         if evaluate or due or save:
             self._save(asked=save)
 
-    # --- rollouts and updates ----------------------------------------------------------------------------------------
-
-    def _collect(self, plan: list[Planned], windows: list[tuple[int, ...]]) -> tuple[list[list[RolloutBatch]], Tensor]:
-        """This process's rollouts of every update, and the rewards of all, float64 [n, rewards] in the plan's order."""
-        per_update = len(plan) // self.config.rollout.updates_per_iteration
-        costs = [video_cost(self.size, len(self.items[planned.item].references)) for planned in plan]
-        # Processes meet in every update: each is balanced by itself.
-        own = [
-            [start + place for place in self.ranks.slice(costs[start : start + per_update])]
-            for start in range(0, len(plan), per_update)
-        ]
-        updates: list[list[RolloutBatch]] = [[] for _ in own]
-        self._report("rollouts")
-        rewards = torch.full((len(plan), len(self.rewards.names)), math.nan, dtype=torch.float64)
-        for index, found in self.ranks.gather_results(lambda: self.rollouts.collect(plan, windows, own, updates)):
-            rewards[index] = torch.tensor(found, dtype=torch.float64)
-        if not torch.isfinite(rewards).all():
-            bad, which = (~torch.isfinite(rewards)).nonzero()[0].tolist()
-            raise UserError(
-                f"the {self.rewards.names[which]} reward of item `{self.items[plan[bad].item].id}` (seed "
-                f"{plan[bad].seed}) is {rewards[bad, which].item()}; check its reference images and the reward model; "
-                "the last checkpoint is intact"
-            )
-        return updates, rewards
-
     def _shuffled(self, rewards: Tensor) -> Tensor:
         """The control experiment: the rewards are shuffled within each group."""
         if not self.config.reward.shuffle:
@@ -353,46 +329,6 @@ class Trainer:
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, "shuffle", self.state.iteration))
         groups = rewards.unflatten(0, (-1, self.config.rollout.group_size))
         return torch.cat([group[torch.randperm(len(group), generator=generator)] for group in groups])
-
-    def _update(self, plan: list[Planned], updates: list[list[RolloutBatch]], rewards: Tensor) -> dict[str, float]:
-        """One optimiser step for each update; returns the metrics.
-
-        Most are of the first update, where the policy is still the one that sampled. How far it has moved since, which
-        is nothing there, is of the last.
-        """
-        config = self.config
-        groups = [planned.group for planned in plan]
-        advantages = combined_advantages(rewards, self.rewards.weights, groups, config.optim.global_std)
-        terms = len(plan) // len(updates) * config.rollout.window.size
-        first = METRICS + KL_METRICS * bool(config.optim.kl)
-        totals = dict.fromkeys(first + OFF_POLICY_METRICS, 0.0)
-        self.update.set_progress(self.state.iteration / config.iterations)
-        norms = []
-        for number, batches in enumerate(updates):
-            names = first * (number == 0) + OFF_POLICY_METRICS * (number == len(updates) - 1)
-            for part in self.ranks.gather_results(
-                lambda n=number, b=batches: [self._accumulate(n, b, advantages, terms)]
-            ):
-                totals |= {name: totals[name] + part.get(name, 0.0) for name in names}
-            self._advance(updates=self.state.updates + 1)
-            norms.append(self.update.step(self.state.updates))
-        by_group = advantages.view(-1, config.rollout.group_size)
-        return {name: value / terms for name, value in totals.items()} | {
-            "grad_norm": sum(norms) / len(norms),
-            "groups_without_spread": (by_group == 0).all(1).double().mean().item(),
-        }
-
-    def _accumulate(
-        self, number: int, batches: Sequence[RolloutBatch], advantages: Tensor, terms: int
-    ) -> dict[str, float]:
-        count = self.config.rollout.updates_per_iteration
-
-        def report(done: float) -> None:
-            self._report("update", (number + done) / count)
-
-        report(0.0)
-        with self.placement.phase("update", TRANSFORMER):
-            return self.update.accumulate(batches, advantages, terms, self.check, report, on_policy=number == 0)
 
     # --- evaluation and saving ---------------------------------------------------------------------------------------
 

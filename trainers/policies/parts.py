@@ -51,17 +51,30 @@ def find_parts(
     if not os.path.isfile(texts) and not any(os.path.isfile(p / "tokenizer_config.json") for p in tokenizers):
         missing.append(f"tokenizer: {texts.parent / 'tokenizer'}")
     if missing:
+        found = _inspected(Path(source))
         if os.path.exists(wanted["transformer"]):
             from .transformer_file import describe_transformer
 
             describe_transformer(wanted["transformer"], vace_module)  # raises for what is no transformer, naming it
         raise UserError(
-            f"no policy at {source}: not found are\n  "
+            f"no policy at {source}{f' ({found})' if found else ''}: not found are\n  "
             + "\n  ".join(missing)
             + "\ngive a diffusers folder with transformer/, vae/, text_encoder/ and tokenizer/, name text encoder and "
             f"VAE separately (policy.text_encoder, policy.vae), or give {' or '.join(f'`{name}`' for name in BUILT_IN)}"
         )
     return Parts(**wanted)
+
+
+def _inspected(source: Path) -> str:
+    """What is in a folder; empty where that cannot be said. Raises UserError for a file that is none of weights."""
+    from ..modelfiles.inspection import inspect_file
+
+    try:
+        return inspect_file(source)
+    except UserError:
+        if os.path.isfile(source):
+            raise
+        return ""
 
 
 def part_places(source: str | Path) -> dict[str, Path]:

@@ -24,7 +24,6 @@ from ..modelfiles.places import read_json
 from ..modelfiles.weights import Weights, open_weights
 from ..weights import load_full_state
 from .model_config import TransformerConfig, check_agreement, check_config, count_layers
-from .wan import use_exact_time_features
 
 CLASSES: dict[str, PolicyKind] = {"WanVACETransformer3DModel": "vace", "WanTransformer3DModel": "phantom"}
 KINDS: dict[str, PolicyKind] = CLASSES | {"VaceWanModel": "vace", "WanModel": "phantom"}
@@ -94,6 +93,8 @@ def load_transformer(
     """
     import diffusers
     from accelerate import init_empty_weights
+
+    from .wan import use_exact_time_features
 
     path = Path(path)
     with _opened(path, vace_module) as weights:

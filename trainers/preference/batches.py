@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from ..errors import UserError
 from .pairs import Pair
+from .stored import Part
 
 PairSource = Sequence[Pair] | Iterable[Sequence[Pair]] | Callable[[int], Sequence[Pair]]
 """A list of pairs, shuffled anew in every epoch; an endless stream of batches; or the batch of every step from 0."""
@@ -38,9 +39,10 @@ class Epochs:
             lambda epoch: random.Random(f"{seed} {epoch}").sample(range(len(pairs)), len(pairs))
         )
 
-    def __call__(self, step: int) -> list[Pair]:
+    def __call__(self, step: int) -> Part:
         epoch, place = divmod(step, self.per_epoch)
-        return [self.pairs[i] for i in self._order(epoch)[place * self.size : (place + 1) * self.size]]
+        # Of several processes each reads its own pairs of a batch.
+        return Part(self.pairs, self._order(epoch)[place * self.size : (place + 1) * self.size])
 
 
 class CosineMix:

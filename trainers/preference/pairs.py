@@ -48,6 +48,12 @@ class Scored:
     labels: Tensor
     kinds: list[str]
 
+    @classmethod
+    def join(cls, parts: Sequence[Scored]) -> Scored:
+        """One of all pairs, in the order of the parts."""
+        numbers = (torch.cat([getattr(part, name) for part in parts]) for name in ("reward_a", "reward_b", "labels"))
+        return cls(*numbers, [kind for part in parts for kind in part.kinds])
+
 
 @dataclass(frozen=True)
 class Accuracy:

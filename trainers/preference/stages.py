@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..ranks import Ranks
 from ..rewards.identity import IdentityReward, preference_probabilities
 from .batches import CosineMix
 from .loss import A_BETTER, B_BETTER, TIE
@@ -51,21 +52,23 @@ def train_in_two_stages(
     device: torch.device | str,
     held_out: Sequence[Pair] = (),
     on_event: OnEvent | None = None,
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> TwoStages:
     """Train a teacher on `voted` in `output/teacher`, then a reward on both kinds in `output`.
 
-    `training`: the settings for a number of pairs. A teacher that is there already is used again. `options` are
-    `train_reward`'s. Raises UserError when the teacher agrees with no automatic pair.
+    `training`: the settings for a number of pairs. A teacher that is there already is used again. `ranks` and `options`
+    are `train_reward`'s. Raises UserError when the teacher agrees with no automatic pair.
     """
-    taught = None
+    taught, ranks = None, ranks or Ranks()
+    options |= {"ranks": ranks}
     if not list((output / TEACHER).glob("checkpoint-*")):
         settings = replace(training(len(voted)), pickled=False)
         taught = train_reward(base_model, voted, output / TEACHER, settings, device, held_out, on_event, **options)
         options = options | {"resume": False}
     dtype = torch.bfloat16 if training(1).frozen == torch.bfloat16 else torch.float32
     teacher = IdentityReward.load(output / TEACHER, base_model, dtype, device)
-    kept = Part(automatic, agreeing(teacher, automatic))
+    kept = Part(automatic, _agreeing_together(teacher, automatic, ranks))
     del teacher
     if not len(kept):
         raise UserError(f"the teacher agrees with none of the {len(automatic)} automatic pairs; leave them out")
@@ -73,3 +76,9 @@ def train_in_two_stages(
     mix = CosineMix(kept, voted, settings.batch_size, settings.steps, settings.seed)
     made = train_reward(base_model, mix, output, settings, device, held_out, on_event, **options)
     return TwoStages(taught, len(kept), len(automatic), made)
+
+
+def _agreeing_together(teacher: IdentityReward, automatic: Sequence[Pair], ranks: Ranks) -> list[int]:
+    """`agreeing`, each process on a part of the pairs."""
+    own = ranks.slice([1] * len(automatic))
+    return ranks.gather_results(lambda: [own[place] for place in agreeing(teacher, Part(automatic, own))])

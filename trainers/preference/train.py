@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, autocast
 
-from ..errors import UserError, shorten
+from ..errors import Stopped, UserError, shorten
 from ..files import remove
+from ..ranks import Ranks
 from ..rewards.collator import Collator
 from ..rewards.identity import IdentityReward, open_base
 from ..rewards.model import RewardModel
@@ -21,24 +22,19 @@ from ..weights import is_finite
 from .adapters import start_from, train_by_lora
 from .batches import PairSource, batches
 from .loss import btt_loss
-from .pairs import Accuracy, Pair, accuracy
-from .ranks import Ranks
+from .pairs import Accuracy, Pair, Scored, agreement, score_pairs
 from .recipe import RewardTraining
 from .released import model_config
 from .state import Progress, load_state, newest_state, save_state, trained_weights
+from .stored import Part
 
 OnEvent = Callable[[dict[str, Any]], None]
 """Called with a dictionary after every step (step, loss, rate, seconds) and every evaluation (step, accuracy)."""
 Ask = Callable[[], Literal["save", "stop"] | None]
 """What is wanted of a training, asked after every step: to save its state, or to do so and end."""
-ASKED: tuple[str | None, ...] = (None, "save", "stop")
 STATES = "state"
 CHECK_EVERY = 50
 """Steps between two checks for numbers that are not finite; each waits for the GPU."""
-
-
-class Stopped(Exception):
-    """The training was asked to end; its state is saved."""
 
 
 @dataclass(frozen=True)
@@ -64,38 +60,36 @@ def train_reward(
     resume: bool = False,
     states: Path | None = None,
     ask: Ask | None = None,
+    ranks: Ranks | None = None,
 ) -> Trained:
     """Train a reward on `base_model` by the released recipe and write it to `output_dir` in the released layout.
 
     LoRA on all linear layers of the language model; vision tower, merger, token embedding and head in full, or LoRA on
     the vision tower too. `start`: a reward of this base model whose weights it begins with. `resume` continues from the
     newest state that an interrupted training left in the folder `states`, by default `output_dir/state`. `ask`, where
-    it is given, must be given to all processes; the first one's answer counts. Under torchrun every process takes a
-    part of each batch, and one writes. Raises UserError for a base that is not a Qwen2.5-VL, a folder that holds a
-    reward already, or a loss that is not finite, and Stopped when it was asked to; no reward is written then.
+    it is given, must be given to all processes; the first one's answer counts. `ranks`: the processes that train
+    together. Each takes a part of every batch and of the held-out pairs, and one writes. Raises UserError for a base
+    that is not a Qwen2.5-VL, a folder that holds a reward already, or a loss that is not finite, and Stopped when it
+    was asked to; no reward is written then.
     """
     base, output = Path(base_model), Path(output_dir)
-    states = states or output / STATES
-    _require_absent(output, "checkpoint-*")
-    if (newest_state(states) is not None) != resume:
-        raise UserError(
-            f"{output} holds no training to resume; leave --resume out"
-            if resume
-            else f"{output} holds a training that has not ended; resume it (--resume), or give another folder"
-        )
+    states, ranks = states or output / STATES, ranks or Ranks()
+    ranks.on_all_ranks(lambda: _require_absent(output, "checkpoint-*"))
+    _require_resumable(states, resume, ranks)
 
     def prepare(model: RewardModel) -> None:
         train_by_lora(model, training)
         if start:
             start_from(model, start)
 
-    ranks = Ranks()
     model, result = _train(base, pairs, states, training, device, held_out, on_event, prepare, resume, ranks, ask)
-    if ranks.main:
+
+    def write() -> None:
         config = model_config(base, output, training, start)
         write_checkpoint(model, output, result.steps, config, training.storage, training.pickled)
         remove(states)
-    ranks.wait()
+
+    ranks.from_main(write)
     return result
 
 
@@ -112,14 +106,30 @@ def train_base(
 
     This is the pre-training of a base model that has to be made small. Raises UserError as `train_reward`.
     """
-    base, output = Path(base_model), Path(output_dir)
-    _require_absent(output, "*")
+    base, output, ranks = Path(base_model), Path(output_dir), Ranks()
+    ranks.on_all_ranks(lambda: _require_absent(output, "*"))
     training = replace(training, save_every=0)
     model, result = _train(
-        base, pairs, output / STATES, training, device, held_out, on_event, lambda model: None, False, Ranks(), None
+        base, pairs, output / STATES, training, device, held_out, on_event, lambda model: None, False, ranks, None
     )
-    write_base(model, base, output, training.storage)
+    ranks.from_main(lambda: write_base(model, base, output, training.storage))
     return result
+
+
+def _require_resumable(states: Path, resume: bool, ranks: Ranks) -> None:
+    """Raises UserError when there is a state and it is not to be resumed, or none, or not the same in all processes."""
+    found = ranks.gather_results(lambda: [getattr(newest_state(states), "name", None)])
+    if len(set(found)) > 1:
+        raise UserError(
+            f"machines find different checkpoints in {states}: {', '.join(map(str, found))}; several machines resume "
+            "the training of a reward on a shared disk, or one machine does alone"
+        )
+    if (found[0] is not None) != resume:
+        raise UserError(
+            f"{states.parent} holds no training to resume; leave --resume out"
+            if resume
+            else f"{states.parent} holds a training that has not ended; resume it (--resume), or give another folder"
+        )
 
 
 def _require_absent(folder: Path, pattern: str) -> None:
@@ -158,16 +168,15 @@ def _train(
         weight_decay=training.weight_decay,
         fused=device.type == "cuda",
     )
-    emit = on_event if on_event and ranks.main else lambda event: None
+    emit = on_event if on_event and ranks.is_main else lambda event: None
     progress = load_state(newest_state(states), model, optimiser, training) if resume else Progress()
     losses: list[Tensor] = []
     finite = torch.ones((), dtype=torch.bool, device=device)
     started, measured_at = time.monotonic() - progress.seconds, 0
     model.train()
     while True:
-        fraction = ranks.of_first(
-            max(progress.step / training.steps, (time.monotonic() - started) / training.seconds), device
-        )
+        # Clocks differ, and all must end at the same step.
+        fraction = ranks.broadcast(max(progress.step / training.steps, (time.monotonic() - started) / training.seconds))
         batch = source(progress.step) if fraction < 1 else ()
         if not batch or (training.patience and progress.stale >= training.patience):
             break
@@ -185,33 +194,34 @@ def _train(
         finite &= torch.isfinite(loss + norm)
         step = progress.step
         evaluate = bool(training.evaluate_every and len(held_out)) and step % training.evaluate_every == 0
-        asked = ASKED[round(ranks.of_first(ASKED.index(ask()), device))] if ask else None
+        asked = ranks.broadcast(ask()) if ask else None
         save = bool(asked) or (bool(training.save_every) and step % training.save_every == 0)
         if on_event or evaluate or save or step % CHECK_EVERY == 0:
             _require_finite(finite, step)
             emit({"step": step, "loss": loss.item(), "rate": rate, "seconds": time.monotonic() - started})
         if evaluate:
             measured_at = step
-            measured = _evaluate(model, collator, held_out, training, emit, step)
+            measured = _evaluate(model, collator, held_out, training, ranks, emit, step)
             _compare_with_best(progress, measured, model, training)
         if save:
             progress.seconds = time.monotonic() - started
             progress.losses += torch.stack(losses).tolist() if losses else []
             losses.clear()
-            if ranks.main:
-                save_state(states, model, optimiser, progress, training)
+            ranks.from_main(lambda: save_state(states, model, optimiser, progress, training))
         if asked == "stop":
             raise Stopped
     _require_finite(finite, progress.step)
     seconds = time.monotonic() - started
     progress.losses += torch.stack(losses).tolist() if losses else []
     if training.patience and len(held_out) and measured_at != progress.step:
-        measured = _evaluate(model, collator, held_out, training, emit, progress.step)
+        measured = _evaluate(model, collator, held_out, training, ranks, emit, progress.step)
         _compare_with_best(progress, measured, model, training)
     step = _restore_best(progress, model) if training.patience and progress.best else progress.step
     model.eval()
     _round_to_storage(model, training, step)
-    accuracy_found = _evaluate(model, collator, held_out, training, emit, step) if len(held_out) and step else None
+    accuracy_found = (
+        _evaluate(model, collator, held_out, training, ranks, emit, step) if len(held_out) and step else None
+    )
     tail = progress.losses[-max(1, len(progress.losses) // 10) :]
     mean = sum(tail) / len(tail) if tail else float("nan")
     return model.eval(), Trained(step, seconds, mean, accuracy_found)
@@ -222,29 +232,23 @@ def backward(
 ) -> Tensor:
     """Add the gradient of the batch's mean loss, over all processes; that loss, detached."""
     device = model.rm_head.weight.device
-    own = [batch[i] for i in ranks.slice(len(batch))]
     size, total = training.micro_batch or len(batch), torch.zeros((), device=device)
-    for start in range(0, len(own), size):
-        part = own[start : start + size]
-        with autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
-            reward_a, reward_b = score_with_gradient(model, collator, part)
-        _, per_pair = btt_loss(reward_a, reward_b, torch.tensor([p.label for p in part]), training.theta)
-        loss = per_pair.sum() / len(batch)
-        loss.backward()
-        total += loss.detach()
-    ranks.add_up([total, *_gradients(model, ranks)])
+
+    def accumulate() -> None:
+        own = [batch[i] for i in ranks.slice([1] * len(batch))]
+        for start in range(0, len(own), size):
+            part = own[start : start + size]
+            with autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
+                reward_a, reward_b = score_with_gradient(model, collator, part)
+            _, per_pair = btt_loss(reward_a, reward_b, torch.tensor([p.label for p in part]), training.theta)
+            loss = per_pair.sum() / len(batch)
+            loss.backward()
+            total.add_(loss.detach())
+
+    ranks.on_all_ranks(accumulate)
+    ranks.sum([total])
+    ranks.sum_gradients(p for p in model.parameters() if p.requires_grad)
     return total
-
-
-def _gradients(model: RewardModel, ranks: Ranks) -> list[Tensor]:
-    """The gradients of what is trained; a process without a pair in the batch has zeros."""
-    if ranks.count == 1:
-        return []
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in trained]
 
 
 def _compare_with_best(progress: Progress, measured: Accuracy, model: RewardModel, training: RewardTraining) -> None:
@@ -307,12 +311,18 @@ def _evaluate(
     collator: Collator,
     held_out: Sequence[Pair],
     training: RewardTraining,
+    ranks: Ranks,
     emit: OnEvent,
     step: int,
 ) -> Accuracy:
-    # As the reward scores from its files: in float32, unless its frozen weights are not.
-    with autocast(model.rm_head.weight.device.type, torch.bfloat16, enabled=training.frozen != torch.float32):
-        measured = accuracy(IdentityReward(model, collator), held_out, training.theta, training.micro_batch * 2 or 32)
+    own = Part(held_out, ranks.slice([1] * len(held_out)))
+
+    def score() -> list[Scored]:
+        # As the reward scores from its files: in float32, unless its frozen weights are not.
+        with autocast(model.rm_head.weight.device.type, torch.bfloat16, enabled=training.frozen != torch.float32):
+            return [score_pairs(IdentityReward(model, collator), own, training.micro_batch * 2 or 32)]
+
+    measured = agreement(Scored.join(ranks.gather_results(score)), training.theta)
     model.train()
     emit({"step": step, "accuracy": asdict(measured)})
     return measured

@@ -10,15 +10,16 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from ..errors import UserError
+from ..errors import UserError, command_line
 from ..processes import adopt, alive, host, reap, start_token, suspended
 from .folder import RunFolder
-from .process_group import Machines
+from .machines import Machines
 from .registry import refresh
 from .status import State
 
@@ -91,17 +92,16 @@ def start(
     It works wherever the pack lies and whatever its folder is called: the child finds this package by PYTHONPATH, and
     its working directory is the run's folder, so that no file beside us shadows a module of it. `gpus`: the CUDA
     devices, as this process counts them, in place of `processes` (see `processes_on`); none of them: the CPU. The
-    status keeps them for a resume. `threads`: CPU threads of each process; None: its share of the cores. `wait`: names
-    of the devices that it waits for in the queue (queue.py), in state `queued`; without them it fails when they are
-    taken. `machines`: each with so many processes, which this starts on this one.
+    status keeps them, `processes` and `machines` for a resume. `threads`: CPU threads of each process; None: its share
+    of the cores. `wait`: names of the devices that it waits for in the queue (queue.py), in state `queued`; without
+    them it fails when they are taken. `machines`: each with so many processes, which this starts on this one.
     """
     config = run.settings()  # settings that cannot be read end the start here, and leave the run's status as it is
-    if gpus is not None:
+    if gpus:
         processes = processes_on(gpus, config)
     environment = child_environment(processes, threads)
     if gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(gpus))
-        environment["ACCELERATE_USE_CPU"] = str(not gpus).lower()
+        environment |= visible_devices(gpus)
     detached = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
@@ -123,8 +123,10 @@ def start(
         pid=child.pid,
         pid_started=start_token(child.pid),
         gpus=list(gpus or ()),
+        processes=processes,
+        machines=asdict(machines),
         last_error="",
-        message="",
+        message=join_message(processes, machines),
         place=None,
         slowest_seconds=None,
     )
@@ -132,6 +134,25 @@ def start(
         child.stdin.close()
     adopt(child)
     return child
+
+
+def visible_devices(gpus: Sequence[int]) -> dict[str, str]:
+    """The environment in which a process sees these of our CUDA devices alone; none of them: it uses the CPU."""
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in ours.split(",")] if ours else []
+    seen = ",".join(names[gpu] if names else str(gpu) for gpu in gpus)
+    return {"CUDA_VISIBLE_DEVICES": seen, "ACCELERATE_USE_CPU": str(not gpus).lower()}
+
+
+def join_message(processes: int, machines: Machines) -> str:
+    """What machine 0 waits for: the command that the others start; empty where there are none."""
+    if machines.count == 1:
+        return ""
+    ranks = "1" if machines.count == 2 else f"K (1 to {machines.count - 1})"
+    options = machine_options(replace(machines, rank=1))
+    options[options.index("--machine-rank") + 1] = ranks.split()[0]
+    command = command_line("train", "--processes", str(processes), *options)
+    return f"machine 0 waits for the others; start on machine {ranks}: {command}"
 
 
 def stop(run: RunFolder, wait: float = 60.0) -> State:
@@ -207,10 +228,3 @@ def _signal(run: RunFolder, name: str) -> None:
             os.killpg(status.group, number)
         else:
             psutil.Process(status.pid).send_signal(number)
-
-
-def _visible(gpus: Sequence[int]) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES must say in a child for it to see these of our devices."""
-    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in ours.split(",")] if ours else []
-    return [names[gpu] if names else str(gpu) for gpu in gpus]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .folder import RunFolder
+from .machines import Machines
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -23,18 +24,6 @@ ANOTHER_ENDED = getattr(signal, "SIGUSR1", signal.SIGTERM)
 ANOTHER = "another process of this run has ended"
 STOPS = (-signal.SIGTERM, -signal.SIGINT, 130)
 HAS_EXITED = re.compile(rf"{ANOTHER}|process \d+ has exited")  # what others write about a process that died
-
-
-@dataclass(frozen=True)
-class Machines:
-    """`count` machines with equally many processes each, of which this is number `rank`.
-
-    They meet at `rendezvous`, host:port of machine 0; empty on one machine alone.
-    """
-
-    count: int = 1
-    rank: int = 0
-    rendezvous: str = ""
 
 
 @dataclass(frozen=True)

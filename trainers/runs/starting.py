@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from . import launcher
 from .claims import claims
 from .devices import busy, device_name, hold_runs, holders
 from .folder import RunFolder, run_name
+from .machines import Machines
 from .queue import starting_on
 from .registry import is_alive, list_runs, refresh
 from .status import RunStatus
@@ -47,12 +49,19 @@ def find_same(root: Path, config: RunConfig, name: str) -> RunFolder | None:
 
 
 def start_once(
-    root: Path, config: RunConfig, name: str, gpus: Sequence[int], wait: bool = False
+    root: Path,
+    config: RunConfig,
+    name: str,
+    gpus: Sequence[int],
+    wait: bool = False,
+    processes: int = 1,
+    machines: Machines = launcher.ALONE,
 ) -> tuple[RunFolder, bool]:
     """The run of these settings, and whether it was started now: one that exists is left as it is.
 
-    gpus: CUDA devices as this process counts them; none: the CPU. wait: a run that finds one of them taken waits for
-    its turn in a process of its own; else this raises UserError naming the run that has it.
+    gpus: CUDA devices as this process counts them; none: the CPU, with so many processes. machines: as
+    `launcher.start`. wait: a run that finds one of them taken waits for its turn in a process of its own; else this
+    raises UserError naming the run that has it.
     """
     with hold_runs(root):
         known = find_same(root, config, name)
@@ -61,12 +70,13 @@ def start_once(
             return known, False
         devices = devices_for(root, "cuda" if gpus else "cpu", gpus, wait)
         run = known or RunFolder.create(root, config, name)
-        launcher.start(run, resume=was_started(run), gpus=gpus, wait=devices if wait else ())
+        queue = devices if wait else ()
+        launcher.start(run, resume=was_started(run), processes=processes, gpus=gpus, wait=queue, machines=machines)
     return run, True
 
 
 def resume(root: Path, run: RunFolder, wait: bool = False) -> None:
-    """Continue a run on the devices that it had; one that ended before its first checkpoint begins again.
+    """Continue a run on the devices and machines that it had; one that ended before its first checkpoint begins again.
 
     wait: as in `start_once`. Raises UserError when it cannot.
     """
@@ -75,7 +85,14 @@ def resume(root: Path, run: RunFolder, wait: bool = False) -> None:
         if status.state == "finished":
             raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
         devices = devices_for(root, "cuda" if status.gpus else "cpu", status.gpus, wait)
-        launcher.start(run, resume=was_started(run), gpus=status.gpus, wait=devices if wait else ())
+        launcher.start(
+            run,
+            resume=was_started(run),
+            processes=status.processes,
+            gpus=status.gpus,
+            wait=devices if wait else (),
+            machines=status.machines,
+        )
 
 
 def claim(run: RunFolder) -> None:
@@ -105,7 +122,8 @@ def copy_run(run: RunFolder, changes: dict[str, Any], name: str | None = None) -
     UserError for settings that cannot be read or cannot be changed so.
     """
     copy = RunFolder.create(run.path.parent, change_config(run.settings(), changes), name or run.name)
-    copy.set_status(gpus=run.status().gpus)
+    status = run.status()
+    copy.set_status(gpus=status.gpus, processes=status.processes, machines=asdict(status.machines))
     return copy
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..files import read_regular
+from .machines import MOST_PROCESSES, Machines
 
 State = Literal["queued", "starting", "running", "stopping", "hung", "stopped", "finished", "failed", "damaged"]
 LONGEST = 1e11  # seconds: three thousand years
@@ -19,10 +20,10 @@ class RunStatus(BaseModel):
     """How a run stands, as its process wrote it last.
 
     `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group.
-    `gpus`: the CUDA devices it was started on. `phase` of the iteration in flight is done to the fraction
-    `phase_done`. `eta_seconds`: None while it is not known. `slowest_seconds`: what the longest iteration of the
-    process took; None before its first. `place`: in the queue for its devices, 1 is the next. `updated`: seconds since
-    the epoch.
+    `gpus`: the CUDA devices it was started on; `processes`: on each of its `machines`. `phase` of the iteration in
+    flight is done to the fraction `phase_done`. `eta_seconds`: None while it is not known. `slowest_seconds`: what the
+    longest iteration of the process took; None before its first. `place`: in the queue for its devices, 1 is the next.
+    `updated`: seconds since the epoch.
 
     State `queued`: it waits for a device or, without a process, was never started. State `hung`: the process lives but
     gives no sign of life; it is never written. State `damaged`: the file cannot be read.
@@ -36,6 +37,8 @@ class RunStatus(BaseModel):
     group: int | None = Field(None, ge=0, lt=2**31)
     host: str = ""
     gpus: list[Annotated[int, Field(ge=0, lt=1024)]] = []
+    processes: int = Field(1, ge=1, le=MOST_PROCESSES)
+    machines: Machines = Machines()
     iteration: int = Field(0, ge=0, lt=2**63)
     iterations: int | None = Field(None, ge=0, lt=2**63)
     phase: str = ""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 
+from trainers.cli import main
 from trainers.preference.folder import PairFolder
 from trainers.runs.folder import RunFolder
 from trainers.runs.registry import list_runs
@@ -68,6 +73,37 @@ def background(here, repository, default_signals) -> Callable[..., subprocess.Po
     for child in children:
         child.kill()
         child.communicate()
+
+
+def _one_of_several(rank: int, count: int, port: int, words: Sequence[str]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "CUDA_VISIBLE_DEVICES": ""}
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    sys.exit(main(words))
+
+
+@pytest.fixture
+def in_processes() -> Callable[[int, Sequence[str]], list[int]]:
+    """`in_processes(count, words)`: exit statuses of a command in so many processes, as the launcher starts them, but
+    forked from this one, which has imported everything."""
+    if os.name != "posix":
+        pytest.skip("processes are forked")
+    context = multiprocessing.get_context("fork")
+
+    def run(count: int, words: Sequence[str]) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = [context.Process(target=_one_of_several, args=(rank, count, port, words)) for rank in range(count)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(120)
+            process.kill()
+        return [process.exitcode for process in started]
+
+    return run
 
 
 @pytest.fixture(scope="module")

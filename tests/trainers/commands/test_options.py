@@ -9,11 +9,11 @@ import pytest
 
 from trainers.cli import make_parser
 from trainers.commands.numbers import number_between
-from trainers.commands.options import config_from, machines_from, parse_settings
+from trainers.commands.options import config_from, launch_from, parse_settings
 from trainers.config import make_config
 from trainers.errors import UserError
 from trainers.runs.folder import RunFolder
-from trainers.runs.process_group import Machines
+from trainers.runs.machines import LaunchConfig, Machines
 
 
 def options(*arguments: str):
@@ -227,12 +227,12 @@ def test_a_home_that_is_not_there_is_a_plain_name():
 
 
 def test_one_machine_needs_no_address():
-    assert machines_from(options("train")) == Machines()
+    assert launch_from(options("train")) == LaunchConfig()
 
 
 def test_the_place_of_a_machine_is_read():
     given = options("resume", "--machines", "4", "--machine-rank", "3", "--rendezvous", "head.local:29500")
-    assert machines_from(given) == Machines(4, 3, "head.local:29500")
+    assert launch_from(given).machines == Machines(4, 3, "head.local:29500")
 
 
 @pytest.mark.parametrize(
@@ -246,4 +246,13 @@ def test_the_place_of_a_machine_is_read():
 )
 def test_machines_that_cannot_meet_are_refused(arguments, problem):
     with pytest.raises(UserError, match=re.escape(problem)):
-        machines_from(options("train", *arguments))
+        launch_from(options("train", *arguments))
+
+
+def test_options_replace_what_a_machines_file_says(tmp_path):
+    file = tmp_path / "four.yaml"
+    file.write_text("num_machines: 4\nnum_processes: 8\nmain_process_ip: head\nmain_process_port: 29500\n")
+    given = ("train", "--machines-file", str(file))
+    assert launch_from(options(*given)) == LaunchConfig(2, Machines(4, 0, "head:29500"))
+    assert launch_from(options(*given, "--machine-rank", "3")) == LaunchConfig(2, Machines(4, 3, "head:29500"))
+    assert launch_from(options(*given, "--machines", "1", "--processes", "3")) == LaunchConfig(3)

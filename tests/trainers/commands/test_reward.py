@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
-import os
-import socket
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from accelerate import PartialState
 from safetensors.torch import load_file
 
 from trainers.cli import main
 from trainers.pictures.clips import write_animation
 from trainers.preference.folder import PairFolder
+from trainers.runs.process_group import Failure
 
 pytestmark = pytest.mark.usefixtures("small_clips")
 
@@ -50,61 +45,39 @@ def test_training_writes_the_reward_its_accuracy_and_its_calibration(trained):
     assert (trained / "checkpoint-8" / "non_lora_state_dict.pth").is_file()
 
 
-def _one_of_two(rank: int, port: int, words: list[str]) -> None:
-    """As torchrun starts a process, but from this one, which has imported everything."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-    os.environ |= dict(zip(names, map(str, (rank, rank, 2, 2, port)), strict=True))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
-    torch.set_num_threads(1)
-    PartialState._reset_state()
-    sys.exit(main(words))
-
-
-def test_two_processes_train_the_reward_of_one(bright_votes, base_model, tmp_path):
+def test_two_processes_train_the_reward_of_one(bright_votes, base_model, tmp_path, in_processes):
     """Adam's steps are of the learning rate's size, 3e-3: float order alone changes them by much less."""
-    line = [
-        "reward",
-        "train",
-        str(bright_votes.path),
-        "--base-model",
-        str(base_model),
-        "--steps",
-        "2",
-        "--device",
-        "cpu",
-    ]
-    line += ["--batch-size", "5", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8", "--held-out", "0"]
-    assert main([*line, "--out", str(tmp_path / "one"), "--recipe", "tiny"]) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [*line, "--out", str(tmp_path / "two"), "--recipe", "tiny"]
-    context = multiprocessing.get_context("fork")
-    both = [context.Process(target=_one_of_two, args=(rank, port, words)) for rank in (0, 1)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-    assert [process.exitcode for process in both] == [0, 0]
+    line = train_line(bright_votes.path, base_model, tmp_path / "one", 2)
+    line += ["--device", "cpu", "--recipe", "tiny", "--evaluations", "1", "--held-out", "0.3"]
+    line += ["--batch-size", "5", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8"]
+    assert main(line) == 0
+    assert in_processes(2, [*line, "--out", str(tmp_path / "two")]) == [0, 0]
     for file in ("adapter_model", "non_lora_state_dict"):
         one, two = (load_file(tmp_path / name / "checkpoint-2" / f"{file}.safetensors") for name in ("one", "two"))
         assert one.keys() == two.keys()
         assert max((one[name] - two[name]).abs().max().item() for name in one) < 6e-4
+    one, two = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two"))
+    assert one["held_out"]["pairs"] == two["held_out"]["pairs"] > 1
+    assert two["log"][-1]["held_out"]["loss"] == pytest.approx(one["log"][-1]["held_out"]["loss"], abs=1e-3)
 
 
-def test_several_processes_are_started_by_torchrun_with_the_same_words(monkeypatch):
-    """But for the number of processes, which they get from torchrun."""
-    lines = []
-    monkeypatch.setattr("subprocess.call", lambda line, env: lines.append([*map(str, line)]) or 3)
-    for given in (["--processes", "2"], ["--processes=2"]):
-        words = ["reward", "train", "pairs", *given, "--out", "reward"]
-        monkeypatch.setattr("sys.argv", ["identity-grpo", *words])
-        assert main(words) == 3
-    assert lines[0] == lines[1]
-    assert lines[0][1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "trainers", "reward", "train", "pairs", "--out", "reward"),
-    ]
+def test_several_processes_are_started_as_those_of_a_run(bright_votes, base_model, tmp_path, monkeypatch, capsys):
+    """Which of them died, and of what, is the command's error."""
+    started = []
+
+    def run_processes(*given):
+        started.append(given)
+        return Failure(1, 2, -9)
+
+    monkeypatch.setattr("trainers.commands.reward_train.run_processes", run_processes)
+    line = train_line(bright_votes.path, base_model, tmp_path / "out", 1)
+    words = [*line, "--processes", "2", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["identity-grpo", *words])
+    assert main(words) == 2
+    (command, count, machines, environment), *_ = started
+    assert command[1:] == ["-m", "trainers", *words] and (count, machines.count) == (2, 1)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "" and environment["PYTHONPATH"]
+    assert "process 1 of 2, counted from 0, was killed by SIGKILL" in capsys.readouterr().err
 
 
 def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(

@@ -67,6 +67,35 @@ def test_a_stopped_run_is_resumed_where_it_was(run: RunFolder, capsys) -> None:
     assert str(run.reward_folder) in capsys.readouterr().out
 
 
+def numbers(run: RunFolder) -> list[float]:
+    return [row[name] for row in run.read_metrics() for name in ("preference_loss", "accuracy") if name in row]
+
+
+def test_a_run_of_one_process_is_resumed_by_two_as_if_it_were_one(run: RunFolder, config, in_processes) -> None:
+    assert main(["work", str(run.path)]) == 0
+    both = RunFolder.create(run.path.parent, config, "both")
+    both.request("stop")
+    assert main(["work", str(both.path)]) == 0
+    assert in_processes(2, ["work", str(both.path), "--resume"]) == [0, 0]
+    assert both.status().state == "finished" and both.has_reward()
+    assert numbers(both) == pytest.approx(numbers(run), abs=2e-3)
+    assert (both.reward_folder / "calibration.png").is_file() and len(both.training()) == 6
+
+
+def test_a_process_that_cannot_read_its_pairs_ends_the_run_with_the_reason(
+    run: RunFolder, config: RewardRunConfig, bright_votes: PairFolder, tmp_path: Path, in_processes
+) -> None:
+    """Of the pairs of a step the broken one is another process's."""
+    folder = PairFolder(tmp_path / "pairs")
+    folder.merge(bright_votes)
+    for clip in tmp_path.glob("pairs/**/*.webp"):
+        clip.write_bytes(b"broken")
+    changes = {"pairs": str(folder.path), "pairs_bytes": folder.voted_size(), "held_out": 0.0}
+    broken = RunFolder.create(run.path.parent, config.model_copy(update=changes), "broken")
+    assert in_processes(2, ["work", str(broken.path)]) == [2, 2]
+    assert broken.status().state == "failed" and ".webp" in broken.status().last_error
+
+
 def test_without_a_vote_it_fails_and_says_so(run: RunFolder, config: RewardRunConfig, capsys) -> None:
     empty = RunFolder.create(run.path.parent, config.model_copy(update={"pairs_bytes": 0}))
     assert main(["work", str(empty.path)]) == 2

@@ -16,7 +16,7 @@ import torch
 
 from trainers.cli import main
 from trainers.commands import training
-from trainers.config import make_config
+from trainers.config import TINYWORLD_WEIGHTS, make_config
 from trainers.runs.devices import hold_device
 from trainers.runs.folder import RunFolder
 from trainers.runs.registry import list_runs
@@ -42,6 +42,9 @@ def proposed(text: str) -> list[str]:
     "arguments, sentence",
     [
         (["--policy", "/missing"], "no policy at /missing"),
+        (["--policy", __file__], "test_train.py is no .safetensors file"),
+        (["--policy", str(TINYWORLD_WEIGHTS / "reward" / "identity_reward")], "(folder of a reward, its checkpoint-"),
+        (["--machines-file", "none.yaml"], "none.yaml cannot be read"),
         (["--set", "policy.vae=/missing"], "vae: /missing"),
         (["--reward", "/missing"], "/missing"),
         (["--prompts", "none.csv"], "none.csv"),

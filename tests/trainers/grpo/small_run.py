@@ -201,8 +201,9 @@ def _arrange(fault: str, iteration: int, last: bool) -> None:
     from trainers.errors import UserError
     from trainers.grpo import checkpoint, trainer
     from trainers.grpo.rollout import RolloutWorker
+    from trainers.grpo.update import PolicyUpdate
 
-    collect = RolloutWorker.collect
+    collect, accumulate = RolloutWorker.collect, PolicyUpdate.accumulate
 
     class Doomed(trainer.Trainer):
         def __init__(self, *arguments):
@@ -210,10 +211,14 @@ def _arrange(fault: str, iteration: int, last: bool) -> None:
             RolloutWorker.collect = lambda worker, *given: self._with(
                 ("rollout", "error"), iteration, self.policy, "velocity", lambda *g: collect(worker, *g), given
             )
-
-        def _accumulate(self, number, *arguments):
-            faults = ("update", "interrupt") if number else ("update",)
-            return self._with(faults, iteration, self.policy, "velocity", super()._accumulate, (number, *arguments))
+            PolicyUpdate.accumulate = lambda update, *given, on_policy: self._with(
+                ("update",) if on_policy else ("update", "interrupt"),
+                iteration,
+                self.policy,
+                "velocity",
+                lambda *g: accumulate(update, *g, on_policy=on_policy),
+                given,
+            )
 
         def _save(self, *arguments, **options):
             save = super()._save

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trainers.config import RolloutConfig
 from trainers.diffusion.noise import noise_generators, unit_noise
 from trainers.grpo.plan import plan_items, plan_iteration, plan_windows
-from trainers.grpo.ranks import rank_slice
+from trainers.ranks import rank_slice
 
 
 def config(**changes) -> RolloutConfig:

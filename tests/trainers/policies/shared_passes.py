@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from trainers.grpo.interrupt import Stopped
+from trainers.errors import Stopped
 from trainers.grpo.lockstep import Lockstep
 from trainers.lora.inject import add_lora, lora_disabled, lora_parameters
 from trainers.memory.shards import shard_blocks

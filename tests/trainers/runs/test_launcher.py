@@ -17,7 +17,7 @@ from trainers.config import make_config
 from trainers.processes import alive, start_token
 from trainers.runs.folder import RunFolder
 from trainers.runs.launcher import command, start, stop
-from trainers.runs.process_group import Machines
+from trainers.runs.machines import Machines
 from trainers.runs.registry import refresh
 
 SMALL = {

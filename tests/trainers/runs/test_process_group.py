@@ -12,7 +12,8 @@ import pytest
 from trainers.config import make_config
 from trainers.runs import process_group
 from trainers.runs.folder import RunFolder
-from trainers.runs.process_group import ANOTHER, Failure, Machines, note_failure, run_processes
+from trainers.runs.machines import Machines
+from trainers.runs.process_group import ANOTHER, Failure, note_failure, run_processes
 
 ALONE = Machines()
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from trainers.config import make_config
 from trainers.runs.folder import RunFolder
 from trainers.runs.launcher import start, stop
-from trainers.runs.process_group import Machines
+from trainers.runs.machines import Machines
 from trainers.runs.registry import refresh
 
 from .test_faults import LONG, SMALL

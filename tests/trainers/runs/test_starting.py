@@ -19,6 +19,7 @@ from trainers.prompts import PromptItem, PromptSet, load_prompt_set
 from trainers.runs import launcher, starting
 from trainers.runs.devices import device_name, hold_device, holders
 from trainers.runs.folder import RunFolder
+from trainers.runs.machines import Machines
 from trainers.runs.registry import refresh
 
 CONFIG = make_config("tiny", {"seed": 3})
@@ -103,7 +104,7 @@ def test_a_finished_run_is_not_resumed(tmp_path):
 @pytest.mark.parametrize("ours, gpus, seen", [("", [0, 2], "0,2"), ("4,5,6", [0, 2], "4,6"), ("4,5,6", [], "")])
 def test_a_child_sees_the_devices_chosen_as_we_count_them(monkeypatch, ours, gpus, seen):
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", ours)
-    assert ",".join(launcher._visible(gpus)) == seen
+    assert launcher.visible_devices(gpus)["CUDA_VISIBLE_DEVICES"] == seen
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_begun_again(tmp_path, monkeypatch):
@@ -116,6 +117,22 @@ def test_a_run_that_died_before_its_first_checkpoint_is_begun_again(tmp_path, mo
         time.sleep(0.05)
     again, anew = starting.start_once(tmp_path, CONFIG, "a", [])
     assert new and anew and again.id == run.id
+
+
+def test_a_run_of_several_machines_shows_what_the_others_start_and_resumes_with_them(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(launcher, "command", lambda run, *rest: given.append(rest) or [sys.executable, "-c", "pass"])
+    machines = Machines(2, 0, "head:29500")
+    run, _ = starting.start_once(tmp_path, CONFIG, "a", [], processes=3, machines=machines)
+    status = run.status()
+    assert (status.processes, status.machines) == (3, machines)
+    assert status.message.startswith("machine 0 waits for the others; start on machine 1: ")
+    assert status.message.endswith("train --processes 3 --machines 2 --machine-rank 1 --rendezvous head:29500")
+    until = time.monotonic() + 30
+    while refresh(run).state != "failed" and time.monotonic() < until:
+        time.sleep(0.05)
+    starting.resume(tmp_path, run)
+    assert given[0][1::3] == given[1][1::3] == (3, machines)
 
 
 def test_a_copy_has_the_settings_and_the_changes_and_no_file_of_the_other(tmp_path):
