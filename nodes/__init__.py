@@ -25,6 +25,7 @@ FAMILIES = (
     "runs",
     "votes",
     "reward_runs",
+    "compare_rewards",
 )
 
 # ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.

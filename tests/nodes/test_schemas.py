@@ -30,6 +30,7 @@ IDS = [
         "KeepBest",
         "Vote",
         "TrainReward",
+        "CompareRewards",
         "PromptSet",
         "PromptItem",
         "MakePromptSet",
