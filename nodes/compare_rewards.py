@@ -89,7 +89,9 @@ def _text(found: Comparison, pairs: int, run: RunFolder) -> str:
         shares = (f"{name} {part.without_ties:.0%}" for name, part in zip(NAMES, found.accuracies, strict=True))
         lines.append("agreement with the votes: " + ", ".join(shares))
     text = f"they prefer different clips of {len(found.places)} pairs"
-    if found.decided:
+    if not found.places:
+        text = "they prefer the same clip of all pairs"
+    elif found.decided:
         text += f"; of the {found.decided} decided ones, old is right on {found.right[0]}, new on {found.right[1]}"
     return "\n".join([*lines, text])
 

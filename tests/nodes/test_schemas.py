@@ -161,3 +161,10 @@ def test_tooltips_and_the_help_page_agree_on_numbers(found):
 
 def test_help_pages_have_a_node():
     assert {p.stem for p in DOCS.glob("IdentityGRPO*.md")} <= set(IDS)
+
+
+@pytest.mark.parametrize("name", ["Train", "TrainReward", "MakePromptSet"])
+def test_the_seed_of_a_training_is_no_other_one_after_each_queue(schema, name):
+    """Another seed is another run."""
+    (seed,) = (given for given in schema(f"IdentityGRPO{name}").inputs if given.id == "seed")
+    assert seed.as_dict()["control_after_generate"] is False

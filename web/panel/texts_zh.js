@@ -1,7 +1,7 @@
 // The panel's texts in Chinese, by their English wording.
 export const ZH = {
   "A new run: choose a template that trains": "新建训练任务：选择一个用于训练的模板",
-  "alignment": "文本一致性",
+  "alignment": "图文一致性",
   "All metrics as a CSV file": "全部指标，CSV 文件",
   "All templates…": "全部模板…",
   "Back to the bottom panel": "回到底部面板",
@@ -157,12 +157,12 @@ export const ZH = {
   "the browser does not allow copying here; open ComfyUI by http://127.0.0.1 or https": "浏览器不允许在此复制；请通过 http://127.0.0.1 或 https 打开 ComfyUI",
   "the error and the log": "错误和日志",
   "The face report, which is not trained on": "人脸报告，不参与训练",
-  "The graph is queued again whenever a run that it shows has a new LoRA": "工作流所显示的训练任务产生新的 LoRA 时，重新加入队列",
+  "The graph is queued again whenever a run that it shows has a new LoRA": "工作流所显示的训练任务产生新的 LoRA 时，再次排队",
   "The judge for each person, in the order of the reference images": "各人物的评判结果，按参考图像的顺序",
   "the last {count} lines": "最后 {count} 行",
   "The run's folder on the server": "训练任务在服务器上的文件夹",
   "TinyWorld's oracle, which is not trained on": "TinyWorld 的真值评判，不参与训练",
-  "Title (empty: the run's id)": "标题（留空则使用任务编号）",
+  "Title (empty: the run's id)": "标题（留空则使用任务 id）",
   "Title of the run": "训练任务的标题",
   "To the base policy": "相对于基础策略",
   "total": "合计",
