@@ -41,10 +41,11 @@ class CompareRewards(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "pairs_shown",
-                    default=6,
+                    default=3,
                     min=PAIRS_SHOWN[0],
                     max=PAIRS_SHOWN[1],
-                    tooltip="Pairs in the picture at most, those on which the two differ most first.",
+                    tooltip="Pairs in the picture at most: those first that the votes decide, and on which the two "
+                    "differ most.",
                 ),
             ],
             outputs=[
@@ -92,7 +93,7 @@ def _text(found: Comparison, pairs: int, run: RunFolder) -> str:
     if not found.places:
         text = "they prefer the same clip of all pairs"
     elif found.decided:
-        text += f"; of the {found.decided} decided ones, old is right on {found.right[0]}, new on {found.right[1]}"
+        text += f"; the votes decide {found.decided} of them: old is right on {found.right[0]}, new on {found.right[1]}"
     return "\n".join([*lines, text])
 
 

@@ -9,6 +9,7 @@ const LOADERS = ["IdentityGRPOLoadModel", "IdentityGRPOLoadReward", "IdentityGRP
 const ROUTE = "/identity_grpo/downloads";
 const BUTTON = "identity_grpo_download";
 const OFTEN = 1000; // ms
+const UNNAMED = key("see the page"); // what the catalogue says where the licence has no short name
 const ENDED = { finished: key("Download finished"), failed: key("Download failed"), stopped: key("Download stopped") };
 
 let files = []; // the catalogue, with what is there
@@ -122,7 +123,7 @@ class Downloads {
     this.rows.replaceChildren(...this.files.map((file) => el("div", { style: "margin:12px 0" },
       el("b", {}, file.name), ` ${t("to {folder}", { folder: file.folder })}`, el("br"),
       el("a", { href: file.page, target: "_blank", rel: "noreferrer", style: "color:inherit" }, file.page),
-      ` · ${size(file) ? bytes(size(file)) : t(file.name in sizes ? key("size unknown") : key("size is read…"))} · ${t("licence: {licence}", file)}`)));
+      ` · ${size(file) ? bytes(size(file)) : t(file.name in sizes ? key("size unknown") : key("size is read…"))} · ${t("licence: {licence}", { licence: file.licence === UNNAMED ? t(UNNAMED) : file.licence })}`)));
     const known = this.files.map(size);
     this.act.textContent = known.every(Boolean) ? t("Download {size}", { size: bytes(known.reduce((a, b) => a + b, 0)) }) : t("Download");
   }

@@ -16,8 +16,9 @@ from .pairs import Accuracy, Pair, Scored, agreement
 class Comparison:
     """Of two rewards on N pairs: each one's agreement with the labels and its margins, the score of A less that of B.
 
-    `places`: the pairs of which they prefer different clips, the largest difference of the margins first. `decided`:
-    how many of those the votes decide; `right`: on how many of these each reward agrees with the votes.
+    `places`: the pairs of which they prefer different clips, those first that the votes decide, and the largest
+    difference of the margins first. `decided`: how many of them the votes decide; `right`: on how many of these each
+    reward agrees with the votes.
     """
 
     accuracies: tuple[Accuracy, Accuracy]
@@ -32,7 +33,7 @@ def compare_rewards(old: Scored, new: Scored) -> Comparison:
     labels = old.labels.tolist()
     margins = tuple((scored.reward_a - scored.reward_b).tolist() for scored in (old, new))
     places = [i for i, (a, b) in enumerate(zip(*margins, strict=True)) if (a > 0) != (b > 0)]
-    places.sort(key=lambda i: -abs(margins[0][i] - margins[1][i]))
+    places.sort(key=lambda i: (labels[i] == TIE, -abs(margins[0][i] - margins[1][i])))
     decided = [i for i in places if labels[i] != TIE]
     right = tuple(sum((margin[i] > 0) == (labels[i] > 0) for i in decided) for margin in margins)
     return Comparison((agreement(old), agreement(new)), margins, places, len(decided), right)

@@ -252,4 +252,5 @@ export const ZH = {
   "Which video keeps its people better?": "哪个视频更好地保持了人物身份？",
   "You have voted on all pairs.": "您已对所有视频对投票。",
   "your name": "您的名字",
+  "see the page": "见该页面",
 };

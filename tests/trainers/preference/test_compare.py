@@ -22,9 +22,9 @@ def pairs() -> list[Pair]:
     return [Pair([face], clip, clip, label) for label in LABELS]
 
 
-def test_pairs_of_which_they_prefer_different_clips_are_counted_the_largest_difference_first():
+def test_pairs_of_which_they_prefer_different_clips_are_in_order_those_without_a_verdict_last():
     found = compare_rewards(scored([-1.0, -2.0, 1.0, -3.0]), scored([2.0, -1.0, -9.0, 0.5]))
-    assert found.places == [2, 3, 0] and found.decided == 2 and found.right == (0, 2)
+    assert found.places == [3, 0, 2] and found.decided == 2 and found.right == (0, 2)
     assert [part.without_ties for part in found.accuracies] == pytest.approx([1 / 3, 1.0])
 
 
