@@ -25,10 +25,8 @@ FAMILIES = (
     "runs",
     "votes",
     "reward_runs",
+    "compare_rewards",
 )
-
-# ComfyUI shows an error as `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path.
-UserError.__module__ = "identity_grpo"
 
 logger = logging.getLogger(__name__)
 
@@ -44,4 +42,13 @@ class IdentityGrpoExtension(ComfyExtension):
         downloads.register()
         offer_examples()
         logger.info("Identity-GRPO: %s", folders.found())
-        return [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]
+        nodes = [node for family in FAMILIES for node in import_module(f".{family}", __package__).NODES]
+        _shorten_modules(UserError)
+        return nodes
+
+
+def _shorten_modules(error: type[Exception]) -> None:
+    """ComfyUI shows `<module>.<name>: <message>`, and the name of a pack's module begins with its folder's path."""
+    error.__module__ = "identity_grpo"
+    for kind in error.__subclasses__():
+        _shorten_modules(kind)

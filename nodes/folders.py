@@ -197,6 +197,12 @@ def reward_choice(run: RunFolder) -> str:
     return f"{run.id}: {BEST}"
 
 
+def reward_run(source: str) -> RunFolder | None:
+    """The run that has trained the reward behind a source; None for any other."""
+    runs = (run for run in list_runs(runs_root()) if run.kind == "reward")
+    return next((run for run in runs if str(run.reward_folder) == source), None)
+
+
 def start_reward_folder(choice: str) -> Path | None:
     """The folder of a reward that a training begins with; None for `none`."""
     if choice == NO_REWARD:

@@ -196,7 +196,14 @@ class MakePromptSet(io.ComfyNode):
                     max=MAX_ROWS,
                     tooltip="Rows for evaluation, at most, of people and scenes that no training row has.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Seed of the order and the pairs."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=False,  # another seed after each queue would be another training run
+                    tooltip="Seed of the order and the pairs.",
+                ),
                 io.Boolean.Input(
                     "check_faces",
                     default=True,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import comfy.model_management as management
 import torch
 from comfy_api.latest import io, ui
@@ -31,6 +34,7 @@ FPS_IN_SCORE = (
     "Frames per second of the video. It enters the score: use the same for videos that you compare; the published "
     "reward was used with 10."
 )
+T = TypeVar("T")
 WORKING_BYTES = 2 * 2**30  # of the released 3-billion model on one clip; TinyWorld's needs far less
 
 
@@ -233,13 +237,22 @@ def _clip(images: Tensor, name: str) -> Tensor:
 
 def score_clips(lazy: LazyReward, clips: dict[str, Tensor], people, fps: float) -> tuple[float, ...]:
     """The scores of clips by the inputs' names. Raises UserError when memory runs out, or a score is not finite."""
+    names = [f"`{name}`" for name in clips]
+
+    def score(reward: IdentityReward) -> tuple[float, ...]:
+        found = reward.score(list(clips.values()), [people] * len(clips), fps, batch_size=1, names=names)
+        return tuple(found.tolist())
+
+    return with_reward(lazy, score)
+
+
+def with_reward(lazy: LazyReward, work: Callable[[IdentityReward], T]) -> T:
+    """What `work` returns for the loaded reward, one clip at a time. Raises UserError when memory runs out."""
     try:
         model, moves = lazy.reward.model, bool(lazy.managed.modules)
-        names = [f"`{name}`" for name in clips]
         # The model is passed explicitly, so that Cancel works on the CPU too, where no module is managed.
         with lazy.managed.use(model, working_bytes=WORKING_BYTES if moves else 0):
-            found = lazy.reward.score(list(clips.values()), [people] * len(clips), fps, batch_size=1, names=names)
-            return tuple(found.tolist())
+            return work(lazy.reward)
     except management.OOM_EXCEPTION:
         reason = "the reward ran out of memory; load it with device `CPU`, or give smaller videos"
     management.unload_all_models()

@@ -3,21 +3,23 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addStyle, el } from "./panel/dom.js";
 import { bytes } from "./panel/format.js";
+import { key, t } from "./panel/texts.js";
 
 const LOADERS = ["IdentityGRPOLoadModel", "IdentityGRPOLoadReward", "IdentityGRPOLoadLoRA", "IdentityGRPOApplyLoRA"];
 const ROUTE = "/identity_grpo/downloads";
-const LABEL = "Download missing files…";
 const BUTTON = "identity_grpo_download";
 const OFTEN = 1000; // ms
+const UNNAMED = key("see the page"); // what the catalogue says where the licence has no short name
+const ENDED = { finished: key("Download finished"), failed: key("Download failed"), stopped: key("Download stopped") };
 
 let files = []; // the catalogue, with what is there
 let following = false; // a download is running and is asked about
 
 async function ask(path, body) {
   const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await api.fetchApi(ROUTE + path, options).catch(() => { throw new Error("ComfyUI does not answer"); });
+  const answer = await api.fetchApi(ROUTE + path, options).catch(() => { throw new Error(t("ComfyUI does not answer")); });
   const content = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(content.error ?? `ComfyUI answered ${answer.status}`);
+  if (!answer.ok) throw new Error(content.error ?? t("ComfyUI answered {status}", { status: answer.status }));
   return content;
 }
 
@@ -46,7 +48,7 @@ function update(node) {
     node.removeWidget?.(widget);
   } else {
     const button = node.addWidget("button", BUTTON, null, () => new Downloads().open(), { serialize: false });
-    Object.assign(button, { label: LABEL, serialize: false, tooltip: "Shows what is missing, with its source, size and licence; nothing is downloaded before you confirm." });
+    Object.assign(button, { label: t("Download missing files…"), serialize: false, tooltip: t("Shows what is missing, with its source, size and licence; nothing is downloaded before you confirm.") });
   }
   const height = node.computeSize()[1];
   if (widget ? node.size[1] === node.identityGrpoHeight : node.size[1] < height) node.setSize([node.size[0], height]);
@@ -82,7 +84,14 @@ async function ended(download) {
   await app.refreshComboInNodes?.();
   await refresh();
   const severity = { finished: "success", failed: "error" }[download?.state] ?? "info";
-  app.extensionManager.toast?.add({ severity, summary: `Download ${download?.state}`, detail: download?.error || download?.names.join(", "), life: 8000 });
+  app.extensionManager.toast?.add({ severity, summary: t(ENDED[download?.state] ?? ENDED.stopped), detail: download?.error || download?.names.join(", "), life: 8000 });
+}
+
+// What the dialog says of a download that does not run.
+function said(download) {
+  if (download?.state === "finished") return t("Downloaded.");
+  if (download?.state === "stopped") return t("Stopped; what was received is kept, and Download continues it.");
+  return download?.error ?? "";
 }
 
 let open; // the dialog that is shown
@@ -94,12 +103,12 @@ class Downloads {
     this.rows = el("div.igrpo-downloads");
     this.line = el("p.igrpo-download-line", { "aria-live": "polite" });
     this.bar = el("progress", { hidden: true, max: 1, value: 0, style: "width:100%" });
-    this.act = el("button.igrpo-button.igrpo-primary.igrpo-download-start", { type: "button", onclick: () => this.start() }, "Download");
-    this.stop = el("button.igrpo-button.igrpo-download-stop", { type: "button", hidden: true, onclick: () => this.say(ask("/stop", {})) }, "Stop");
-    const close = el("button.igrpo-button", { type: "button", onclick: () => this.dialog.close() }, "Close");
+    this.act = el("button.igrpo-button.igrpo-primary.igrpo-download-start", { type: "button", onclick: () => this.start() }, t("Download"));
+    this.stop = el("button.igrpo-button.igrpo-download-stop", { type: "button", hidden: true, onclick: () => this.say(ask("/stop", {})) }, t("Stop"));
+    const close = el("button.igrpo-button", { type: "button", onclick: () => this.dialog.close() }, t("Close"));
     const buttons = el("div.igrpo-row", { style: "justify-content:flex-end" }, this.stop, close, this.act);
-    this.dialog = el("dialog.igrpo.identity-grpo-downloads", { "aria-label": "Download missing files", style: "width:min(760px,94vw);padding:18px;border:1px solid var(--ig-line);border-radius:8px;background:var(--ig-back);font-size:13px" },
-      el("h2", {}, "Files that this workflow names and that are missing"), this.rows, this.bar, this.line, buttons);
+    this.dialog = el("dialog.igrpo.identity-grpo-downloads", { "aria-label": t("Download missing files"), style: "width:min(760px,94vw);padding:18px;border:1px solid var(--ig-line);border-radius:8px;background:var(--ig-back);font-size:13px" },
+      el("h2", {}, t("Files that this workflow names and that are missing")), this.rows, this.bar, this.line, buttons);
     this.dialog.addEventListener("keydown", (event) => event.stopPropagation()); // the editor has shortcuts
     this.dialog.addEventListener("close", () => { this.dialog.remove(); open = undefined; });
     document.body.append(this.dialog);
@@ -112,11 +121,11 @@ class Downloads {
   list(sizes) {
     const size = (file) => file.size ?? sizes[file.name];
     this.rows.replaceChildren(...this.files.map((file) => el("div", { style: "margin:12px 0" },
-      el("b", {}, file.name), ` to ${file.folder}`, el("br"),
-      el("a", { href: file.page, target: "_blank", rel: "noreferrer noopener", style: "color:inherit" }, file.page),
-      ` · ${size(file) ? bytes(size(file)) : file.name in sizes ? "size unknown" : "size is read…"} · licence: ${file.licence}`)));
-    const known = this.files.map(size), total = known.every(Boolean) ? ` ${bytes(known.reduce((a, b) => a + b, 0))}` : "";
-    this.act.textContent = `Download${total}`;
+      el("b", {}, file.name), ` ${t("to {folder}", { folder: file.folder })}`, el("br"),
+      el("a", { href: file.page, target: "_blank", rel: "noreferrer", style: "color:inherit" }, file.page),
+      ` · ${size(file) ? bytes(size(file)) : t(file.name in sizes ? key("size unknown") : key("size is read…"))} · ${t("licence: {licence}", { licence: file.licence === UNNAMED ? t(UNNAMED) : file.licence })}`)));
+    const known = this.files.map(size);
+    this.act.textContent = known.every(Boolean) ? t("Download {size}", { size: bytes(known.reduce((a, b) => a + b, 0)) }) : t("Download");
   }
 
   // The sizes that are not published, and a download that is running already.
@@ -149,8 +158,8 @@ class Downloads {
     this.bar.hidden = !running;
     if (download?.total) this.bar.value = download.done / download.total;
     else this.bar.removeAttribute("value");
-    const part = download?.total ? `${bytes(download.done)} of ${bytes(download.total)}` : bytes(download?.done ?? 0);
-    this.line.textContent = running ? `${download.file}: ${part}` : { finished: "Downloaded.", stopped: "Stopped; what was received is kept, and Download continues it." }[download?.state] ?? download?.error ?? "";
+    const done = bytes(download?.done ?? 0), part = download?.total ? t("{done} of {total}", { done, total: bytes(download.total) }) : done;
+    this.line.textContent = running ? `${download.file}: ${part}` : said(download);
   }
 }
 

@@ -1,5 +1,6 @@
 // Train's preset fills its values into the widgets. A widget with another value carries a dot, and the node's menu resets it.
 import { app } from "../../scripts/app.js";
+import { t } from "./panel/texts.js";
 
 const TRAIN = "IdentityGRPOTrain";
 const LOAD = "IdentityGRPOLoadModel";
@@ -129,10 +130,10 @@ class Preset {
   menu() {
     const changed = this.changed();
     const entries = changed.map((widget) => ({
-      content: `Reset ${widget.name} to preset (${this.values[widget.name]})`,
+      content: t("Reset {name} to preset ({value})", { name: widget.name, value: this.values[widget.name] }),
       callback: () => this.reset([widget]),
     }));
-    if (changed.length > 1) entries.push({ content: "Reset all to preset", callback: () => this.reset(changed) });
+    if (changed.length > 1) entries.push({ content: t("Reset all to preset"), callback: () => this.reset(changed) });
     return entries;
   }
 }

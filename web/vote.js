@@ -1,10 +1,12 @@
 // The voting dialog of Vote on Videos: two clips in step, one key per verdict. All state is the server's file of votes.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { key, t } from "./panel/texts.js";
 
 const NODE = "IdentityGRPOVote";
 const WHO = "IdentityGRPO.votes.who"; // in localStorage: the name that votes are kept under
 const VERDICTS = { a: "A", b: "B", t: "tie", s: "skip" };
+const SAVED = { tie: key("tie"), skip: key("skipped") };
 const SMALL = 200; // pixels: frames below this height are enlarged without smoothing
 
 function element(tag, style, text) {
@@ -19,16 +21,16 @@ async function ask(name, action, body) {
   const options = action ? { method: "POST", headers, body: JSON.stringify(body) } : undefined;
   const query = action ? "" : `?who=${encodeURIComponent(body.who)}`;
   const path = `/identity_grpo/votes/${encodeURIComponent(name)}${action ? `/${action}` : ""}${query}`;
-  const answer = await api.fetchApi(path, options).catch(() => { throw new Error("ComfyUI does not answer; nothing is lost, try again"); });
+  const answer = await api.fetchApi(path, options).catch(() => { throw new Error(t("ComfyUI does not answer; nothing is lost, try again")); });
   const content = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(content.error ?? `ComfyUI answered ${answer.status}`);
+  if (!answer.ok) throw new Error(content.error ?? t("ComfyUI answered {status}", { status: answer.status }));
   return content;
 }
 
 // A clip as the picture of its frames, and how they lie in it.
 async function sheet(name, pair, side) {
   const answer = await api.fetchApi(`/identity_grpo/votes/${encodeURIComponent(name)}/pairs/${pair}/${side}`);
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? "the clip cannot be shown");
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? t("the clip cannot be shown"));
   const layout = JSON.parse(answer.headers.get("X-Sheet"));
   return { ...layout, picture: await createImageBitmap(await answer.blob()) };
 }
@@ -46,12 +48,12 @@ class Voting {
   build() {
     const dialog = (this.dialog = element("dialog", "width:min(1500px,96vw);max-width:none;max-height:96vh;padding:14px;border:1px solid var(--border-color,#444);border-radius:8px;background:var(--comfy-menu-bg,#222);color:var(--input-text,#ddd);font:14px sans-serif;box-sizing:border-box;outline:none"));
     dialog.className = "identity-grpo-vote";
-    dialog.setAttribute("aria-label", "Vote on videos");
+    dialog.setAttribute("aria-label", t("Vote on videos"));
     const head = element("div", "display:flex;gap:12px;align-items:center;margin-bottom:8px");
-    head.append(element("b", "font-size:16px", "Which video keeps its people better?"), element("span", "flex:1"));
+    head.append(element("b", "font-size:16px", t("Which video keeps its people better?")), element("span", "flex:1"));
     this.status = element("span", "color:var(--descrip-text,#999)");
     this.status.className = "identity-grpo-vote-status";
-    const label = element("label", "color:var(--descrip-text,#999)", "your name ");
+    const label = element("label", "color:var(--descrip-text,#999)", `${t("your name")} `);
     this.who = element("input", "width:9em;background:var(--comfy-input-bg,#333);color:inherit;border:1px solid var(--border-color,#444);border-radius:4px;padding:2px 6px");
     this.who.value = localStorage.getItem(WHO) || "me";
     this.who.maxLength = 60;
@@ -60,7 +62,7 @@ class Voting {
       this.load();
     };
     label.append(this.who);
-    const close = this.button("✕", "Close (Esc); all votes are saved", () => dialog.close());
+    const close = this.button("✕", t("Close (Esc); all votes are saved"), () => dialog.close());
     head.append(this.status, label, close);
     this.people = element("div", "display:flex;gap:8px;justify-content:center;height:110px;margin-bottom:6px");
     this.prompt = element("div", "text-align:center;color:var(--descrip-text,#999);max-height:3.6em;overflow:auto;margin-bottom:6px");
@@ -68,7 +70,7 @@ class Voting {
     this.canvases = ["A", "B"].map((side) => {
       const box = element("div", "text-align:center;min-width:0");
       const canvas = element("canvas", "width:100%;max-height:52vh;object-fit:contain;background:#000;border-radius:4px;cursor:pointer");
-      canvas.title = `${side} is better`;
+      canvas.title = t("{side} is better", { side });
       canvas.onclick = () => this.vote(side);
       box.append(element("div", "font-weight:bold;margin-bottom:2px", side), canvas);
       row.append(box);
@@ -76,13 +78,13 @@ class Voting {
     });
     const keys = element("div", "display:flex;gap:8px;justify-content:center;margin-top:10px;flex-wrap:wrap");
     this.buttons = [
-      this.button("A is better (A)", "Key A", () => this.vote("A")),
-      this.button("Tie (T)", "Key T: equally good", () => this.vote("tie")),
-      this.button("B is better (B)", "Key B", () => this.vote("B")),
-      this.button("Skip (S)", "Key S: no verdict", () => this.vote("skip")),
+      this.button(t("A is better (A)"), t("Key {key}", { key: "A" }), () => this.vote("A")),
+      this.button(t("Tie (T)"), t("Key T: equally good"), () => this.vote("tie")),
+      this.button(t("B is better (B)"), t("Key {key}", { key: "B" }), () => this.vote("B")),
+      this.button(t("Skip (S)"), t("Key S: no verdict"), () => this.vote("skip")),
     ];
-    this.undoButton = this.button("Undo (U)", "Key U: take the last vote back", () => this.undo());
-    this.pauseButton = this.button("Pause (space)", "Space; arrow keys step by a frame", () => this.pause());
+    this.undoButton = this.button(t("Undo (U)"), t("Key U: take the last vote back"), () => this.undo());
+    this.pauseButton = this.button(t("Pause (space)"), t("Space; arrow keys step by a frame"), () => this.pause());
     keys.append(...this.buttons, this.undoButton, this.pauseButton);
     this.line = element("div", "text-align:center;min-height:1.4em;margin-top:6px");
     this.line.className = "identity-grpo-vote-line";
@@ -165,7 +167,7 @@ class Voting {
         state = await ask(this.name, null, { who: this.person() });
         if (state.question?.turn === asked.turn) throw error;
       }
-      this.line.textContent = `saved: ${verdict === "tie" || verdict === "skip" ? verdict : `${verdict} is better`}`;
+      this.line.textContent = t("saved: {verdict}", { verdict: t(SAVED[verdict] ?? key("{side} is better"), { side: verdict }) });
       await this.show(state);
     });
   }
@@ -173,7 +175,7 @@ class Voting {
   undo() {
     return this.act(async () => {
       const state = await ask(this.name, "undo", { who: this.person() });
-      this.line.textContent = "the last vote was taken back";
+      this.line.textContent = t("the last vote was taken back");
       await this.show(state);
     });
   }
@@ -181,19 +183,18 @@ class Voting {
   async show(state) {
     this.state = state;
     this.shown = undefined;
-    const again = state.repeated ? `, same verdict again ${state.same} of ${state.repeated}` : "";
-    this.status.textContent = `${state.voted} of ${state.pairs} pairs${again}`;
+    this.status.textContent = t(state.repeated ? key("{voted} of {pairs} pairs, same verdict again {same} of {repeated}") : key("{voted} of {pairs} pairs"), state);
     const asked = state.question;
     this.people.replaceChildren();
     this.prompt.textContent = asked?.prompt ?? "";
     if (!asked) {
       for (const canvas of this.canvases) canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
-      this.line.textContent = "You have voted on all pairs.";
+      this.line.textContent = t("You have voted on all pairs.");
       return;
     }
     for (let number = 0; number < asked.references; number++) {
       const picture = element("img", "height:100%;border-radius:4px");
-      picture.alt = `reference ${number + 1}`;
+      picture.alt = t("Reference image {number}", { number: number + 1 });
       picture.src = api.apiURL(`/identity_grpo/votes/${encodeURIComponent(this.name)}/pairs/${asked.pair}/references/${number}`);
       this.people.append(picture);
     }
@@ -227,7 +228,7 @@ class Voting {
   pause() {
     this.playing = !this.playing;
     this.since = performance.now() - (this.shown ? (this.frame / this.shown[0].fps) * 1000 : 0);
-    this.pauseButton.textContent = this.playing ? "Pause (space)" : "Play (space)";
+    this.pauseButton.textContent = t(this.playing ? key("Pause (space)") : key("Play (space)"));
   }
 
   step(by) {
@@ -278,7 +279,8 @@ app.registerExtension({
       const name = node.widgets.find((widget) => widget.name === "name")?.value;
       new Voting(String(name ?? "")).open();
     });
+    button.label = t("Vote");
     button.serialize = false;
-    button.tooltip = "Compare the pairs of this folder; every vote is saved at once.";
+    button.tooltip = t("Compare the pairs of this folder; every vote is saved at once.");
   },
 });

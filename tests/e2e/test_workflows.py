@@ -105,7 +105,7 @@ def test_pairs_are_collected_and_their_votes_counted_without_any_file(comfyui, o
     kinds = {content["class_type"]: name for name, content in graph.items()}
     assert "1 pairs, 0 votes" in result.outputs[kinds["IdentityGRPOVote"]]["text"][0]
     assert "0 of 50 pairs have votes" in result.outputs[kinds["IdentityGRPOTrainReward"]]["text"][0]
-    assert kinds["IdentityGRPOCompare"] not in result.outputs
+    assert kinds["IdentityGRPOCompareRewards"] not in result.outputs
 
 
 def test_the_stranger_of_the_example_clip_is_seen(comfyui, object_info):

@@ -90,6 +90,18 @@ def test_every_text_of_the_panel_is_in_chinese_with_the_same_values():
     assert [k for k, v in chinese.items() if sorted(values.findall(k)) != sorted(values.findall(v))] == []
 
 
+@pytest.mark.parametrize("script", ["fetch_files.js", "vote.js", "presets.js"])
+def test_no_sentence_of_a_dialog_is_in_english_only(script):
+    """A text of several words that is not given to `t` or `key`, and is no style."""
+    source = re.sub(
+        r"^\s*//.*$|\s// .*$", "", (REPOSITORY / "web" / script).read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    found = re.findall(r"""(\b(?:t|key)\()?("(?:[^"\\\n]|\\.)*"|`[^`\n]*`)""", source)
+    words = re.compile(r"[A-Za-z]{2,}[.,;]? [A-Za-z]{2,}")
+    plain = [re.sub(r"\$\{.*\}", "", text) for known, text in found if not known]
+    assert [text for text in plain if words.search(text) and ":" not in text] == []
+
+
 def test_every_setting_of_the_editor_has_a_name():
     """A setting's `id: "Name.part"`, or a constant in its place."""
     ids = set()

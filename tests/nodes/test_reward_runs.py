@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from trainers.config import RewardConfig
 from trainers.preference.folder import PairFolder
+from trainers.rewards.load import load_reward
 from trainers.runs.folder import RunFolder
 
 NODE = "IdentityGRPOTrainReward"
@@ -150,3 +153,42 @@ def test_pairs_of_the_same_people_cannot_be_held_out(pack, train, output, starte
         train()
     train(held_out=0.0)
     assert len(started) == 1
+
+
+@pytest.fixture
+def two_rewards(pack) -> tuple:
+    """TinyWorld's reward as it is, and one that judges the opposite: (reward, its source) -> what Load Reward gives."""
+    types, managed = ours("nodes.types"), ours("nodes.memory").Managed()
+
+    def lazy(sign: float, source: str):
+        reward = load_reward(RewardConfig(source="tinyworld"), torch.device("cpu"))
+        reward.model.rm_head.weight.data.mul_(sign)
+        return types.LazyReward(RewardConfig(source=source), types.OnUse(lambda: (reward, managed)))
+
+    return lazy
+
+
+def test_an_old_and_a_new_reward_are_compared_on_the_pairs_that_the_run_held_out(
+    train, votes, started, node_output, two_rewards
+):
+    train(held_out=0.3)
+    (run,) = started
+    votes.vote(next(iter(votes.read().pairs)), "B", "ben")  # a later vote is not of this run
+    old, new = two_rewards(1.0, "tinyworld"), two_rewards(-1.0, str(run.reward_folder))
+    found = node_output("IdentityGRPOCompareRewards", old=old, new=new, pairs_shown=6)
+    board, text = found.args
+    assert text.startswith(f"4 held-out pairs of {run.id}") and "they prefer different clips of 4 pairs" in text
+    assert board.shape[1] > 4 * 100 and found.ui["text"] == (text,)
+
+
+def test_what_no_run_here_has_trained_is_no_new_reward(pack, node_output, output, two_rewards):
+    old, new = two_rewards(1.0, "tinyworld"), two_rewards(1.0, "tinyworld")
+    with pytest.raises(pack.UserError, match="`new` is no reward of Train Reward"):
+        node_output("IdentityGRPOCompareRewards", old=old, new=new)
+
+
+def test_a_run_without_held_out_pairs_cannot_be_compared(pack, train, votes, started, node_output, two_rewards):
+    train(held_out=0.0)
+    new = two_rewards(1.0, str(started[0].reward_folder))
+    with pytest.raises(pack.UserError, match="has held no pair out"):
+        node_output("IdentityGRPOCompareRewards", old=two_rewards(1.0, "tinyworld"), new=new)

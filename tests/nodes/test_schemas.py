@@ -30,6 +30,7 @@ IDS = [
         "KeepBest",
         "Vote",
         "TrainReward",
+        "CompareRewards",
         "PromptSet",
         "PromptItem",
         "MakePromptSet",
@@ -160,3 +161,17 @@ def test_tooltips_and_the_help_page_agree_on_numbers(found):
 
 def test_help_pages_have_a_node():
     assert {p.stem for p in DOCS.glob("IdentityGRPO*.md")} <= set(IDS)
+
+
+@pytest.mark.parametrize("name", ["Train", "TrainReward", "MakePromptSet"])
+def test_the_seed_of_a_training_is_no_other_one_after_each_queue(schema, name):
+    """Another seed is another run."""
+    (seed,) = (given for given in schema(f"IdentityGRPO{name}").inputs if given.id == "seed")
+    assert seed.as_dict()["control_after_generate"] is False
+
+
+def test_the_templates_that_help_pages_name_are_there():
+    templates = {path.name.split(".")[0] for path in (DOCS.parents[1] / "workflows").glob("*.json")}
+    pages = "".join(path.read_text(encoding="utf-8") for path in DOCS.glob("IdentityGRPO*.md"))
+    named = set(re.findall(r"(?:template|workflow) \*([^*]+)\*", pages)) | set(re.findall(r"\*(\d\d_\w+)\*", pages))
+    assert len(named) > 4 and sorted(named - templates) == []

@@ -35,8 +35,8 @@ def main(options: Namespace) -> int:
 
     import torch
 
-    from ..pictures.disagreements import Disagreement, disagreement_board
     from ..pictures.layout import save_png
+    from ..preference.compare import compare_rewards, comparison_board
     from ..preference.folder import PairFolder
     from ..preference.pairs import agreement, score_pairs
     from ..preference.stored import Part, StoredPairs, hold_out
@@ -49,41 +49,22 @@ def main(options: Namespace) -> int:
     if not len(stored):
         raise UserError(f"{options.pairs} has no pair with a verdict; vote first")
     pairs = Part(stored, hold_out(stored.records, options.held_out)[1] if options.held_out else range(len(stored)))
-    margins, names = [], _names(options.old, options.new)
+    scores, names = [], _names(options.old, options.new)
     for source, base, name in zip((options.old, options.new), (bases * 2)[:2], names, strict=True):
         dtype = "bfloat16" if device.type == "cuda" and source != "tinyworld" else "float32"
         reward = load_reward(RewardConfig(source=source, base_model=base, dtype=dtype), device)
-        scored = score_pairs(reward, pairs)
-        margins.append((scored.reward_a - scored.reward_b).tolist())
-        print(f"{name}\n{accuracy_table(agreement(scored))}\n")
+        scores.append(score_pairs(reward, pairs))
+        print(f"{name}\n{accuracy_table(agreement(scores[-1]))}\n")
         del reward
-    labels = scored.labels.tolist()
-    places = [i for i, (a, b) in enumerate(zip(*margins, strict=True)) if (a > 0) != (b > 0)]
-    places.sort(key=lambda i: -abs(margins[0][i] - margins[1][i]))
-    counts = [
-        {"verdict": text, f"{names[0]} agrees": right[0], f"{names[1]} agrees": right[1]}
-        for text, right in (("decided", _right(places, margins, labels)),)
-    ]
-    ties = sum(labels[i] == 0 for i in places)
-    print(f"they prefer different clips of {len(places)} of {len(pairs)} pairs, {ties} of them ties by the votes")
-    if not places:
+    found = compare_rewards(*scores)
+    ties = len(found.places) - found.decided
+    print(f"they prefer different clips of {len(found.places)} of {len(pairs)} pairs, {ties} of them ties by the votes")
+    if not found.places:
         return 0
-    print(markdown_table(counts))
-    shown = []
-    for i in places[: options.shown]:
-        pair = pairs[i]
-        clips = (pair.video_a, pair.video_b)
-        shown.append(Disagreement(pair.references, clips, (margins[0][i], margins[1][i]), labels[i], pair.kind))
-    head = (
-        f"{len(shown)} of {len(places)} pairs on which {names[0]} and {names[1]} prefer different clips (+: prefers A)"
-    )
-    print(f"picture: {save_png(disagreement_board(shown, names, head), options.picture)}")
+    right = {f"{name} agrees": count for name, count in zip(names, found.right, strict=True)}
+    print(markdown_table([{"verdict": "decided"} | right]))
+    print(f"picture: {save_png(comparison_board(found, pairs, names, options.shown), options.picture)}")
     return 0
-
-
-def _right(places: list[int], margins: list[list[float]], labels: list[int]) -> list[int]:
-    decided = [i for i in places if labels[i]]
-    return [sum((part[i] > 0) == (labels[i] > 0) for i in decided) for part in margins]
 
 
 def _names(old: str, new: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ PEOPLE, BESIDE = 4 * (PORTRAIT + 4), 210  # pixels of width for all reference im
 PORTRAIT_PIXELS = (4 * PORTRAIT) ** 2  # read of a reference image: enough for a smooth portrait, quick for a photograph
 FRAMES_IN_A_ROW = 4
 LINES = 8  # shown of a prompt
+VERDICT = 30  # pixels of a comparison's result: a node shows the picture at a third of its size
 
 
 class Row(Protocol):
@@ -77,7 +78,7 @@ def compare_board(
     ]
     both = layout.stack(strips, 6, 0)
     people = _people(references, both.height)
-    return np.asarray(layout.stack([_text([verdict(chances, names)], WIDTH), _beside([people, both])], 10, 16))
+    return np.asarray(layout.stack([_text([verdict(chances, names)], WIDTH, VERDICT), _beside([people, both])], 10, 16))
 
 
 def verdict(chances: tuple[float, float, float], names: tuple[str, str] = ("A", "B")) -> str:
@@ -132,10 +133,10 @@ def _frame(frame: np.ndarray, caption: str = "") -> Image.Image:
     return layout.labelled(picture, "", caption, layout.FAINT) if caption else picture
 
 
-def _text(lines: Sequence[str], width: int) -> Image.Image:
-    canvas = Image.new("RGB", (width, max(1, 20 * len(lines))), layout.PAPER)
+def _text(lines: Sequence[str], width: int, size: int = 15) -> Image.Image:
+    canvas = Image.new("RGB", (width, max(1, (size + 5) * len(lines))), layout.PAPER)
     for number, line in enumerate(lines):
-        layout.write(canvas, (0, 20 * number), line)
+        layout.write(canvas, (0, (size + 5) * number), line, size=size)
     return canvas
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from . import layout
 from .reading import Picture
 
-FRAME = 200  # pixels of a frame's width
-NONE, A, B = "a tie", "A", "B"
+FRAME, FRAMES = 160, 3  # pixels of a frame's width; frames that are shown of a clip
+VERDICTS = {1: "A", -1: "B", 0: "a tie"}
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,16 @@ def disagreement_board(pairs: Sequence[Disagreement], names: tuple[str, str], he
 
 
 def _row(pair: Disagreement, names: tuple[str, str]) -> Image.Image:
-    strips = [
-        layout.labelled(layout.strip([layout.scaled(np.asarray(frame), FRAME) for frame in clip]), name, note, colour)
-        for clip, name, note, colour in zip(
-            pair.clips,
-            ("A", "B"),
-            [
-                ", ".join(
-                    f"{who} {'+' if margin >= 0 else ''}{margin:.2f}"
-                    for who, margin in zip(names, pair.margins, strict=True)
-                ),
-                "",
-            ],
-            (layout.BLUE, layout.ORANGE),
-            strict=True,
-        )
-    ]
-    both = layout.stack(strips, 4, 0)
-    verdict = {1: A, -1: B, 0: NONE}[pair.label]
+    margins = ", ".join(f"{name} {margin:+.2f}" for name, margin in zip(names, pair.margins, strict=True))
+    both = layout.stack([_strip(pair.clips[0], "A", layout.BLUE), _strip(pair.clips[1], "B", layout.ORANGE)], 4, 0)
     right = [name for name, margin in zip(names, pair.margins, strict=True) if (margin > 0) == (pair.label > 0)]
-    text = f"verdict: {verdict}" + (f"; {right[0]} agrees" if pair.label and len(right) == 1 else "")
+    text = f"votes: {VERDICTS[pair.label]}" + (f", as {right[0]}" if pair.label and len(right) == 1 else "")
     (column,) = layout.columns([pair.references], [both.height])
-    return layout.captioned(column, both, text + (f" ({pair.kind})" if pair.kind else ""))
+    return layout.captioned(column, both, f"{margins}; {text}" + (f" ({pair.kind})" if pair.kind else ""))
+
+
+def _strip(clip: np.ndarray, name: str, colour: str) -> Image.Image:
+    """Some frames of the clip, from its first to its last, with its name above them."""
+    places = np.linspace(0, len(clip) - 1, min(len(clip), FRAMES)).round().astype(int)
+    frames = [layout.scaled(np.asarray(clip[place]), FRAME) for place in places]
+    return layout.labelled(layout.strip(frames), name, "", colour)

@@ -136,9 +136,9 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def write(canvas: Image.Image, at: tuple[int, int], text: str, colour: str = INK) -> None:
+def write(canvas: Image.Image, at: tuple[int, int], text: str, colour: str = INK, size: int = 15) -> None:
     """Write one line of text on `canvas`, its upper left corner at `at`."""
-    ImageDraw.Draw(canvas).text(at, text, fill=colour, font=font(15, text))
+    ImageDraw.Draw(canvas).text(at, text, fill=colour, font=font(size, text))
 
 
 def font(size: int, text: str = "") -> ImageFont.ImageFont:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,11 +81,21 @@ class CalibrationBin:
     count: int
 
 
-def score_pairs(reward: IdentityReward, pairs: Sequence[Pair], batch_size: int = 32) -> Scored:
-    """The scores of all pairs but the invalid ones; a clip that stands in neighbouring pairs is scored once."""
+def score_pairs(
+    reward: IdentityReward,
+    pairs: Sequence[Pair],
+    batch_size: int = 32,
+    at_once: int = AT_ONCE,
+    on_scored: Callable[[int], None] | None = None,
+) -> Scored:
+    """The scores of all pairs but the invalid ones; a clip that stands in neighbouring pairs is scored once.
+
+    `at_once`: pairs that are in memory at a time; after them `on_scored` gets the number of pairs that are done.
+    """
     a, b, labels, kinds = [], [], [], []
-    for start in range(0, len(pairs), AT_ONCE):
-        part = [pair for pair in (pairs[i] for i in range(start, min(start + AT_ONCE, len(pairs))))]
+    for start in range(0, len(pairs), at_once):
+        end = min(start + at_once, len(pairs))
+        part = [pairs[i] for i in range(start, end)]
         part = [pair for pair in part if pair.label != INVALID]
         clips: dict[tuple, int] = {}
         videos, references, rates, places = [], [], [], []
@@ -103,6 +113,8 @@ def score_pairs(reward: IdentityReward, pairs: Sequence[Pair], batch_size: int =
         b.append(scores[1::2])
         labels += [pair.label for pair in part]
         kinds += [pair.kind for pair in part]
+        if on_scored:
+            on_scored(end)
     empty = torch.empty(0)
     return Scored(torch.cat(a or [empty]), torch.cat(b or [empty]), torch.tensor(labels, dtype=torch.int64), kinds)
 

@@ -71,5 +71,7 @@ def processes(run: RunFolder) -> str:
 def _measured(run: RunFolder) -> list[str]:
     """What a run that trains a reward has measured last, and where the reward is."""
     rows = [row for row in run.read_metrics() if row.get("accuracy") is not None]
-    lines = [f"step {rows[-1]['iteration']}: {rows[-1]['accuracy']:.1%} of the held-out pairs"] if rows else []
+    lines = (
+        [f"step {rows[-1]['iteration']}: agrees with {rows[-1]['accuracy']:.1%} of the held-out pairs"] if rows else []
+    )
     return [*lines, f"reward: {run.reward_folder}"] if run.has_reward() else lines
