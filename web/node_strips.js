@@ -1,6 +1,7 @@
 // The strip on the nodes of runs (Train, Train Reward, Training Run): the run that they show, live, and its controls.
 import { app } from "../../scripts/app.js";
 import { findNode } from "./find_node.js";
+import { linkInto } from "./link_into.js";
 import { menuOf, toast } from "./panel/actions.js";
 import { REQUEUE } from "./panel/requeue.js";
 import { isRunId } from "./panel/server.js";
@@ -17,7 +18,7 @@ const newest = new Map(); // run -> its newest LoRA when last looked at
 
 // The node whose output is linked to an input, within the subgraph that is linked if it is one.
 function origin(node, slot) {
-  let link = node.graph?.getLink?.(node.inputs[slot].link);
+  let link = linkInto(node, slot);
   let found = link && node.graph.getNodeById(link.origin_id);
   while (found?.subgraph) {
     const inner = found.subgraph.outputNode?.slots?.[link.origin_slot]?.linkIds?.[0];
@@ -32,7 +33,7 @@ function runOf(node) {
   const kept = node.properties?.[PROPERTY];
   if (node.comfyClass !== RUN) return kept;
   const slot = node.inputs?.findIndex((input) => input.name === "training_run") ?? -1;
-  if (slot >= 0 && node.inputs[slot].link != null) {
+  if (slot >= 0 && node.isInputConnected(slot)) {
     const from = origin(node, slot);
     return (from?.comfyClass === TRAIN && from.properties?.[PROPERTY]) || kept;
   }

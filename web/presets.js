@@ -1,6 +1,7 @@
 // Train's preset fills its values into the widgets. A widget with another value carries a dot, and the node's menu resets it.
 import { app } from "../../scripts/app.js";
 import { t } from "./panel/texts.js";
+import { linkInto } from "./link_into.js";
 
 const TRAIN = "IdentityGRPOTrain";
 const LOAD = "IdentityGRPOLoadModel";
@@ -23,10 +24,9 @@ function graphs() {
 
 // The node that the link into an input of `node` comes from, out of and into subgraphs; undefined where there is none.
 function source(node, slot) {
-  const link = node?.inputs?.[slot]?.link;
-  const graph = node?.graph;
-  if (link === null || link === undefined || !graph) return undefined;
-  const { origin_id, origin_slot } = graph.getLink?.(link) ?? graph.links?.[link] ?? {};
+  const link = linkInto(node, slot);
+  if (!link) return undefined;
+  const { graph } = node, { origin_id, origin_slot } = link;
   if (Number(origin_id) === -10) {
     const outer = graphs().find((entry) => entry.graph === graph && entry.shownBy.length)?.shownBy[0];
     return outer && source(outer, origin_slot);
@@ -78,7 +78,7 @@ class Preset {
     return Object.keys(Object.values(this.presets)[0] ?? {}).map((name) => find(this.node, name)).filter(Boolean);
   }
   isLinked(widget) {
-    return this.node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
+    return this.node.inputs?.some((input, slot) => input.widget?.name === widget.name && this.node.isInputConnected(slot));
   }
   changed() {
     return this.widgets().filter((widget) => widget.value !== this.values[widget.name] && !this.isLinked(widget));

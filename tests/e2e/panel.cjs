@@ -175,8 +175,14 @@ async function delay(page, id) {
     // By the nodes, also after a reload and in the editor's other mode.
     await page.waitForTimeout(1500); // the editor keeps its draft a moment after a change
     await setting("Comfy.VueNodes.Enabled", true);
+    // The workflow is opened again while the runs are being read: its new nodes follow them all the same.
+    let answer;
+    const opened = new Promise((resolve) => (answer = resolve));
+    await page.route("**/identity_grpo/runs", (route) => opened.then(() => route.continue()));
     await page.reload();
     await ready(page);
+    await open(page, await page.evaluate(() => app.graph.serialize()));
+    answer();
     seen.reloaded = { Train: await strip(page, "Train", /^stopped/), Run: await strip(page, "Run", /^stopped/) };
     await press(page, "Train", "Resume");
     seen.resumed = { Train: await strip(page, "Train", /^iteration/), Run: await strip(page, "Run", /^iteration/) };
@@ -219,9 +225,9 @@ async function delay(page, id) {
     // A run that fails is announced once, and counted on the tab until it is opened.
     process.kill(JSON.parse(readFileSync(join(runs, seen.id, "status.json"))).pid, "SIGKILL");
     seen.failed = await strip(page, "Train", /^failed/);
-    const toasts = page.locator(".p-toast-message", { hasText: "failed" });
+    const toasts = page.locator(".p-toast-message, [data-testid=toast]", { hasText: "failed" });
     await toasts.first().waitFor();
-    const tab = page.locator(".identity-grpo-tab-button");
+    const tab = page.locator(".identity-grpo-tab-button, [data-testid=identity-grpo-tab-button]");
     seen.notice = { toasts: await toasts.count(), badge: /\d/.test(await tab.innerText()) };
     await tab.click();
     await page.waitForSelector(".igrpo-card");

@@ -76,7 +76,7 @@ const queue = (page, leaving) =>
     seen.left = await until(page, (found) => both(found) && found.IdentityGRPOLoadModel);
     await queue(page, false);
     seen.queued = await until(page, both);
-    seen.toasts = await page.locator(".p-toast-message").allInnerTexts();
+    seen.toasts = await page.locator(".p-toast-message, [data-testid=toast]").allInnerTexts();
   } finally {
     await browser.close();
   }

@@ -687,14 +687,21 @@ def test_the_folder_of_a_lora_is_shown_to_a_browser_on_this_computer(ask, traine
     assert file_manager.read_text() == str(trained.exports_folder)
 
 
+def test_a_file_manager_that_does_not_open_is_reported_with_the_folder(ask, trained, file_manager):
+    (file_manager.parent / "xdg-open").write_text("#!/bin/sh\nexit 3\n")
+    ((status, answer),) = ask(post(f"{ROOT}/{trained.id}/show", iteration=2))
+    assert status == 409 and f"ended with 3); the folder is {trained.exports_folder}" in answer["error"]
+
+
 def test_no_folder_is_shown_behind_a_proxy_or_without_a_screen(ask, trained, file_manager, monkeypatch):
-    path, proxied = f"{ROOT}/{trained.id}", {"headers": {"X-Forwarded-For": "10.0.0.7"}}
-    assert not ask(("GET", f"{path}/exports", proxied))[0][1]["showable"]
+    path, proxied, show = f"{ROOT}/{trained.id}", {"headers": {"X-Forwarded-For": "10.0.0.7"}}, {"iteration": 2}
+    elsewhere = ask(("GET", f"{path}/exports", proxied), ("POST", f"{path}/show", {"json": show} | proxied))
     monkeypatch.delenv("DISPLAY")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    assert not ask(("GET", f"{path}/exports"))[0][1]["showable"]
-    ((status, answer),) = ask(post(f"{path}/show", iteration=2))
-    assert status == 409 and str(trained.exports_folder) in answer["error"] and not file_manager.exists()
+    without_screen = ask(("GET", f"{path}/exports"), post(f"{path}/show", **show))
+    for ((_, listed), (status, answer)), reason in [(elsewhere, "a browser on"), (without_screen, "without a screen")]:
+        assert not listed["showable"] and status == 409 and not file_manager.exists()
+        assert reason in answer["error"] and str(trained.exports_folder) in answer["error"]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ export const state = { loaded: false, problem: "" };
 
 const listeners = new Set();
 const watchers = new Set();
-let renewal, waiting, ticked = Date.now(), reading;
+let renewal, waiting, ticked = Date.now(), reading, ending;
 
 // `listener(changed, deleted)`: lists of runs and of ids. Returns what ends it.
 export function subscribe(listener) {
@@ -35,16 +35,20 @@ export function follow(who) {
 
 const needed = () => watchers.size > 0 || [...runs.values()].some((run) => run.active);
 
+// Not while all runs are read: whoever follows meanwhile relies on the lease that the reading took.
 function endUnlessNeeded() {
-  if (needed() || !renewal) return;
+  if (reading || needed() || !renewal) return;
   clearTimeout(renewal);
   renewal = undefined;
-  server.endWatch().catch(() => {});
+  ending = server.endWatch().catch(() => {});
 }
 
 // Reads everything again; of several calls at once there is one request.
 export function refresh() {
-  reading ??= readAll().finally(() => (reading = undefined));
+  reading ??= readAll().finally(() => {
+    reading = undefined;
+    endUnlessNeeded();
+  });
   return reading;
 }
 
@@ -54,7 +58,7 @@ async function readAll() {
     // Before reading, so that no change is missed between the two. A page that has just been loaded has no websocket yet.
     const watched = await renew().then(() => true, () => false);
     if (!watched) waiting = setTimeout(refresh, SOON);
-    const found = await server.listRuns();
+    const found = (await server.listRuns()).map(newer);
     const known = new Set(found.map((run) => run.id));
     const deleted = [...runs.keys()].filter((id) => !known.has(id));
     state.problem = "";
@@ -62,7 +66,6 @@ async function readAll() {
     runs.clear();
     for (const run of found) runs.set(run.id, run);
     announce(found, deleted);
-    endUnlessNeeded();
   } catch (error) {
     state.problem = error.message;
     announce([], []);
@@ -73,6 +76,7 @@ async function readAll() {
 async function renew() {
   clearTimeout(renewal);
   renewal = setTimeout(() => (needed() ? renew().catch(refresh) : endUnlessNeeded()), RENEW);
+  await ending; // else the server may end the lease after it has renewed it
   await server.watch();
 }
 
@@ -86,9 +90,12 @@ function announce(changed, deleted) {
   }
 }
 
-// A run that an action of this page returned: shown before the server pushes it, unless it has pushed a later state.
+// The state of a run that an answer holds, or that which the server has pushed since.
+const newer = (run) => (runs.get(run.id)?.updated > run.updated ? runs.get(run.id) : run);
+
+// A run that an action of this page returned: shown before the server pushes it.
 export function put(run) {
-  if (runs.get(run.id)?.updated > run.updated) return;
+  if (newer(run) !== run) return;
   const fresh = !runs.has(run.id);
   runs.set(run.id, run);
   announce([run], []);
