@@ -66,7 +66,7 @@ def find_parts(
 
 
 def _inspected(source: Path) -> str:
-    """What is in a folder; empty where that cannot be said. Raises UserError for a file that is none of weights."""
+    """What is in a folder; empty where that cannot be said. Raises UserError for a file without weights."""
     from ..modelfiles.inspection import inspect_file
 
     try:
