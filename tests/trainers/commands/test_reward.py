@@ -45,8 +45,10 @@ def test_training_writes_the_reward_its_accuracy_and_its_calibration(trained):
     assert (trained / "checkpoint-8" / "non_lora_state_dict.pth").is_file()
 
 
-def test_two_processes_train_the_reward_of_one(bright_votes, base_model, tmp_path, in_processes):
-    """Adam's steps are of the learning rate's size, 3e-3: float order alone changes them by much less."""
+def test_two_processes_train_the_reward_of_one(bright_votes, base_model, tmp_path, in_processes, monkeypatch):
+    """Adam's steps are of the learning rate's size, 3e-3: float order alone changes them by much less. Gradients are
+    sent in several parts."""
+    monkeypatch.setattr("trainers.ranks.SUMMED_AT_ONCE", 5000)
     line = train_line(bright_votes.path, base_model, tmp_path / "one", 2)
     line += ["--device", "cpu", "--recipe", "tiny", "--evaluations", "1", "--held-out", "0.3"]
     line += ["--batch-size", "5", "--learning-rate", "3e-3", "--rank", "4", "--alpha", "8"]

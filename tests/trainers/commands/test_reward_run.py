@@ -13,6 +13,7 @@ from trainers.preference.folder import PairFolder
 from trainers.runs.cards import card
 from trainers.runs.chosen_settings import chosen_settings
 from trainers.runs.folder import RunFolder
+from trainers.runs.launcher import processes_on
 from trainers.runs.requests import sample_now
 from trainers.runs.starting import copy_run, find_same
 from trainers.runs.summary import summary
@@ -94,6 +95,10 @@ def test_a_process_that_cannot_read_its_pairs_ends_the_run_with_the_reason(
     broken = RunFolder.create(run.path.parent, config.model_copy(update=changes), "broken")
     assert in_processes(2, ["work", str(broken.path)]) == [2, 2]
     assert broken.status().state == "failed" and ".webp" in broken.status().last_error
+
+
+def test_every_gpu_has_a_process(config: RewardRunConfig) -> None:
+    assert processes_on([0, 2], config) == 2
 
 
 def test_without_a_vote_it_fails_and_says_so(run: RunFolder, config: RewardRunConfig, capsys) -> None:

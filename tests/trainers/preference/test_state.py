@@ -17,6 +17,7 @@ from trainers.preference.pairs import Pair, accuracy
 from trainers.preference.recipe import RewardTraining
 from trainers.preference.stages import train_in_two_stages
 from trainers.preference.train import train_reward
+from trainers.ranks import Ranks
 from trainers.rewards.identity import IdentityReward
 
 pytestmark = pytest.mark.usefixtures("small_clips")
@@ -91,6 +92,20 @@ def test_an_interrupted_training_is_neither_lost_nor_mixed_with_another(train: C
         train("run", learning_rate=1e-3, options={"resume": True})
     with pytest.raises(UserError, match="no training to resume"):
         train("other", options={"resume": True})
+
+
+class BesideAnother(Ranks):
+    """One process of two, of which the other has another disk."""
+
+    def gather_results(self, work):
+        return [*super().gather_results(work), None]
+
+
+def test_machines_without_a_shared_disk_resume_nothing(train: Callable) -> None:
+    with pytest.raises(Interrupted):
+        train("run", save_every=1, options={"on_event": interrupt_after(1)})
+    with pytest.raises(UserError, match="machines find different checkpoints in .*: 000001, None; several machines"):
+        train("run", options={"resume": True, "ranks": BesideAnother()})
 
 
 def test_the_best_measurement_is_kept_and_training_ends_early(
