@@ -161,9 +161,12 @@ def two_rewards(pack) -> tuple:
     types, managed = ours("nodes.types"), ours("nodes.memory").Managed()
 
     def lazy(sign: float, source: str):
-        reward = load_reward(RewardConfig(source="tinyworld"), torch.device("cpu"))
-        reward.model.rm_head.weight.data.mul_(sign)
-        return types.LazyReward(RewardConfig(source=source), types.OnUse(lambda: (reward, managed)))
+        def load():
+            reward = load_reward(RewardConfig(source="tinyworld"), torch.device("cpu"))
+            reward.model.rm_head.weight.data.mul_(sign)
+            return reward, managed
+
+        return types.LazyReward(RewardConfig(source=source), types.OnUse(load))
 
     return lazy
 

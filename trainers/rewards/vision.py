@@ -37,6 +37,7 @@ class GridLayout:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # kept for calls with gradients too
 def grid_layout(grid: Grid, units_per_window: int) -> GridLayout:
     """The layout of a grid whose windows are `units_per_window` merged units wide and high."""
     t, h, w = grid
@@ -74,6 +75,7 @@ def _segments(sizes: Sequence[int]) -> Segments:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def batch_layout(grids: tuple[Grid, ...], units_per_window: int, device: torch.device) -> BatchLayout:
     layouts = [grid_layout(grid, units_per_window) for grid in grids]
     starts = [0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainers.rewards.identity import IdentityReward
-from trainers.rewards.vision import vision_embeddings
+from trainers.rewards.vision import batch_layout, vision_embeddings
 
 GRIDS = [(2, 18, 30), (1, 6, 6), (2, 4, 10), (1, 6, 6), (1, 22, 2)]
 
@@ -30,3 +30,10 @@ def test_a_picture_does_not_see_its_neighbours(reward: IdentityReward) -> None:
         together = vision_embeddings(reward.model.visual, rows, GRIDS)
         alone = vision_embeddings(reward.model.visual, rows[1080:1116], [GRIDS[1]])
     assert (together[270:279] - alone).abs().max() < 1e-5
+
+
+def test_a_layout_that_was_first_needed_for_a_score_serves_a_training() -> None:
+    """Scores are computed in inference mode, whose tensors cannot be saved for a backward pass."""
+    with torch.inference_mode():
+        layout = batch_layout(((1, 10, 14),), 3, torch.device("cpu"))
+    assert not layout.to_windows.is_inference() and not layout.positions.is_inference()
