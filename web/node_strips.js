@@ -41,6 +41,12 @@ function runOf(node) {
   return chosen === NEWEST || chosen === undefined ? store.newest("policy")?.id : chosen;
 }
 
+// A warning about outputs of which none is linked would only worry.
+function concerns(node, warning) {
+  const named = node.outputs.map((output, slot) => ({ slot, said: warning.includes(`\`${output.name}\``) })).filter(({ said }) => said);
+  return !named.length || named.some(({ slot }) => node.isOutputConnected(slot));
+}
+
 const updateAll = () => {
   for (const one of strips.values()) one.update();
 };
@@ -101,7 +107,8 @@ app.registerExtension({
     node.setSize([Math.max(node.size[0], NARROWEST), Math.max(node.size[1], node.computeSize()[1])]);
     after(node, "onExecuted", (output) => {
       follow(node, output);
-      if (output?.warning?.[0]) toast("warn", output.identity_grpo_run?.[0], output.warning[0]);
+      const warning = output?.warning?.[0];
+      if (warning && concerns(node, warning)) toast("warn", output.identity_grpo_run?.[0], warning);
     });
     // A workflow's node is added and then configured, a copied one the other way round.
     for (const name of ["onAdded", "onConfigure", "onConnectionsChange"]) after(node, name, () => setTimeout(updateAll));

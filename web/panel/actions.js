@@ -133,7 +133,7 @@ export async function useInGraph(run, choice) {
   const graph = app.canvas.graph ?? app.graph; // the subgraph that is open, if one is
   const nodes = graph._nodes.filter((node) => node.comfyClass === kind);
   const value = (node) => node.widgets?.find((widget) => widget.name === "lora")?.value ?? "";
-  const selected = Object.values(app.canvas.selected_nodes ?? {}).find((node) => nodes.includes(node));
+  const selected = nodes.find((node) => app.canvas.selectedItems.has(node));
   let node = selected ?? nodes.find((other) => String(value(other)).includes(run.id)) ?? (nodes.length === 1 ? nodes[0] : undefined);
   const made = !node;
   if (made) {

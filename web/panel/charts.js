@@ -210,7 +210,8 @@ export function plot(place, chart, runs, { smoothing, log, zoom, width, height, 
     onZoom([self.posToVal(left, "x"), self.posToVal(left + wide, "x")]);
   }
   const made = new uPlot(options, data, place);
-  if (zoom) made.setScale("x", { min: zoom[0], max: zoom[1] });
+  const [min, max] = zoom ?? whole(runs);
+  made.setScale("x", { min, max });
   let pressed;
   made.over.addEventListener("pointerdown", (event) => (pressed = event.clientX));
   made.over.addEventListener("click", (event) => {
@@ -219,6 +220,13 @@ export function plot(place, chart, runs, { smoothing, log, zoom, width, height, 
   });
   made.format = format;
   return made;
+}
+
+// The iterations that all charts show, also one whose curves begin later or have a single point.
+function whole(runs) {
+  const measured = runs.filter((run) => run.rows.length);
+  const first = Math.min(...measured.map((run) => run.rows[0].iteration));
+  return [first, Math.max(first + 1, ...measured.map((run) => run.rows.at(-1).iteration))];
 }
 
 // A dot on the open run's curves only.

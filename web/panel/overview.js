@@ -116,7 +116,7 @@ export function overview() {
       const text = el("b", { textContent: plot.format(value) });
       text.style.color = series.paint;
       if (series.run) text.style.opacity = 0.6;
-      parts.push(el("span", { title: `${over[series.run]?.title ?? ""}: ${series.label}` }, own.length > 1 && series.run === 0 ? el("span.igrpo-label", { textContent: `${series.label} ` }) : null, text));
+      parts.push(el("span", { title: `${over[series.run]?.title ?? ""}: ${series.label}` }, own.length > 1 && series.run === 0 ? el("span.igrpo-label", { textContent: series.label }) : null, text));
     });
     values.replaceChildren(...parts);
   }
