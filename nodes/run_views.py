@@ -23,7 +23,7 @@ from .requests import Body, path_count, query_count, run_of
 
 MOST_ROWS = 500
 """Rows of metrics in an answer: parsing more would keep ComfyUI's server from other requests."""
-MOST_POINTS = 1000  # of a curve
+MOST_POINTS = 500  # of a curve, for the same reason
 MOST_LINES = 1000
 REFERENCE_PIXELS = 192  # of the longer side of a reference image
 PRIVATE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"}

@@ -35,7 +35,7 @@ export function follow(who) {
 
 const needed = () => watchers.size > 0 || [...runs.values()].some((run) => run.active);
 
-// Not while all runs are read: a view that follows meanwhile needs the lease that the reading took.
+// Not while all runs are read: what follows them from then on relies on the lease that the reading took.
 function endUnlessNeeded() {
   if (reading || needed() || !renewal) return;
   clearTimeout(renewal);
