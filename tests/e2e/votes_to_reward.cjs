@@ -85,7 +85,7 @@ const picture = async (page, name) => {
     await picture(page, "collected");
     found.voted = await vote(page);
     await run(page);
-    found.started = [await strip(page), await text(page, "CompareRewards")];
+    found.started = [await until(page, () => strip(page), (text) => !text.startsWith("not started")), await text(page, "CompareRewards")];
     await picture(page, "started");
     // The editor queues the graph again by itself.
     found.compared = await until(page, () => text(page, "CompareRewards"), Boolean);
