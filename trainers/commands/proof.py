@@ -18,7 +18,7 @@ import numpy as np
 from ..config import PolicyKind, TrainConfig, make_config, parse_yaml, preset_for
 from ..config.presets import merge
 from ..errors import UserError
-from ..files import write_atomic
+from ..files import read_regular, write_atomic
 from ..grpo.intervals import Interval, difference, relative_gain
 from ..runs.batch import RunBatch
 from .numbers import number_between
@@ -257,7 +257,7 @@ def read_recipes(given: str) -> dict[str, dict[str, Any]]:
         return {name: RECIPES[name] for name in names}
     path = Path(given)
     try:
-        recipes = parse_yaml(path.read_text(encoding="utf-8"))
+        recipes = parse_yaml(read_regular(path).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read the recipes {path}: {error}; give a YAML file, or names of {', '.join(RECIPES)}"

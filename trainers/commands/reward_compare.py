@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import RewardConfig
 from ..errors import UserError
 from .numbers import number_between
-from .reward_train import accuracy_table, held_out_share
+from .reward_train import TINYWORLD, TINYWORLD_BASE, accuracy_table, held_out_share
 from .tables import markdown_table
 
 
@@ -40,6 +40,7 @@ def main(options: Namespace) -> int:
     from ..preference.folder import PairFolder
     from ..preference.pairs import agreement, score_pairs
     from ..preference.stored import Part, StoredPairs, hold_out
+    from ..rewards.folder import find_reward
     from ..rewards.load import load_reward
     from .progress import quiet_libraries
 
@@ -48,11 +49,23 @@ def main(options: Namespace) -> int:
     stored = StoredPairs(PairFolder(options.pairs))
     if not len(stored):
         raise UserError(f"{options.pairs} has no pair with a verdict; vote first")
-    pairs = Part(stored, hold_out(stored.records, options.held_out)[1] if options.held_out else range(len(stored)))
+    try:
+        pairs = Part(stored, hold_out(stored.records, options.held_out)[1] if options.held_out else range(len(stored)))
+    except UserError as error:
+        raise UserError(f"{error}; or compare on all of them with --held-out 0") from error
+    configs = [
+        RewardConfig(
+            source=source,
+            base_model=str(TINYWORLD_BASE) if base == TINYWORLD else base,
+            dtype="bfloat16" if device.type == "cuda" and source != TINYWORLD else "float32",
+        )
+        for source, base in zip((options.old, options.new), (bases * 2)[:2], strict=True)
+    ]
+    for config in configs:  # both, before the first is scored
+        find_reward(config)
     scores, names = [], _names(options.old, options.new)
-    for source, base, name in zip((options.old, options.new), (bases * 2)[:2], names, strict=True):
-        dtype = "bfloat16" if device.type == "cuda" and source != "tinyworld" else "float32"
-        reward = load_reward(RewardConfig(source=source, base_model=base, dtype=dtype), device)
+    for config, name in zip(configs, names, strict=True):
+        reward = load_reward(config, device)
         scores.append(score_pairs(reward, pairs))
         print(f"{name}\n{accuracy_table(agreement(scores[-1]))}\n")
         del reward

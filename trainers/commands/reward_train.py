@@ -261,9 +261,10 @@ def measure_files(out: Path, base: Path, held_out, device, dtype) -> dict[str, A
 
 def accuracy_table(found: Accuracy) -> str:
     """Accuracy with and without ties, and by kind, as a table."""
+    decided = f"{found.without_ties:.1%}" if found.decided else ""
     rows = [
         {"pairs": "all, ties predicted too", "number": found.pairs, "accuracy": f"{found.with_ties:.1%}"},
-        {"pairs": "decided ones", "number": found.decided, "accuracy": f"{found.without_ties:.1%}"},
+        {"pairs": "decided ones", "number": found.decided, "accuracy": decided},
     ]
     rows += [{"pairs": f"  {kind}", "number": "", "accuracy": f"{value:.1%}"} for kind, value in found.by_kind.items()]
     return markdown_table(rows)

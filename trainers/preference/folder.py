@@ -118,7 +118,7 @@ class PairFolder:
         except OSError as error:
             raise UserError(
                 f"{self.path} holds no {FILE} ({error.strerror or error}); give a folder of pairs, or make one with "
-                "`reward pairs import`"
+                "`reward pairs FOLDER --table CSV`, or from a --run or --clips"
             ) from None
         records = PairRecords()
         for number, line in enumerate(data[:size].split(b"\n")[:-1], 1):

@@ -146,6 +146,13 @@ def test_recipes_are_chosen_by_name():
         read_recipes("tiny,slow")
 
 
+@pytest.mark.pipes
+def test_a_pipe_as_recipes_is_refused_and_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "recipes.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_recipes(str(tmp_path / "recipes.yaml"))
+
+
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 

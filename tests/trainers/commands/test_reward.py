@@ -82,6 +82,15 @@ def test_several_processes_are_started_as_those_of_a_run(bright_votes, base_mode
     assert "process 1 of 2, counted from 0, was killed by SIGKILL" in capsys.readouterr().err
 
 
+def test_both_rewards_of_a_comparison_are_looked_for_before_the_first_is_scored(
+    bright_votes: PairFolder, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["reward", "compare", "tinyworld", str(bright_votes.path), str(bright_votes.path), "--held-out", "0"]
+    assert main(words) == 2
+    out = capsys.readouterr()
+    assert "model_config.json is missing" in out.err and not out.out
+
+
 def test_two_rewards_are_compared_with_the_clips_on_which_they_differ(
     trained, bright_votes, base_model, tmp_path, capsys
 ):
