@@ -65,7 +65,7 @@ def run_processes(
     shared = {
         "WORLD_SIZE": str(machines.count * count),
         "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": address,
+        "MASTER_ADDR": address.strip("[]"),  # the brackets of an IPv6 address
         "MASTER_PORT": port,
     }
     first = machines.rank * count
