@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, command_line
@@ -93,9 +95,11 @@ def execute(
             of_policy = not isinstance(run, RunFolder) or run.kind == "policy"
             if isinstance(run, RunFolder):
                 config = run.settings()
-                ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path) if of_policy else Ranks()
+                with ended_at_once():
+                    ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path) if of_policy else Ranks()
             else:
-                ranks = Ranks()
+                with ended_at_once():
+                    ranks = Ranks()
             if ranks.on_several_machines:
                 run, resuming, copied = same_run(ranks, run, resuming)
                 config = run.settings()
@@ -133,6 +137,20 @@ def execute(
     if ranks.is_main:
         _plot(run)
     return result
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Within the block a stop ends this process of a run on several machines: what it calls to wait for the others
+    listens to nothing, and nothing is in flight."""
+    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+    stops = [signal.SIGINT, signal.SIGTERM] if several and current_thread() is main_thread() else []
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -264,17 +282,18 @@ def _follow(
 ) -> str:
     """Start several processes and show their progress; Ctrl-C stops them as it stops one."""
     child = launcher.start(run, resuming, processes, wait=wait, machines=machines)
-    reported, queued = run.status().iteration, ""
+    reported, waits = run.status().iteration, ""
     try:
         while child.poll() is None:
             status = run.status()
-            if status.state == "queued" and status.message != queued:
-                queued = status.message
-                print_now(queued)
+            if (status.state == "queued" or launcher.waits_for_machines(status)) and status.message != waits:
+                waits = status.message
+                print_now(waits)
             reported = _report(run, reported, show)
             time.sleep(0.5)
     except KeyboardInterrupt:
-        print("\nstopping after the step in flight", file=sys.stderr)
+        at_once = launcher.waits_for_machines(run.status())
+        print("\nstopping" if at_once else "\nstopping after the step in flight", file=sys.stderr)
         launcher.stop(run)
         child.wait()
     _report(run, reported, show)
