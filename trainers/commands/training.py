@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import sys
@@ -20,7 +21,7 @@ from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
 from ..runs.machines import LaunchConfig, Machines
-from ..runs.process_group import ANOTHER_ENDED, GRACE_SECONDS, run_processes
+from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
 from .options import require_gpus
@@ -36,6 +37,7 @@ STOPPED = 130
 SHARED = "shared.txt"
 """By its content the processes of other machines know the disk of the first."""
 MOST_THREADS_BESIDE_GPU = 8
+CONNECTION_ENDED = re.compile("connection (closed|reset|refused)|remote process exited|broken pipe", re.IGNORECASE)
 
 
 def train_to_end(
@@ -127,7 +129,8 @@ def execute(
                 run.set_status(state="stopped")
             raise
         work = train if of_policy else train_reward_run
-        result = work(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
+        with lost_machine_explained(ranks, run):
+            result = work(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
         if watch:
             watch.close()
         ranks.close()
@@ -151,6 +154,21 @@ def ended_at_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lost_machine_explained(ranks: Ranks, run: RunFolder) -> Iterator[None]:
+    """Raises UserError, which becomes the run's error, where an exchange in the block fails because a process of
+    another machine has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # as gloo, NCCL and torch's stores report it
+        if not (ranks.on_several_machines and CONNECTION_ENDED.search(str(error))):
+            raise
+        text = f"{ANOTHER_MACHINES}; see the log on that machine; resume continues from the last checkpoint"
+        if ranks.is_main and run.status().last_error in ("", str(error)):
+            run.set_status(state="failed", last_error=text)
+        raise UserError(text) from error
 
 
 @contextlib.contextmanager
