@@ -13,7 +13,16 @@ from ..config import BUILT_IN, PRESETS, PolicyKind, TrainConfig, make_config, pr
 from ..config.plain_yaml import DEEPEST, parse_value
 from ..errors import UserError, meant, shown
 from ..policies.parts import part_places
-from ..runs.machines import MOST_MACHINES, MOST_PROCESSES, LaunchConfig, Machines, read_launch_config
+from ..runs.machines import (
+    MOST_MACHINES,
+    MOST_PROCESSES,
+    Given,
+    LaunchConfig,
+    Machines,
+    is_rendezvous,
+    read_launch_config,
+    readable,
+)
 from .numbers import number_between
 
 # Options of commands that are settings by another name.
@@ -82,7 +91,6 @@ def add_launch(parser: ArgumentParser) -> None:
 def add_machines_file(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--machines-file",
-        type=Path,
         metavar="FILE",
         help="take processes, machines, rank and address from a file that `accelerate config` wrote; options replace "
         "what it says",
@@ -94,23 +102,28 @@ def launch_from(options: Namespace) -> LaunchConfig:
 
     Raises UserError where they do not fit each other, or as `read_launch_config`.
     """
-    file = getattr(options, "machines_file", None)
-    base = read_launch_config(file) if file else LaunchConfig()
-
-    def either(given: Any, of_file: Any) -> Any:
-        return of_file if given is None else given
-
-    count, rank = either(options.machines, base.machines.count), either(options.machine_rank, base.machines.rank)
-    address = either(options.rendezvous, base.machines.rendezvous)
+    file, address = getattr(options, "machines_file", None), options.rendezvous
+    if file == "":
+        raise UserError("--machines-file is empty; give the path of a file as `accelerate config` writes it")
+    if file is not None:
+        given = Given(options.processes, options.machines, options.machine_rank, address)
+        launch = read_launch_config(Path(file), given)
+    else:
+        machines = Machines(options.machines or 1, options.machine_rank or 0, address or "")
+        launch = LaunchConfig(options.processes or 1, machines)
+    count, rank = launch.machines.count, launch.machines.rank
     if rank >= count:
         raise UserError(f"--machine-rank {rank}: with --machines {count} it is at most {count - 1}")
-    host, _, port = address.rpartition(":")
-    if count > 1 and not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+    if address and options.machines is None and count == 1:
+        raise UserError(f"--rendezvous {readable(address)}: one machine needs none; give --machines as well")
+    if count > 1 and not is_rendezvous(launch.machines.rendezvous):
         raise UserError(
-            f"--rendezvous `{shown(address)}`: give machine 0's name and a free port of it, e.g. 10.0.0.1:29500"
+            f"--rendezvous `{readable(launch.machines.rendezvous)}`: give machine 0's name and a free port of it, "
+            "e.g. 10.0.0.1:29500 or [fd00::1]:29500"
         )
-    machines = Machines(count, rank, address if count > 1 else "")
-    return replace(base, processes=either(options.processes, base.processes), machines=machines)
+    if count == 1:
+        return replace(launch, machines=Machines())
+    return launch
 
 
 def add_wait(parser: ArgumentParser) -> None:

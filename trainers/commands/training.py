@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, command_line
@@ -18,7 +21,7 @@ from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
 from ..runs.machines import LaunchConfig, Machines
-from ..runs.process_group import ANOTHER_ENDED, GRACE_SECONDS, run_processes
+from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
 from .options import require_gpus
@@ -34,6 +37,7 @@ STOPPED = 130
 SHARED = "shared.txt"
 """By its content the processes of other machines know the disk of the first."""
 MOST_THREADS_BESIDE_GPU = 8
+CONNECTION_ENDED = re.compile("connection (closed|reset|refused)|remote process exited|broken pipe", re.IGNORECASE)
 
 
 def train_to_end(
@@ -93,9 +97,11 @@ def execute(
             of_policy = not isinstance(run, RunFolder) or run.kind == "policy"
             if isinstance(run, RunFolder):
                 config = run.settings()
-                ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path) if of_policy else Ranks()
+                with ended_at_once():
+                    ranks = Ranks(config.process_timeout_minutes, config.trackers, run.path) if of_policy else Ranks()
             else:
-                ranks = Ranks()
+                with ended_at_once():
+                    ranks = Ranks()
             if ranks.on_several_machines:
                 run, resuming, copied = same_run(ranks, run, resuming)
                 config = run.settings()
@@ -123,7 +129,8 @@ def execute(
                 run.set_status(state="stopped")
             raise
         work = train if of_policy else train_reward_run
-        result = work(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
+        with lost_machine_explained(ranks, run):
+            result = work(config, run, inputs, resume=resuming, progress=show, ranks=ranks)
         if watch:
             watch.close()
         ranks.close()
@@ -133,6 +140,35 @@ def execute(
     if ranks.is_main:
         _plot(run)
     return result
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Within the block a stop ends this process of a run on several machines: what it calls to wait for the others
+    listens to nothing, and nothing is in flight."""
+    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+    stops = [signal.SIGINT, signal.SIGTERM] if several and current_thread() is main_thread() else []
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lost_machine_explained(ranks: Ranks, run: RunFolder) -> Iterator[None]:
+    """Raises UserError, which becomes the run's error, where an exchange in the block fails because a process of
+    another machine has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # as gloo, NCCL and torch's stores report it
+        if not (ranks.on_several_machines and CONNECTION_ENDED.search(str(error))):
+            raise
+        text = f"{ANOTHER_MACHINES}; see the log on that machine; resume continues from the last checkpoint"
+        if ranks.is_main and run.status().last_error in ("", str(error)):
+            run.set_status(state="failed", last_error=text)
+        raise UserError(text) from error
 
 
 @contextlib.contextmanager
@@ -264,17 +300,18 @@ def _follow(
 ) -> str:
     """Start several processes and show their progress; Ctrl-C stops them as it stops one."""
     child = launcher.start(run, resuming, processes, wait=wait, machines=machines)
-    reported, queued = run.status().iteration, ""
+    reported, waits = run.status().iteration, ""
     try:
         while child.poll() is None:
             status = run.status()
-            if status.state == "queued" and status.message != queued:
-                queued = status.message
-                print_now(queued)
+            if (status.state == "queued" or launcher.waits_for_machines(status)) and status.message != waits:
+                waits = status.message
+                print_now(waits)
             reported = _report(run, reported, show)
             time.sleep(0.5)
     except KeyboardInterrupt:
-        print("\nstopping after the step in flight", file=sys.stderr)
+        at_once = launcher.waits_for_machines(run.status())
+        print("\nstopping" if at_once else "\nstopping after the step in flight", file=sys.stderr)
         launcher.stop(run)
         child.wait()
     _report(run, reported, show)

@@ -45,9 +45,13 @@ def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
     launch = launch_from(options)
     if launch.processes == launch.machines.count == 1:
         return _train(run, options.resume, share_devices)
+    if options.wait:  # the queue's messages have replaced it
+        run.set_status(message=launcher.join_message(launch.processes, launch.machines))
     command = launcher.command(run, options.resume, share_devices=share_devices)
     failure = run_processes(command, launch.processes, launch.machines, log=run.rank_log)
     if failure is None:
+        if launcher.waits_for_machines(run.status()):
+            run.set_status(state="stopped", message=launcher.NEVER_JOINED)
         return 0
     print_now(str(failure))
     note_failure(run, failure)

@@ -21,7 +21,7 @@ from ..processes import adopt, alive, host, reap, start_token, suspended
 from .folder import RunFolder
 from .machines import Machines
 from .registry import refresh
-from .status import State
+from .status import RunStatus, State
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -30,6 +30,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 """This package's folder: `trainers` in a checkout or a pack, `identity_grpo` where it is installed."""
 PROGRAM = (sys.executable, "-m", PACKAGE.name, "work")
 ALONE = Machines()
+WAITS = "machine 0 waits for the others"
+NEVER_JOINED = "it was stopped before the other machines had joined"
 SAVING_SECONDS = 600.0
 """How long a run that is writing a checkpoint is waited for before it is ended by force."""
 HUNG_SECONDS = 5.0
@@ -152,22 +154,36 @@ def join_message(processes: int, machines: Machines) -> str:
     options = machine_options(replace(machines, rank=1))
     options[options.index("--machine-rank") + 1] = ranks.split()[0]
     command = command_line("train", "--processes", str(processes), *options)
-    return f"machine 0 waits for the others; start on machine {ranks}: {command}"
+    return f"{WAITS}; start on machine {ranks}: {command}"
+
+
+def waits_for_machines(status: RunStatus) -> bool:
+    """Whether the run's processes have started, and those of other machines have not joined them: nothing is in
+    flight."""
+    return status.state == "starting" and status.message.startswith(WAITS)
 
 
 def stop(run: RunFolder, wait: float = 60.0) -> State:
     """End the run: by request (it stops after the step in flight), after `wait` seconds by force.
 
     A run that is writing a checkpoint is waited for longer, and one that hangs for some seconds only; one that is
-    suspended is continued, so that it can save. A run that waits for its device leaves the queue. Returns the state it
-    ends in: `stopped`, or what it was already if nothing ran. A run on another machine is only asked.
+    suspended is continued, so that it can save. A run that waits for its device leaves the queue; one that waits for
+    other machines is ended at once. Returns the state it ends in: `stopped`, or what it was already if nothing ran. A
+    run on another machine is only asked.
     """
     status = refresh(run)
     if not status.active:
         return status.state
+    at_once = waits_for_machines(run.status())  # in a call that listens to nothing
     run.request("stop")
     if run.status().host not in ("", host()):
         return run.status().state
+    if at_once:
+        _signal(run, "SIGKILL")
+        _ended(run, 10)
+        run.take("stop")
+        run.set_status(state="stopped", message=NEVER_JOINED)
+        return refresh(run).state
     hung = status.state == "hung"
     if suspended(status.pid):
         hung = False

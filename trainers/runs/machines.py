@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from ..files import read_regular
 MOST_MACHINES = 1024
 MOST_PROCESSES = 64
 """Of one machine."""
+MOST_GPUS = 1024
+"""Of one machine, counted from 0."""
 FILES = (".yaml", ".yml", ".json")
 SPLIT = (
     "the transformer is split by `memory.plan=sharded`, and a video's computation by `parallel.context`, settings of "
@@ -32,6 +36,10 @@ REMEDIES = {
     "compute_environment": "the machines are started by you, or by SLURM or SkyPilot",
     "rdzv_backend": "machines meet at main_process_ip and main_process_port",
     "mpirun_config": "processes are started without MPI",
+    "dynamo_backend": "compiling is `policy.compile`, a setting of the run",
+    "fp16": "the precision is `policy.dtype`, a setting of the run",
+    "ipex_config": TPU,
+    "use_xpu": TPU,
     "downcast_bf16": TPU,
     "tpu_name": TPU,
     "tpu_zone": TPU,
@@ -39,6 +47,8 @@ REMEDIES = {
     "tpu_vm": TPU,
     "tpu_use_cluster": TPU,
     "tpu_use_sudo": TPU,
+    "command_file": TPU,
+    "commands": TPU,
 }
 """What to do in place of a key, or of a value of it, that is not supported."""
 ALLOWED: dict[str, tuple[Any, ...]] = {
@@ -53,9 +63,14 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "enable_cpu_affinity": (False,),
     "tpu_use_cluster": (False,),
     "tpu_use_sudo": (False,),
+    "dynamo_backend": ("NO",),
+    "dynamo_config": ({"dynamo_backend": "NO"},),
+    "fp16": (False,),
+    "ipex_config": ({"ipex": False}, {"ipex": False, "use_xpu": False}),
+    "use_xpu": (False,),
 }
-"""Keys that change nothing here, with the values that mean so."""
-HOST = re.compile(r"[0-9A-Za-z:\[][0-9A-Za-z.:\[\]_-]*")
+"""Keys that change nothing here, with the values that mean so, of all versions of accelerate from 1.8 on."""
+NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 READ = ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "gpu_ids", "use_cpu")
 
 
@@ -81,45 +96,108 @@ class LaunchConfig:
     gpus: tuple[int, ...] | None = None
 
 
-def read_launch_config(path: Path) -> LaunchConfig:
+@dataclass(frozen=True)
+class Given:
+    """What replaces the values of a launch configuration; None: nothing does. `processes`: of each machine."""
+
+    processes: int | None = None
+    machines: int | None = None
+    rank: int | None = None
+    rendezvous: str | None = None
+
+
+def read_launch_config(path: Path, given: Given = Given()) -> LaunchConfig:
     """The launch configuration in a file as `accelerate config` writes it, in YAML or JSON.
 
-    Read are READ; `num_processes` counts those of all machines. Raises UserError naming the file, the key and what to
-    do, for impossible values and for everything that accelerate does by such a file and a run does not.
+    Read are READ, but for what is `given`; `num_processes` counts those of all machines. Raises UserError naming the
+    file, the key and what to do, for impossible values and for everything that accelerate does by such a file and a run
+    does not.
     """
-    try:
-        found = parse_yaml(read_regular(path).decode())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}; write it with `accelerate config`") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no launch configuration; write it with `accelerate config`")
+    found = _read(path)
     for key, value in found.items():
         _require_supported(path, str(key), value)
 
     def number(key: str, least: int, most: int, default: int | None = None) -> int:
         value = found.get(key, default)
+        if isinstance(value, str) and value.strip().isdecimal():
+            raise _wrong(path, key, f'"{value}"', "write the number without quotes")
         if type(value) is not int or not least <= value <= most:
             raise _wrong(path, key, value, f"give a whole number from {least} to {most}")
         return value
 
-    machines = number("num_machines", 1, MOST_MACHINES, 1)
-    processes = number("num_processes", 1, machines * MOST_PROCESSES)
-    if processes % machines:
-        raise _wrong(
-            path, "num_processes", processes, f"it counts the processes of all {machines} machines; give a multiple"
-        )
-    processes //= machines
+    count = number("num_machines", 1, MOST_MACHINES, 1) if given.machines is None else given.machines
+    processes = given.processes
+    if processes is None:
+        of_file = number("num_machines", 1, MOST_MACHINES, 1)
+        total = number("num_processes", 1, of_file * MOST_PROCESSES)
+        if total % of_file:
+            raise _wrong(
+                path, "num_processes", total, f"it counts the processes of all {of_file} machines; give a multiple"
+            )
+        processes = total // of_file
     address = ""
-    if machines > 1:
-        host = found.get("main_process_ip")
-        if not (isinstance(host, str) and HOST.fullmatch(host)):
-            raise _wrong(path, "main_process_ip", host, "give the name or address of machine 0")
-        address = f"{host}:{number('main_process_port', 1, 65535)}"
-    rank = number("machine_rank", 0, machines - 1, 0)
-    return LaunchConfig(processes, Machines(machines, rank, address), _gpus(path, found, processes))
+    if count > 1:
+        address = given.rendezvous
+        if address is None:
+            named = found.get("main_process_ip")
+            if not (host := _host(named)):
+                raise _wrong(path, "main_process_ip", named, "give the name or address of machine 0")
+            address = f"{host}:{number('main_process_port', 1, 65535)}"
+    rank = number("machine_rank", 0, count - 1, 0) if given.rank is None else given.rank
+    return LaunchConfig(processes, Machines(count, rank, address), _gpus(path, found, processes))
 
 
-def _gpus(path: Path, found: dict[str, Any], processes: int) -> tuple[int, ...] | None:
+def is_rendezvous(address: str) -> bool:
+    """Whether this is host:port; an IPv6 address is in brackets."""
+    host, _, port = address.rpartition(":")
+    return (
+        _host(host) == host != "" and port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
+    )
+
+
+def readable(value: object) -> str:
+    """A value for a message: shortened, in one line, and what a terminal would obey is written as its escape."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in shown(value))
+
+
+def _host(text: Any) -> str:
+    """The name or address as it is written before a port, an IPv6 address in brackets; empty for anything else."""
+    if not isinstance(text, str):
+        return ""
+    if NAME.fullmatch(text):
+        return text
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ipaddress.IPv6Address(inner)
+    except ValueError:
+        return ""
+    return f"[{inner}]"
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give a file as `accelerate config` writes it")
+        path.stat()
+        found = parse_yaml(read_regular(path).decode())
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}; write it with `accelerate config --config_file {path}`") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; give a file as `accelerate config` writes it"
+        ) from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read as YAML: {readable(error)}; write it with `accelerate config`"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no launch configuration; write it with `accelerate config`")
+    return found
+
+
+def _gpus(path: Path, found: Mapping[str, Any], processes: int) -> tuple[int, ...] | None:
     on_cpu, ids = found.get("use_cpu", False), found.get("gpu_ids")
     if type(on_cpu) is not bool:
         raise _wrong(path, "use_cpu", on_cpu, "give true or false")
@@ -127,30 +205,36 @@ def _gpus(path: Path, found: dict[str, Any], processes: int) -> tuple[int, ...] 
         return ()
     if ids in (None, "all"):
         return None
-    numbers = str(ids).split(",")
-    if not all(number.strip().isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
-        raise _wrong(path, "gpu_ids", ids, "give `all`, or numbers as 0,1")
+    texts = [text.strip() for text in str(ids).split(",")]
+    if not all(text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_GPUS)) for text in texts):
+        raise _wrong(path, "gpu_ids", ids, f"give `all`, or numbers as 0,1, each below {MOST_GPUS}")
+    numbers = tuple(map(int, texts))
+    if max(numbers) >= MOST_GPUS:
+        raise _wrong(path, "gpu_ids", ids, f"give `all`, or numbers as 0,1, each below {MOST_GPUS}")
+    if len(set(numbers)) < len(numbers):
+        raise _wrong(path, "gpu_ids", ids, "it names a GPU twice; name each once")
     if len(numbers) < processes:
         raise _wrong(path, "gpu_ids", ids, f"it names fewer GPUs than the {processes} processes of a machine; add some")
-    return tuple(map(int, numbers))
+    return numbers
 
 
 def _require_supported(path: Path, key: str, value: Any) -> None:
+    if key not in (*READ, *ALLOWED, *REMEDIES):
+        raise UserError(f"{path}: `{readable(key)}` is not supported{meant(key, (*READ, *ALLOWED))}; remove it")
     if key in READ or value in (None, "", [], {}):
         return
-    if key in ALLOWED:
-        if repr(value) not in map(repr, ALLOWED[key]):  # 0 is not false
-            said = " or ".join(str(one).lower() if isinstance(one, bool) else one for one in ALLOWED[key])
-            remedy = f": {REMEDIES[key]}" if key in REMEDIES else ""
-            raise _wrong(path, key, value, f"it is not supported; set it to {said}{remedy}")
+    allowed = ALLOWED.get(key, ())
+    if repr(value) in map(repr, allowed):  # 0 is not false
         return
-    if key in REMEDIES:
-        raise UserError(f"{path}: `{key}` is not supported; remove it: {REMEDIES[key]}")
-    raise UserError(f"{path}: `{shown(key)}` is not supported{meant(key, (*READ, *ALLOWED))}; remove it")
+    plain = [str(one).lower() if isinstance(one, bool) else one for one in allowed if not isinstance(one, dict)]
+    remedy = f": {REMEDIES[key]}" if key in REMEDIES else ""
+    if plain:
+        raise _wrong(path, key, value, f"it is not supported; set it to {' or '.join(plain)}{remedy}")
+    raise UserError(f"{path}: `{key}` is not supported; remove it{remedy}")
 
 
 def _wrong(path: Path, key: str, value: Any, remedy: str) -> UserError:
     if value is None:
         return UserError(f"{path}: `{key}` is missing; {remedy}")
-    text = str(value).lower() if isinstance(value, bool) else shown(value)
+    text = str(value).lower() if isinstance(value, bool) else readable(value)
     return UserError(f"{path}: `{key}: {text}`: {remedy}")

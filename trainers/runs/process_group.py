@@ -22,6 +22,7 @@ GRACE_SECONDS = 10.0
 ANOTHER_ENDED = getattr(signal, "SIGUSR1", signal.SIGTERM)
 """The signal to the other processes when one has died: SIGTERM is a stop, which the system and SLURM send to all."""
 ANOTHER = "another process of this run has ended"
+ANOTHER_MACHINES = "another machine's process has ended (the connection to it is closed)"
 STOPS = (-signal.SIGTERM, -signal.SIGINT, 130)
 HAS_EXITED = re.compile(rf"{ANOTHER}|process \d+ has exited")  # what others write about a process that died
 
@@ -65,7 +66,7 @@ def run_processes(
     shared = {
         "WORLD_SIZE": str(machines.count * count),
         "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": address,
+        "MASTER_ADDR": address.strip("[]"),  # the brackets of an IPv6 address
         "MASTER_PORT": port,
     }
     first = machines.rank * count
@@ -114,7 +115,8 @@ def note_failure(run: RunFolder, failure: Failure) -> None:
     if status.state in ("finished", "stopped"):  # a process that crashes at its exit changes nothing
         return
     known = status.last_error if status.state == "failed" else ""
-    if not known or failure.killed or HAS_EXITED.match(known):
+    here = failure.rank > 0 and known.startswith(ANOTHER_MACHINES)  # process 0 took one of this machine for another's
+    if not known or failure.killed or here or HAS_EXITED.match(known):
         tail = run.log_tail(rank=failure.rank)
         run.set_status(state="failed", last_error=f"{failure}" + (f"; the end of its log:\n{tail}" if tail else ""))
 

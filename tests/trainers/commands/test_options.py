@@ -241,12 +241,19 @@ def test_the_place_of_a_machine_is_read():
         (["--machines", "2"], "--rendezvous ``: give machine 0's name and a free port of it"),
         (["--machines", "2", "--rendezvous", "head:http"], "--rendezvous `head:http`: give"),
         (["--machines", "2", "--rendezvous", "head:99999"], "--rendezvous `head:99999`: give"),
+        (["--machines", "2", "--rendezvous", "::1:29500"], "--rendezvous `::1:29500`: give"),
+        (["--rendezvous", "foo"], "--rendezvous foo: one machine needs none; give --machines as well"),
+        (["--machines-file", ""], "--machines-file is empty; give the path of a file"),
         (["--machine-rank", "1"], "--machine-rank 1: with --machines 1 it is at most 0"),
     ],
 )
 def test_machines_that_cannot_meet_are_refused(arguments, problem):
     with pytest.raises(UserError, match=re.escape(problem)):
         launch_from(options("train", *arguments))
+
+
+def test_a_job_on_one_machine_may_give_an_address_as_on_several():
+    assert launch_from(options("train", "--machines", "1", "--rendezvous", "head:29500")) == LaunchConfig()
 
 
 def test_options_replace_what_a_machines_file_says(tmp_path):

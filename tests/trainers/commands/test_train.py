@@ -44,7 +44,7 @@ def proposed(text: str) -> list[str]:
         (["--policy", "/missing"], "no policy at /missing"),
         (["--policy", __file__], "test_train.py is no .safetensors file"),
         (["--policy", str(TINYWORLD_WEIGHTS / "reward" / "identity_reward")], "(folder of a reward, its checkpoint-"),
-        (["--machines-file", "none.yaml"], "none.yaml cannot be read"),
+        (["--machines-file", "none.yaml"], "there is no file none.yaml"),
         (["--set", "policy.vae=/missing"], "vae: /missing"),
         (["--reward", "/missing"], "/missing"),
         (["--prompts", "none.csv"], "none.csv"),

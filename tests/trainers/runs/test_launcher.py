@@ -16,7 +16,7 @@ import pytest
 from trainers.config import make_config
 from trainers.processes import alive, start_token
 from trainers.runs.folder import RunFolder
-from trainers.runs.launcher import command, start, stop
+from trainers.runs.launcher import command, join_message, start, stop
 from trainers.runs.machines import Machines
 from trainers.runs.registry import refresh
 
@@ -140,6 +140,15 @@ def test_a_run_that_does_not_listen_is_ended_by_force(tmp_path, small_models):
     assert stop(run, wait=0.5) == "stopped"
     assert child.wait(5) == -signal.SIGKILL
     assert "by force" in run.status().message and not run.take("stop")
+
+
+def test_a_run_that_waits_for_other_machines_is_ended_without_waiting_for_it(tmp_path, small_models):
+    run = make(tmp_path, small_models)
+    child = deaf(run)
+    run.set_status(state="starting", message=join_message(1, Machines(2, 0, "head:1")))
+    assert stop(run, wait=600) == "stopped"
+    assert child.wait(5) == -signal.SIGKILL
+    assert run.status().message == "it was stopped before the other machines had joined" and not run.take("stop")
 
 
 def test_processes_in_a_group_of_their_own_are_ended_by_force_too(tmp_path, small_models):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from trainers.errors import UserError
-from trainers.runs.machines import LaunchConfig, Machines, read_launch_config
+from trainers.runs.machines import Given, LaunchConfig, Machines, read_launch_config
 
 # As `accelerate config` writes it for two machines of eight GPUs.
 TWO = """\
@@ -95,7 +96,17 @@ def test_the_gpus_of_this_machine_are_chosen(read, line, gpus):
         ("main_process_port: 70000", "`main_process_port: 70000`: give a whole number from 1 to 65535"),
         ("gpu_ids: 0,1", "`gpu_ids: 0,1`: it names fewer GPUs than the 8 processes of a machine"),
         ("gpu_ids: first", "`gpu_ids: first`: give `all`, or numbers as 0,1"),
+        ("gpu_ids: 0,00", "`gpu_ids: 0,00`: it names a GPU twice"),
+        ("gpu_ids: 1024", "`gpu_ids: 1024`: give `all`, or numbers as 0,1, each below 1024"),
+        (f"gpu_ids: '{'1' * 5000}'", "`gpu_ids: 1+…1+`: give `all`"),
         ("use_cpu: 1", "`use_cpu: 1`: give true or false"),
+        ("num_procesess:", "`num_procesess` is not supported; did you mean `num_processes`.; remove it"),
+        ("ipex_config: {ipex: true}", "`ipex_config` is not supported; remove it: runs train on NVIDIA GPUs"),
+        ("main_process_port: '29511'", '`main_process_port: "29511"`: write the number without quotes'),
+        ("main_process_ip: '[[[::'", r"`main_process_ip: \[\[\[::`: give the name or address of machine 0"),
+        ("main_process_ip: ''", "`main_process_ip: `: give the name or address of machine 0"),
+        (r'"\e[2J": 1', r"`\\x1b\[2J` is not supported"),
+        (r'mixed_precision: "a\nb"', r"`mixed_precision: a\\nb`: it is not supported"),
     ],
 )
 def test_what_a_run_does_not_do_is_refused_with_its_key_and_the_remedy(read, line, problem):
@@ -103,6 +114,23 @@ def test_what_a_run_does_not_do_is_refused_with_its_key_and_the_remedy(read, lin
     others = [one for one in TWO.splitlines() if one.partition(":")[0] != key]
     with pytest.raises(UserError, match=rf"two\.yaml: {problem}"):
         read("\n".join([*others, line]))
+
+
+def test_keys_that_ask_for_nothing_are_read(read):
+    neutral = ["ipex_config: {ipex: false}", "dynamo_config: {dynamo_backend: 'NO'}", "fsdp_config: {}", "commands:"]
+    assert read("\n".join([TWO, *neutral])) == read(TWO)
+
+
+def test_an_ipv6_address_gets_brackets(read):
+    text = TWO.replace("10.0.0.1", "'::1'")
+    assert read(text).machines.rendezvous == read(text.replace("::1", "[::1]")).machines.rendezvous == "[::1]:29500"
+
+
+def test_what_is_given_replaces_values_that_could_not_be_used(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("num_machines: 2\nnum_processes: 3\nmachine_rank: 2\n", encoding="utf-8")
+    given = Given(processes=1, rank=1, rendezvous="head:1")
+    assert read_launch_config(file, given) == LaunchConfig(1, Machines(2, 1, "head:1"))
 
 
 @pytest.mark.parametrize(
@@ -115,5 +143,18 @@ def test_a_file_of_another_kind_is_refused(read, text, problem):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / "none.yaml"))):
+    with pytest.raises(UserError, match="there is no file " + re.escape(str(tmp_path / "none.yaml"))):
         read_launch_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes a pipe and a link")
+def test_what_is_no_file_is_called_by_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, problem in (
+        ("", "is a folder"),
+        ("pipe", "it is not a regular file"),
+        ("loop", "cannot be read: Too man"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            read_launch_config(tmp_path / name)

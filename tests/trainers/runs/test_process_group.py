@@ -13,7 +13,7 @@ from trainers.config import make_config
 from trainers.runs import process_group
 from trainers.runs.folder import RunFolder
 from trainers.runs.machines import Machines
-from trainers.runs.process_group import ANOTHER, Failure, note_failure, run_processes
+from trainers.runs.process_group import ANOTHER, ANOTHER_MACHINES, Failure, note_failure, run_processes
 
 ALONE = Machines()
 
@@ -69,6 +69,14 @@ def test_the_reason_and_the_end_of_the_log_of_the_dead_process_are_in_the_status
     assert run.status().state == "failed"
     assert run.status().last_error.startswith("process 1 of 2, counted from 0, ended with exit status 1")
     assert run.status().last_error.endswith("the last line of process 1")
+
+
+def test_a_connection_that_closed_is_the_reason_unless_a_process_of_this_machine_was_first(run):
+    run.set_status(state="failed", last_error=f"{ANOTHER_MACHINES}; see its log")
+    note_failure(run, Failure(0, 4, 2))
+    assert run.status().last_error.startswith(ANOTHER_MACHINES)
+    note_failure(run, Failure(1, 4, 1))
+    assert run.status().last_error.startswith("process 1 of 4")
 
 
 def test_an_error_that_the_run_has_reported_stays_its_reason(run):
