@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from .memory import module_bytes
 from .pictures import opaque, to_image, to_masks
 from .previews import SamplingProgress
 from .types import POLICY_TITLES, LazyPolicy
+
+logger = logging.getLogger(__name__)
 
 STEP = 16  # pixels: 8 of the VAE times 2 of the transformer's patches
 PIXEL_COPIES = 3  # float32 copies of a video's pixels that exist at a time
@@ -131,9 +134,8 @@ def applied_loras(lazy: LazyPolicy) -> Iterator[None]:
     transformer = lazy.policy.transformer
     with torch.inference_mode(False):
         load_loras_into(transformer, [(read_lora(file.path), strength) for file, strength in loras])
-        for factor in lora_parameters(
-            transformer
-        ).values():  # made where the weights are: swapped blocks wait elsewhere
+        # The factors are made where the weights are, and swapped blocks wait elsewhere.
+        for factor in lora_parameters(transformer).values():
             factor.data = factor.data.to(lazy.policy.device)
     try:
         yield
@@ -163,6 +165,8 @@ def generate(
         blocks = running_blocks(policy.transformer)
         plan = fit(policy.transformer, blocks, working, policy.branches(sampling.guidance))
         policy.at_once = plan.at_once
+        if plan.swapped:
+            logger.info("the model does not fit beside its work: its blocks wait in host memory, which is slower")
         use = managed.use(policy.transformer, working_bytes=plan.at_once * working, swapped=plan.swapped)
         with use, applied_loras(lazy):
             latents = _denoise(policy, conditions, sampling)
