@@ -21,7 +21,7 @@ from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
 from ..runs.machines import LaunchConfig, Machines
-from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, run_processes
+from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, among_machines, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
 from .options import require_gpus
@@ -146,8 +146,7 @@ def execute(
 def ended_at_once() -> Iterator[None]:
     """Within the block a stop ends this process of a run on several machines: what it calls to wait for the others
     listens to nothing, and nothing is in flight."""
-    several = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
-    stops = [signal.SIGINT, signal.SIGTERM] if several and current_thread() is main_thread() else []
+    stops = [signal.SIGINT, signal.SIGTERM] if among_machines() and current_thread() is main_thread() else []
     before = {number: signal.signal(number, signal.SIG_DFL) for number in stops}
     try:
         yield

@@ -108,6 +108,12 @@ def run_processes(
             signal.signal(number, handler)
 
 
+def among_machines() -> bool:
+    """Whether this process was started as one of a run on several machines, as far as its environment tells before
+    the processes have met."""
+    return os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+
+
 def note_failure(run: RunFolder, failure: Failure) -> None:
     """Make the run `failed` with the reason and the end of the dead process's log, unless its own error is known or
     it had ended."""
