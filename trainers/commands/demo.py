@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def demo_config(changes: dict[str, Any] | None = None, policy: PolicyKind = "vace") -> TrainConfig:
-    return make_config(preset_for("tiny", policy), {"iterations": 12, "evaluation": {"every": 4}} | (changes or {}))
+    return make_config(preset_for("tiny", policy), {"iterations": 20, "evaluation": {"every": 5}} | (changes or {}))
 
 
 def main(options: Namespace, changes: dict[str, Any] | None = None) -> int:

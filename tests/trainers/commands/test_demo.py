@@ -63,15 +63,15 @@ def test_the_demo_prints_how_long_the_rest_takes_after_the_first_iteration(root,
 
 def test_the_estimate_counts_the_evaluations_to_come():
     config = demo.demo_config()
-    assert (config.iterations, config.evaluation.every, config.evaluation.items) == (12, 4, 48)
-    # At iterations 4, 8 and 12, and of both policies at the end.
-    assert demo.evaluations_in_iterations(config) == 5 * 48 / 128
+    assert (config.iterations, config.evaluation.every, config.evaluation.items) == (20, 5, 48)
+    # At iterations 5, 10, 15 and 20, and of both policies at the end.
+    assert demo.evaluations_in_iterations(config) == 6 * 48 / 128
     lines, shown = io.StringIO(), []
-    report = ProgressReport(1, 12, "training", 1 / 12, eta_seconds=110.0, metrics={"reward_mean": 0.0})
+    report = ProgressReport(1, 20, "training", 1 / 20, eta_seconds=190.0, metrics={"reward_mean": 0.0})
     with redirect_stdout(lines):
         demo._Estimate(shown.append, config)(report)
     assert shown == [report]
-    assert lines.getvalue().strip() == "this machine needs about 2 min 9 s for the rest"
+    assert lines.getvalue().strip() == "this machine needs about 3 min 32 s for the rest"
 
 
 def test_a_stopped_demo_proposes_how_to_continue_and_evaluates_nothing(tmp_path, capsys, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_stopped_demo_proposes_how_to_continue_and_evaluates_nothing(tmp_path,
     monkeypatch.setattr(evaluate, "evaluate", None)
     assert demo.main(Namespace(runs=tmp_path, policy="vace")) == 130
     run = latest(tmp_path)
-    ending = f"stopped after 3 of 12 iterations\ncontinue python -m trainers resume {run.path}\n"
+    ending = f"stopped after 3 of 20 iterations\ncontinue python -m trainers resume {run.path}\n"
     assert capsys.readouterr().out.endswith(ending)
 
 
