@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from .pages import MappedFiles
+
 ALIGNMENT = 256  # bytes: kernels and copies are fastest from such addresses
 
 
@@ -30,10 +32,11 @@ class HostWeights:
                 tensor.data = tensor.data.to(device)
         self._offsets = list(_offsets(self._frozen))
         self.bytes = self._offsets.pop()
-        self.buffer = torch.empty(self.bytes, dtype=torch.uint8)
+        self.buffer, files = torch.empty(self.bytes, dtype=torch.uint8), MappedFiles()
         for tensor, view in zip(self._frozen, self._views(self.buffer), strict=True):
             view.copy_(tensor.data)
-            tensor.data = view
+            replaced, tensor.data = tensor.data, view
+            files.give_back(replaced)
         if device.type == "cuda" and self.bytes and _pin(self.buffer, device):
             # At the end of the program the driver itself unpins.
             weakref.finalize(self, _unpin, self.buffer).atexit = False
