@@ -11,12 +11,15 @@ from comfy_api.latest import io, ui
 
 from ..trainers.config import BUILT_IN, PolicyConfig
 from ..trainers.errors import UserError
+from ..trainers.memory.sizes import ITEM_SIZE
 from ..trainers.modelfiles.inspection import inspect_file
 from ..trainers.policies.base import Policy
 from ..trainers.policies.compiling import compile_blocks
 from ..trainers.policies.load import count_parameters, policy_of, recognise
-from ..trainers.policies.parts import find_parts
+from ..trainers.policies.parts import Parts, find_parts
+from ..trainers.policies.transformer_file import describe_transformer
 from . import folders
+from .fit import room
 from .inputs import require_choice
 from .memory import Managed
 from .types import POLICY_TITLES, LazyPolicy, OnUse, WanPolicyType
@@ -29,6 +32,8 @@ SDPA, FLASH = "sdpa", "flash"
 WHEN_NEEDED, AFTER_USE, TEXT_ON_CPU = "when memory is needed", "after every use", "text encoder stays on the CPU"
 OFFLOADS = [WHEN_NEEDED, AFTER_USE, TEXT_ON_CPU]
 COMPILES = [AUTO, "always", "never"]
+CONVERTED, STORED = "converted", "stored"
+WEIGHTS = [AUTO, CONVERTED, STORED]
 
 
 class LoadModel(io.ComfyNode):
@@ -105,6 +110,16 @@ class LoadModel(io.ComfyNode):
                     tooltip="Compile the transformer's blocks: steps get faster, and the first video takes up to a "
                     "minute longer, again after changes of size. auto: on a GPU with Triton; never: for small videos.",
                 ),
+                io.Combo.Input(
+                    "weights",
+                    options=WEIGHTS,
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="8-bit weights of the file (FP8, int8): stored keeps them so, in half the memory, and "
+                    "each layer converts its own as it computes; converted is faster, the videos are the same. "
+                    "auto: stored where the converted model does not fit on the GPU; Train then uses converted.",
+                ),
             ],
             outputs=[WanPolicyType.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],
         )
@@ -130,25 +145,36 @@ class LoadModel(io.ComfyNode):
         offload: str,
         vace_module: str = folders.NO_MODULE,
         compile: str = AUTO,
+        weights: str = AUTO,
     ) -> io.NodeOutput:
         for name, value, options in (
             ("dtype", dtype, DTYPES),
             ("attention", attention, _attentions()),
             ("offload", offload, OFFLOADS),
             ("compile", compile, COMPILES),
+            ("weights", weights, WEIGHTS),
         ):
             require_choice(name, value, options)
         dtype = _dtype(dtype)
         if attention == FLASH and dtype == "float32":
             raise UserError("attention `flash` cannot compute in float32; choose dtype bfloat16, or attention sdpa")
+        if weights == STORED and compile == "always":
+            raise UserError("weights `stored` cannot be compiled; choose compile auto, or weights converted")
         source = folders.policy_source(model)
         text_path, vae_path = folders.part_source("text_encoders", text_encoder), folders.part_source("vae", vae)
         module = folders.module_source(vace_module)
-        find_parts(source, text_path, vae_path, module)
+        parts = find_parts(source, text_path, vae_path, module)
         config = PolicyConfig(
-            source=source, dtype=dtype, text_encoder=text_path, vae=vae_path, vace_module=module, compile=compile
+            source=source,
+            dtype=dtype,
+            text_encoder=text_path,
+            vae=vae_path,
+            vace_module=module,
+            compile=compile,
+            weights=STORED if weights == STORED else CONVERTED,
         )
-        lazy = LazyPolicy(recognise(source, module), config, OnUse(lambda: _load(config, attention, offload)))
+        here = _fitting(config, parts) if weights == AUTO else config
+        lazy = LazyPolicy(recognise(source, module), config, OnUse(lambda: _load(here, attention, offload)))
         return io.NodeOutput(lazy, ui=ui.PreviewText(_summary(lazy)))
 
 
@@ -165,6 +191,15 @@ def _load(config: PolicyConfig, attention: str, offload: str) -> tuple[Policy, M
         reason = compile_blocks(policy.transformer, config.compile, management.get_torch_device())
     logger.info("Load Model: %s", f"not compiled, {reason}" if reason else "blocks are compiled at their first use")
     return policy, Managed(*parts, release=offload == AFTER_USE)
+
+
+def _fitting(config: PolicyConfig, parts: Parts) -> PolicyConfig:
+    """With 8-bit weights as they are stored, where there are any and the model does not fit on the GPU without."""
+    found = describe_transformer(parts.transformer, parts.vace_module)
+    needed = found.parameters * ITEM_SIZE[config.dtype]
+    if not found.stored or needed <= room() or config.compile == "always":
+        return config
+    return config.model_copy(update={"weights": STORED})
 
 
 def _attentions() -> list[str]:

@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 NODE = "IdentityGRPOLoadModel"
 CHOICES = {
@@ -124,3 +126,40 @@ def test_a_file_that_is_no_model_is_refused_before_anything_runs(pack, run_node,
     (place / "broken.safetensors").write_bytes(b"no weights")
     name, text = refusal(pack, run_node, model="diffusion_models/broken.safetensors")
     assert name == "model" and "broken.safetensors" in text
+
+
+@pytest.fixture
+def in_fp8(models) -> str:
+    """A choice of `model`: TinyWorld's, whose blocks have weights of 8 bits."""
+    place = models / "diffusers" / "in_fp8"
+    weights = import_module("identity_grpo.trainers.config").TINYWORLD_WEIGHTS
+    shutil.copytree(weights / "vace", place, dirs_exist_ok=True)
+    (file,) = (place / "transformer").glob("*.safetensors")
+    weights = load_file(file)
+    in_blocks = [n for n, w in weights.items() if "blocks." in n and n.endswith(".weight") and w.ndim == 2]
+    save_file(weights | {name: weights[name].to(torch.float8_e4m3fn) for name in in_blocks}, file)
+    return "diffusers/in_fp8"
+
+
+@pytest.mark.parametrize(
+    "choice, room, stays, in_runs",
+    [
+        ("auto", 10**9, False, "converted"),
+        ("auto", 10**5, True, "converted"),
+        ("converted", 10**5, False, "converted"),
+        ("stored", 10**9, True, "stored"),
+    ],
+)
+def test_8bit_weights_stay_where_the_converted_model_does_not_fit(
+    run_node, monkeypatch, in_fp8, choice, room, stays, in_runs
+):
+    monkeypatch.setattr(import_module("identity_grpo.nodes.policies"), "room", lambda: room)
+    (loaded,) = run_node(NODE, **CHOICES | {"model": in_fp8, "weights": choice, "dtype": "bfloat16"})
+    weight = loaded.policy.transformer.blocks[0].attn1.to_q.weight
+    assert weight.dtype == (torch.float8_e4m3fn if stays else torch.bfloat16)
+    assert loaded.config.weights == in_runs
+
+
+def test_weights_as_stored_are_not_compiled(pack, run_node):
+    with pytest.raises(pack.UserError, match="weights `stored` cannot be compiled; choose compile auto"):
+        run_node(NODE, **CHOICES | {"weights": "stored", "compile": "always"})

@@ -72,6 +72,12 @@ class PolicyConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of transformer and text encoder; LoRA and VAE stay float32"
     )
+    weights: Literal["converted", "stored"] = Field(
+        "converted",
+        description="of the transformer: converted to `dtype`; stored: 8-bit weights of its file (FP8, int8) stay as "
+        "they are, and each layer converts its own as it computes: half the memory, the same numbers, blocks not "
+        "compiled",
+    )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
         description="compile the transformer's blocks: a minute or two once, then up to twice as fast; auto: where it "
@@ -88,6 +94,16 @@ class PolicyConfig(Section):
         """File and strength of every LoRA in `loras`."""
         named = [split_strength(text) for text in self.loras]
         return [(BUILT_IN_LORAS.get(file, Path(file)), strength) for file, strength in named]
+
+    @model_validator(mode="after")
+    def _stored_weights_stay(self) -> PolicyConfig:
+        if self.weights == "stored":
+            for name, used in (("loras", self.loras), ("fp8", self.fp8), ("compile", self.compile == "always")):
+                if used:
+                    raise ValueError(
+                        f"weights `stored` cannot be used with {name}, which needs converted ones; set one of them back"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _strengths_are_numbers(self) -> PolicyConfig:

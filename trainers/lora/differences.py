@@ -28,6 +28,11 @@ def check_differences(transformer: nn.Module, lora: LoRA) -> None:
                 f"the LoRA's {name} is {tuple(difference.shape)}, the model's {tuple(own[name].shape)}: it was made "
                 "for a model of another size"
             )
+        if own[name].element_size() == 1:
+            raise UserError(
+                f"the LoRA changes {name} without factors, and this model's weights are as stored, in 8 bits; load it "
+                "with `weights` converted"
+            )
 
 
 @torch.no_grad()

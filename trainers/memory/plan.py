@@ -112,8 +112,9 @@ class Workload:
 
     @property
     def plans(self) -> list[PlanName]:
-        """Those that can run. FP8 copies of the weights are not sharded."""
-        sharded = self.processes > 1 and not self.config.policy.fp8 and has_fsdp2()
+        """Those that can run. Weights of 8 bits are not sharded."""
+        policy = self.config.policy
+        sharded = self.processes > 1 and not policy.fp8 and policy.weights != "stored" and has_fsdp2()
         return [name for name in PLANS if name != "sharded" or sharded]
 
     def plan(self, name: PlanName, available: int | None) -> MemoryPlan:
@@ -284,6 +285,11 @@ def require_sharding(config: TrainConfig, processes: int) -> None:
     if config.policy.fp8:
         raise UserError(
             "policy.fp8 cannot be used with memory.plan `sharded`; set it to false, or memory.plan to `auto`"
+        )
+    if config.policy.weights == "stored":
+        raise UserError(
+            "policy.weights `stored` cannot be used with memory.plan `sharded`; set it to `converted`, or memory.plan "
+            "to `auto`"
         )
     if not has_fsdp2():
         raise UserError("memory.plan `sharded` needs PyTorch 2.7 or newer; update it, or set memory.plan to `auto`")

@@ -71,16 +71,21 @@ class Weights:
 
         Raises UserError when it holds numbers that are not finite, or is a matrix of zeros.
         """
-        tensor, scale = self._files[key].read(key, dtype), self._scale(key)
-        if scale:
-            factor = self.raw(scale).float()
-            # One for the matrix, or one for each of its rows.
-            factor = factor.reshape(-1, *[1] * (tensor.ndim - 1)) if factor.numel() > 1 else factor.reshape(())
-            tensor = tensor.float().mul_(factor)
+        tensor, scale = self._files[key].read(key, dtype), self._factor(key)
+        if scale is not None:
+            tensor = tensor.float().mul_(scale)
         tensor = tensor.to(dtype)
         if damage := find_damage(key, tensor):
             raise UserError(f"{self._paths[key]} is damaged: {key} holds {damage}; download it again")
         return tensor
+
+    def is_8bit(self, key: str) -> bool:
+        return self.dtype(key) in (*FLOAT8_TYPES, INT8)
+
+    def read_stored(self, key: str) -> tuple[Tensor, Tensor | None]:
+        """An 8-bit tensor as it is stored, and its scale: float32, [] or [rows, 1, ...]. Raises UserError as `read`."""
+        self.read(key, torch.float32)
+        return self.raw(key), self._factor(key)
 
     def require_readable(self, keys: Iterable[str], path: Path, remedy: str) -> None:
         """Raises UserError for what `read` cannot read: empty tensors, and other quantisations than these.
@@ -115,6 +120,15 @@ class Weights:
                 raise UserError(f"{path} is 4-bit or 8-bit in a form that is not read: it has {key}; {remedy}")
         for key in sorted(scales):
             self._check_scale(key)
+
+    def _factor(self, key: str) -> Tensor | None:
+        """The scale of a weight, so that it multiplies the weight's rows."""
+        name = self._scale(key)
+        if name is None:
+            return None
+        factor = self.raw(name).float()
+        # One for the matrix, or one for each of its rows.
+        return factor.reshape(-1, *[1] * (len(self.shape(key)) - 1)) if factor.numel() > 1 else factor.reshape(())
 
     def _scale(self, key: str) -> str | None:
         return next(iter(self._scales(key)), None)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._triton import has_triton
 
 from .attention import CompiledAttention
+from .stored import stays_stored
 
 LEAST_PARAMETERS = 100_000_000
 """Smaller transformers do not earn back the minutes that a compilation can take."""
@@ -48,6 +49,8 @@ def reason_against(transformer: nn.Module, device: torch.device | None = None) -
     kind = device.type if device else device_type(transformer)
     if kind != "cuda":
         return f"the policy runs on {kind}, where compiled blocks are not faster"
+    if stays_stored(transformer):
+        return "policy.weights is `stored`: layers convert their weights as they are used"
     if not has_triton():
         return "Triton is not installed or does not support this GPU"
     if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):

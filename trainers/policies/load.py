@@ -42,7 +42,9 @@ NATIVE_SIZES = {5120: VideoSize(720, 1280, 81), 1536: VideoSize(480, 832, 81), 0
 def policy_of(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
     """The policy that a run's settings name, with its frozen LoRAs; see `load_policy`."""
     dtype = getattr(torch, config.dtype)
-    policy = load_policy(config.source, dtype, device, config.text_encoder, config.vae, config.vace_module)
+    policy = load_policy(
+        config.source, dtype, device, config.text_encoder, config.vae, config.vace_module, config.weights == "stored"
+    )
     merge_frozen(policy.transformer, config)
     if config.fp8:
         add_fp8(policy.transformer)
@@ -56,11 +58,12 @@ def load_policy(
     text_encoder: str | Path | None = None,
     vae: str | Path | None = None,
     vace_module: str | Path | None = None,
+    stored: bool = False,
 ) -> Policy:
     """The policy at `source`, frozen, in evaluation mode: VACE or Phantom, as its weights show.
 
     source: `tinyworld`, `tinyworld-phantom`, a diffusers folder (transformer/, vae/, text_encoder/, tokenizer/), the
-    folder of an original release, or a transformer alone (see `load_transformer`, also for `vace_module`).
+    folder of an original release, or a transformer alone (see `load_transformer`, also for `vace_module` and `stored`).
     `text_encoder`, `vae`: a folder or a file each, if they do not lie in the folder or beside the file. `dtype` is that
     of transformer and text encoder; the VAE stays float32.
     Nothing is downloaded. Raises UserError that lists what was looked for.
@@ -70,7 +73,7 @@ def load_policy(
     """
     parts = find_parts(source, text_encoder, vae, vace_module)
     policy = POLICIES[describe_transformer(parts.transformer, parts.vace_module).kind]
-    transformer = load_transformer(parts.transformer, dtype, parts.vace_module)
+    transformer = load_transformer(parts.transformer, dtype, parts.vace_module, stored)
     encoder, tokenizer = load_text_encoder(parts.text_encoder, dtype)
     return policy(
         transformer.to(device),
@@ -129,7 +132,7 @@ def load_policy_in_parts(
     kind = describe_transformer(parts.transformer, parts.vace_module).kind
     tokenizer = load_tokenizer(parts.text_encoder)
     policy = POLICIES[kind](
-        load_transformer(parts.transformer, dtype, parts.vace_module),
+        load_transformer(parts.transformer, dtype, parts.vace_module, config.weights == "stored"),
         load_vae(parts.vae),
         LazyTextEncoder(lambda: place_text_encoder(load_text_encoder(parts.text_encoder, dtype)[0])),
         tokenizer,

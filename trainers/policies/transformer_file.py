@@ -24,6 +24,7 @@ from ..modelfiles.places import read_json
 from ..modelfiles.weights import Weights, open_weights
 from ..weights import load_full_state
 from .model_config import TransformerConfig, check_agreement, check_config, count_layers
+from .stored import StoredLinear
 
 CLASSES: dict[str, PolicyKind] = {"WanVACETransformer3DModel": "vace", "WanTransformer3DModel": "phantom"}
 KINDS: dict[str, PolicyKind] = CLASSES | {"VaceWanModel": "vace", "WanModel": "phantom"}
@@ -44,6 +45,7 @@ OTHER_PARTS = {
     "model_ema",
 }
 _BLOCK, _CONTROL_BLOCK = re.compile(r"blocks\.(\d{1,9})\."), re.compile(r"vace_blocks\.(\d{1,9})\.")
+_LINEAR = re.compile(r"(?:vace_)?blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.[02]|before_proj|after_proj)\.weight")
 _NEEDED = (
     "patch_embedding.weight",
     "head.head.weight",
@@ -58,12 +60,14 @@ class Description:
     """What the headers of a transformer's files show.
 
     `config`: arguments of its class in diffusers. `keys`: the file's key of every weight, by the original's name.
+    `stored`: how many of the parameters are 8-bit weights of the blocks' linear layers.
     """
 
     kind: PolicyKind
     config: dict[str, Any]
     keys: dict[str, str]
     parameters: int
+    stored: int
 
     @property
     def width(self) -> int:
@@ -79,7 +83,10 @@ def describe_transformer(path: str | Path, vace_module: str | Path | None = None
 
 
 def load_transformer(
-    path: str | Path, dtype: torch.dtype = torch.float32, vace_module: str | Path | None = None
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    vace_module: str | Path | None = None,
+    stored: bool = False,
 ) -> nn.Module:
     """A frozen transformer of diffusers, VACE's or Phantom's, in evaluation mode.
 
@@ -87,7 +94,8 @@ def load_transformer(
     index. Names may be the original's or diffusers', with the prefixes of wrappers; of a checkpoint of a whole pipeline
     the transformer is read. Weights may be quantised as `Weights.require_readable` says. What must stay float32 does;
     the rest becomes `dtype`. vace_module: a file with VACE's control blocks alone, for the text-to-video model at
-    `path`, as WanVideoWrapper splits VACE.
+    `path`, as WanVideoWrapper splits VACE. stored: the blocks' linear layers keep 8-bit weights as they are
+    (`StoredLinear`).
 
     Raises UserError for anything else, for missing shards or weights, and where configuration and weights disagree.
     """
@@ -106,7 +114,13 @@ def load_transformer(
         state = {}
         for original, key in found.keys.items():
             renamed = to_diffusers(original)
-            state[renamed] = weights.read(key, torch.float32 if wide & set(renamed.split(".")) else dtype)
+            layer = renamed.removesuffix(".weight")
+            if stored and _may_stay_stored(original, weights, key):
+                weight, scale = weights.read_stored(key)
+                model.set_submodule(layer, StoredLinear(model.get_submodule(layer), weight, scale))
+                state |= {renamed: weight} | ({} if scale is None else {f"{layer}.scale": scale})
+            else:
+                state[renamed] = weights.read(key, torch.float32 if wide & set(renamed.split(".")) else dtype)
     load_full_state(model, state, path)
     use_exact_time_features(model)
     return model.eval().requires_grad_(False)
@@ -145,7 +159,19 @@ def _description(weights: Weights, path: Path) -> Description:
     refuse_other_models(shapes, path)
     weights.require_readable(keys.values(), path, REMEDY)
     config = infer_config(shapes, _stated_config(weights.metadata, shapes, path), path)
-    return Description(_kind(shapes), config, keys, sum(math.prod(shape) for shape in shapes.values()))
+    stored = (name for name, key in keys.items() if _may_stay_stored(name, weights, key))
+    return Description(
+        _kind(shapes),
+        config,
+        keys,
+        sum(math.prod(shape) for shape in shapes.values()),
+        sum(math.prod(shapes[name]) for name in stored),
+    )
+
+
+def _may_stay_stored(name: str, weights: Weights, key: str) -> bool:
+    """Whether it is an 8-bit weight of a linear layer in a block, by the original's name."""
+    return bool(_LINEAR.fullmatch(name)) and weights.is_8bit(key)
 
 
 def _kind(shapes: dict[str, tuple[int, ...]]) -> PolicyKind:

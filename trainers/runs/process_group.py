@@ -109,7 +109,7 @@ def run_processes(
 
 
 def among_machines() -> bool:
-    """Whether this process was started as one of a run on several machines, as far as its environment tells before
+    """Whether this process was started as one of a run on several machines, by its environment, before
     the processes have met."""
     return os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
 

@@ -17,16 +17,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainers.config import PolicyConfig, TrainConfig, make_config
 from trainers.errors import UserError
 from trainers.grpo import evaluate, trainer, update
 from trainers.lora.formats import LoRA, read_lora, write_native
+from trainers.memory.sizes import read_sizes
 from trainers.policies import load
+from trainers.policies.transformer_file import load_transformer
 from trainers.runs.folder import RunFolder
 from trainers.runs.inputs import RunInputs, run_inputs
 
+from ..modelfiles.synthetic import scaled_fp8, transformer_weights
 from .small_run import SMALL, Forge
 
 one_kind = pytest.mark.parametrize("kind", ["vace"], indirect=True)
@@ -329,6 +332,22 @@ def test_every_memory_plan_and_rewards_beside_give_the_same_run_to_the_bit(finis
     assert distance(weights(run), weights(reference_run, 1)) == 0.0
     for kind in ("train", "evaluation"):
         assert told(run, kind)[0] == told(reference_run, kind)[0]
+
+
+@one_kind
+def test_8bit_weights_kept_as_stored_give_the_run_of_converted_ones_to_the_bit(finished, small_config, tmp_path):
+    policy = small_config().policy
+    transformer = load_transformer(Path(policy.source) / "transformer")
+    config = {"config": json.dumps({"transformer": dict(transformer.config)})}
+    save_file(scaled_fp8(transformer_weights(transformer)), tmp_path / "fp8.safetensors", config)
+    parts = {part: str(Path(policy.source) / part) for part in ("text_encoder", "vae")}
+    given = parts | {"source": str(tmp_path / "fp8.safetensors"), "dtype": "bfloat16"}
+    converted, stored = (
+        finished(iterations=1, policy=given | {"weights": choice}, memory={"plan": "block_swap"})
+        for choice in ("converted", "stored")
+    )
+    assert distance(weights(stored), weights(converted)) == 0.0
+    assert read_sizes(stored.config()).transformer < read_sizes(converted.config()).transformer
 
 
 @one_kind
