@@ -15,6 +15,7 @@ from ..trainers.memory.sizes import ITEM_SIZE
 from ..trainers.modelfiles.inspection import inspect_file
 from ..trainers.policies.base import Policy
 from ..trainers.policies.compiling import compile_blocks
+from ..trainers.policies.fp8 import require_fp8
 from ..trainers.policies.load import count_parameters, policy_of, recognise
 from ..trainers.policies.parts import Parts, find_parts
 from ..trainers.policies.transformer_file import describe_transformer
@@ -32,8 +33,8 @@ SDPA, FLASH = "sdpa", "flash"
 WHEN_NEEDED, AFTER_USE, TEXT_ON_CPU = "when memory is needed", "after every use", "text encoder stays on the CPU"
 OFFLOADS = [WHEN_NEEDED, AFTER_USE, TEXT_ON_CPU]
 COMPILES = [AUTO, "always", "never"]
-CONVERTED, STORED = "converted", "stored"
-WEIGHTS = [AUTO, CONVERTED, STORED]
+CONVERTED, STORED, PRODUCTS = "converted", "stored", "fp8 products"
+WEIGHTS = [AUTO, CONVERTED, STORED, PRODUCTS]
 
 
 class LoadModel(io.ComfyNode):
@@ -118,7 +119,8 @@ class LoadModel(io.ComfyNode):
                     advanced=True,
                     tooltip="8-bit weights of the file (FP8, int8): stored keeps them so, in half the memory, and "
                     "each layer converts its own as it computes; converted is faster, the videos are the same. "
-                    "auto: stored where the converted model does not fit on the GPU; Train then uses converted.",
+                    "auto: stored where the converted model does not fit on the GPU; Train then uses converted. "
+                    "fp8 products: stored, and multiplied in FP8, faster on NVIDIA Ada or newer; videos differ a bit.",
                 ),
             ],
             outputs=[WanPolicyType.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],
@@ -158,8 +160,8 @@ class LoadModel(io.ComfyNode):
         dtype = _dtype(dtype)
         if attention == FLASH and dtype == "float32":
             raise UserError("attention `flash` cannot compute in float32; choose dtype bfloat16, or attention sdpa")
-        if weights == STORED and compile == "always":
-            raise UserError("weights `stored` cannot be compiled; choose compile auto, or weights converted")
+        if weights == PRODUCTS:
+            _require_fp8(dtype)
         source = folders.policy_source(model)
         text_path, vae_path = folders.part_source("text_encoders", text_encoder), folders.part_source("vae", vae)
         module = folders.module_source(vace_module)
@@ -171,7 +173,8 @@ class LoadModel(io.ComfyNode):
             vae=vae_path,
             vace_module=module,
             compile=compile,
-            weights=STORED if weights == STORED else CONVERTED,
+            weights=STORED if weights in (STORED, PRODUCTS) else CONVERTED,
+            fp8=weights == PRODUCTS,
         )
         here = _fitting(config, parts) if weights == AUTO else config
         lazy = LazyPolicy(recognise(source, module), config, OnUse(lambda: _load(here, attention, offload)))
@@ -180,7 +183,7 @@ class LoadModel(io.ComfyNode):
 
 def _load(config: PolicyConfig, attention: str, offload: str) -> tuple[Policy, Managed]:
     with torch.inference_mode(False):
-        policy = policy_of(config, management.unet_offload_device())
+        policy = policy_of(config, management.unet_offload_device(), management.get_torch_device())
         parts = [policy.transformer, policy.vae.model, policy.text.encoder]
         if offload == TEXT_ON_CPU:
             parts.pop().to("cpu")
@@ -193,11 +196,22 @@ def _load(config: PolicyConfig, attention: str, offload: str) -> tuple[Policy, M
     return policy, Managed(*parts, release=offload == AFTER_USE)
 
 
+def _require_fp8(dtype: str) -> None:
+    """Raises UserError where FP8 products cannot run."""
+    try:
+        require_fp8(management.get_torch_device(), getattr(torch, dtype))
+    except UserError as error:
+        raise UserError(
+            "weights `fp8 products` needs an NVIDIA GPU of the Ada or Hopper generation or newer, and dtype bfloat16; "
+            "choose weights auto"
+        ) from error
+
+
 def _fitting(config: PolicyConfig, parts: Parts) -> PolicyConfig:
     """With 8-bit weights as they are stored, where there are any and the model does not fit on the GPU without."""
     found = describe_transformer(parts.transformer, parts.vace_module)
     needed = found.parameters * ITEM_SIZE[config.dtype]
-    if not found.stored or needed <= room() or config.compile == "always":
+    if not found.stored or needed <= room():
         return config
     return config.model_copy(update={"weights": STORED})
 

@@ -160,6 +160,15 @@ def test_8bit_weights_stay_where_the_converted_model_does_not_fit(
     assert loaded.config.weights == in_runs
 
 
-def test_weights_as_stored_are_not_compiled(pack, run_node):
-    with pytest.raises(pack.UserError, match="weights `stored` cannot be compiled; choose compile auto"):
-        run_node(NODE, **CHOICES | {"weights": "stored", "compile": "always"})
+def test_fp8_products_are_refused_where_they_cannot_run(pack, run_node):
+    with pytest.raises(pack.UserError, match="`fp8 products` needs an NVIDIA GPU of the Ada.*choose weights auto"):
+        run_node(NODE, **CHOICES | {"weights": "fp8 products"})
+
+
+def test_fp8_products_multiply_the_weights_as_they_are_stored(run_node, monkeypatch, in_fp8):
+    for module in ("nodes.policies", "trainers.policies.fp8"):
+        monkeypatch.setattr(import_module(f"identity_grpo.{module}"), "require_fp8", lambda device, dtype: None)
+    (loaded,) = run_node(NODE, **CHOICES | {"model": in_fp8, "weights": "fp8 products", "dtype": "bfloat16"})
+    layer = loaded.policy.transformer.blocks[0].attn1.to_q
+    assert type(layer).__name__ == "StoredFp8Linear" and layer.weight.dtype == torch.float8_e4m3fn
+    assert loaded.config.fp8 and loaded.config.weights == "stored"

@@ -75,8 +75,7 @@ class PolicyConfig(Section):
     weights: Literal["converted", "stored"] = Field(
         "converted",
         description="of the transformer: converted to `dtype`; stored: 8-bit weights of its file (FP8, int8) stay as "
-        "they are, and each layer converts its own as it computes: half the memory, the same numbers, blocks not "
-        "compiled",
+        "they are, and each layer converts its own as it computes: half the memory, the same numbers",
     )
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -97,12 +96,8 @@ class PolicyConfig(Section):
 
     @model_validator(mode="after")
     def _stored_weights_stay(self) -> PolicyConfig:
-        if self.weights == "stored":
-            for name, used in (("loras", self.loras), ("fp8", self.fp8), ("compile", self.compile == "always")):
-                if used:
-                    raise ValueError(
-                        f"weights `stored` cannot be used with {name}, which needs converted ones; set one of them back"
-                    )
+        if self.weights == "stored" and self.loras:
+            raise ValueError("weights `stored` cannot be used with loras, which become part of converted ones")
         return self
 
     @model_validator(mode="after")

@@ -67,10 +67,11 @@ def read_sizes(config: TrainConfig) -> Sizes:
     width, ffn = found.width, found.config["ffn_dim"]
     blocks, controls = found.config["num_layers"], len(found.config.get("vace_layers", ()))
     # Two attentions of four projections and a feed-forward; a control block has one or two projections more.
-    # With FP8 products a second copy of them, of one byte a number. Those that stay as stored have one byte alone.
+    # Those that stay as stored have one byte. With FP8 products others have a second copy, of one byte a number.
     linear = (blocks + controls) * (8 * width**2 + 2 * width * ffn)
     stored = found.stored if policy.weights == "stored" else 0
-    products = item + policy.fp8 - (item - 1) * min(1.0, stored / linear)
+    share = min(1.0, stored / linear)
+    products = share + (1 - share) * (item + policy.fp8)
     block = int((8 * width**2 + 2 * width * ffn) * products)
     control = block + width**2 * item
     text = _shapes(parts.text_encoder, "the text encoder")
@@ -82,7 +83,7 @@ def read_sizes(config: TrainConfig) -> Sizes:
     reward, token, patch = _reward_bytes(find_reward(config.reward)[1], ITEM_SIZE[config.reward.dtype])
     return Sizes(
         found.kind,
-        found.parameters * item + linear * policy.fp8 - stored * (item - 1),
+        found.parameters * item + int(linear * (1 - share)) * policy.fp8 - stored * (item - 1),
         blocks * block + controls * control,
         (control if controls else block) + width**2 * item * bool(controls),
         ADAPTED * (blocks + controls) * 2 * width * config.lora.rank * 4 * KEPT_OF_LORA,

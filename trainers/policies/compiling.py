@@ -11,8 +11,9 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 from torch.utils._triton import has_triton
 
+from ..errors import UserError
 from .attention import CompiledAttention
-from .stored import stays_stored
+from .stored import holds_float8
 
 LEAST_PARAMETERS = 100_000_000
 """Smaller transformers do not earn back the minutes that a compilation can take."""
@@ -25,11 +26,17 @@ def compile_blocks(
 ) -> str:
     """Compile the repeated blocks (diffusers' regional compilation), or say why not; returns that reason, or "".
 
-    `device`: where they will compute, if not where they are now.
+    `device`: where they will compute, if not where they are now. Raises UserError for `always` on a CPU: kernels that
+    PyTorch 2.13 makes there for VACE's blocks have wrong gradients, where loops are fused side by side and vectorised.
 
     They are compiled at their first use, once for all blocks of a kind. A second size is compiled for any size.
     Inductor keeps what it compiled on disk, so that another process starts sooner.
     """
+    if wanted == "always" and (device.type if device else device_type(transformer)) == "cpu":
+        raise UserError(
+            "compile `always` needs a GPU: on a CPU PyTorch's compiled blocks of VACE have wrong gradients; set "
+            "policy.compile to `auto`"
+        )
     reason = "" if wanted != "never" else "policy.compile is `never`"
     if wanted == "auto":
         reason = reason_against(transformer, device)
@@ -49,8 +56,8 @@ def reason_against(transformer: nn.Module, device: torch.device | None = None) -
     kind = device.type if device else device_type(transformer)
     if kind != "cuda":
         return f"the policy runs on {kind}, where compiled blocks are not faster"
-    if stays_stored(transformer):
-        return "policy.weights is `stored`: layers convert their weights as they are used"
+    if holds_float8(transformer) and torch.cuda.get_device_capability(device) < (8, 9):
+        return "its weights are FP8 as stored (policy.weights), which Triton cannot convert on this GPU"
     if not has_triton():
         return "Triton is not installed or does not support this GPU"
     if os.name == "posix" and not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):

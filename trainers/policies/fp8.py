@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .stored import StoredLinear
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
@@ -38,13 +39,36 @@ class Fp8Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not self.fast:
             return F.linear(x, self.weight, self.bias)
-        rows = x.reshape(-1, self.in_features)
-        if self.unscaled:
-            rows, scale = rows.clamp(-LARGEST, LARGEST).to(FP8), rows.new_ones(len(rows), 1, dtype=torch.float32)
-        else:
-            rows, scale = quantise(rows)
-        product = torch._scaled_mm(rows, self.fp8_weight.t(), scale, self.fp8_scale, self.bias, out_dtype=x.dtype)
-        return product.reshape(*x.shape[:-1], self.out_features)
+        return _product(x, self.fp8_weight, self.fp8_scale, self.bias, self.unscaled)
+
+
+class StoredFp8Linear(StoredLinear):
+    """A layer of FP8 weights as a file stores them that can also multiply in FP8, by these weights themselves."""
+
+    def __init__(self, layer: StoredLinear, unscaled: bool = False) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("scale", layer.scale)
+        rows = torch.ones(1, self.out_features, device=layer.weight.device)
+        self.register_buffer("fp8_scale", rows if layer.scale is None else rows * layer.scale.t(), persistent=False)
+        self.unscaled, self.fast = unscaled, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fast:
+            return super().forward(x)
+        return _product(x, self.weight, self.fp8_scale, self.bias, self.unscaled)
+
+
+def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, unscaled: bool) -> Tensor:
+    """x [..., in] and FP8 `weight` [out, in] with `scale` [1, out] -> [..., out] in the type of x."""
+    rows = x.reshape(-1, x.shape[-1])
+    if unscaled:
+        rows, own = rows.clamp(-LARGEST, LARGEST).to(FP8), rows.new_ones(len(rows), 1, dtype=torch.float32)
+    else:
+        rows, own = quantise(rows)
+    product = torch._scaled_mm(rows, weight.t(), own, scale, bias, out_dtype=x.dtype)
+    return product.reshape(*x.shape[:-1], len(weight))
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,19 +88,25 @@ def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
 def add_fp8(transformer: nn.Module, device: torch.device | None = None) -> None:
     """Give the linear layers of the transformer's blocks FP8 products, in place; off until `fast_products`.
 
-    `device`: where they will compute, if not where they are now. Raises UserError where they cannot run.
+    FP8 weights that stay as they are stored are multiplied themselves; others get a copy in FP8, and int8 ones stay as
+    they are. `device`: where they will compute, if not where they are now. Raises UserError where they cannot run.
     """
     weight = transformer.patch_embedding.weight
     require_fp8(device or weight.device, weight.dtype)
     for name, module in list(transformer.named_modules()):
-        if type(module) is nn.Linear and re.fullmatch(LAYERS, name):
-            transformer.set_submodule(name, Fp8Linear(module, re.fullmatch(UNSCALED, name) is not None))
+        if not re.fullmatch(LAYERS, name):
+            continue
+        unscaled = re.fullmatch(UNSCALED, name) is not None
+        if type(module) is nn.Linear:
+            transformer.set_submodule(name, Fp8Linear(module, unscaled))
+        elif isinstance(module, StoredLinear) and module.weight.dtype == FP8:
+            transformer.set_submodule(name, StoredFp8Linear(module, unscaled))
 
 
 @contextmanager
 def fast_products(transformer: nn.Module) -> Iterator[None]:
     """Within the block, layers that can multiply in FP8 do; nothing happens to a transformer that has none."""
-    layers = [module for module in transformer.modules() if isinstance(module, Fp8Linear)]
+    layers = [module for module in transformer.modules() if isinstance(module, (Fp8Linear, StoredFp8Linear))]
     for layer in layers:
         layer.fast = True
     try:

@@ -39,15 +39,20 @@ POLICIES = {"vace": VacePolicy, "phantom": PhantomPolicy}
 NATIVE_SIZES = {5120: VideoSize(720, 1280, 81), 1536: VideoSize(480, 832, 81), 0: VideoSize(48, 80, 9)}
 
 
-def policy_of(config: PolicyConfig, device: torch.device | str = "cpu") -> Policy:
-    """The policy that a run's settings name, with its frozen LoRAs; see `load_policy`."""
+def policy_of(
+    config: PolicyConfig, device: torch.device | str = "cpu", computes_on: torch.device | None = None
+) -> Policy:
+    """The policy that a run's settings name, with its frozen LoRAs; see `load_policy`.
+
+    `computes_on`: where it will compute, if not on `device`.
+    """
     dtype = getattr(torch, config.dtype)
     policy = load_policy(
         config.source, dtype, device, config.text_encoder, config.vae, config.vace_module, config.weights == "stored"
     )
     merge_frozen(policy.transformer, config)
     if config.fp8:
-        add_fp8(policy.transformer)
+        add_fp8(policy.transformer, computes_on)
     return policy
 
 

@@ -43,6 +43,7 @@ def convert(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype) if scale is None else weight.float().mul_(scale).to(dtype)
 
 
-def stays_stored(transformer: nn.Module) -> bool:
-    """Whether any of the transformer's layers keeps its weight as it is stored."""
-    return any(isinstance(module, StoredLinear) for module in transformer.modules())
+def holds_float8(transformer: nn.Module) -> bool:
+    """Whether any of the transformer's layers keeps a float8 weight as it is stored."""
+    kept = (module.weight.dtype for module in transformer.modules() if isinstance(module, StoredLinear))
+    return any(dtype.is_floating_point for dtype in kept)

@@ -15,7 +15,7 @@ from trainers.lora.inject import add_lora, check_fits, lora_parameters
 from trainers.memory.blocks import BlockSwap
 from trainers.memory.plan import require_sharding
 from trainers.policies.blocks import running_blocks
-from trainers.policies.compiling import compile_blocks
+from trainers.policies.compiling import reason_against
 from trainers.policies.stored import StoredLinear
 from trainers.policies.transformer_file import describe_transformer, load_transformer
 
@@ -127,8 +127,15 @@ def test_a_damaged_weight_is_named(weights, tmp_path):
         load_transformer(tmp_path / "broken.safetensors", stored=True)
 
 
-def test_blocks_are_not_compiled(both):
-    assert "policy.weights" in compile_blocks(both[1], "auto", torch.device("cuda"))
+@pytest.mark.parametrize(
+    "path, capability, compiled",
+    [("fp8", (8, 6), False), ("fp8", (8, 9), True), ("int8", (8, 6), True)],
+    indirect=["path"],
+)
+def test_float8_is_not_compiled_where_triton_lacks_it(both, monkeypatch, capability, compiled):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("trainers.policies.compiling.has_triton", lambda: True)
+    assert ("FP8 as stored" not in reason_against(both[1], torch.device("cuda"))) == compiled
 
 
 def test_a_lora_that_changes_whole_weights_is_refused(both):
@@ -139,10 +146,9 @@ def test_a_lora_that_changes_whole_weights_is_refused(both):
         check_fits(both[1], lora)
 
 
-@pytest.mark.parametrize("other", [{"loras": ["a.safetensors"]}, {"fp8": True}, {"compile": "always"}])
-def test_settings_that_need_converted_weights_are_refused(other):
-    with pytest.raises(UserError, match=f"stored` cannot be used with {next(iter(other))}"):
-        make_config("fast", {"policy": {"weights": "stored"} | other})
+def test_frozen_loras_need_converted_weights():
+    with pytest.raises(UserError, match="stored` cannot be used with loras"):
+        make_config("fast", {"policy": {"weights": "stored", "loras": ["a.safetensors"]}})
 
 
 def test_sharding_is_refused():
