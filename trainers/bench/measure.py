@@ -91,7 +91,7 @@ class Phase:
     """A piece of work: `run` gets a clock, prepares what it needs, and times the rest.
 
     `units`: how many videos (or what `per` says) one run is. `dtype`: of most of its products. `ours`: the phase
-    that a peer's is compared with.
+    that a peer's is compared with. `flops`: operations of one unit, where its kernels are not PyTorch's; else counted.
     """
 
     name: str
@@ -100,6 +100,7 @@ class Phase:
     dtype: torch.dtype
     run: Callable[[Clock], None]
     ours: str = ""
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def measure(phase: Phase, device: torch.device, repeats: int) -> Row:
 def _measured(base: Row, phase: Phase, device: torch.device, repeats: int) -> Row:
     flops, first, clock = 0.0, 0.0, Clock(device)
     if repeats:
-        flops = _count(phase, device) / phase.units
+        flops = phase.flops or _count(phase, device) / phase.units
         phase.run(clock)
         first = clock.wall
     if device.type == "cuda":

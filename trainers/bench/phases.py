@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -102,6 +103,15 @@ class Workload:
     @cached_property
     def conditions(self) -> Conditions:
         return self.policy.encode(self._item, self.size)
+
+    @property
+    def attention_shape(self) -> tuple[int, int, int, int]:
+        """Of a sampled step: videos with their guidance branches, tokens, heads, channels of a head."""
+        policy, config, rollout = self.policy, self.policy.transformer.config, self.config.rollout
+        _, frames, height, width = policy.clip_shape(self.size)
+        tokens = (frames + self.conditions.references) * height * width // math.prod(config.patch_size)
+        sequences = rollout.micro_batch * policy.branches(training_guidance(rollout))
+        return sequences, tokens, config.num_attention_heads, config.attention_head_dim
 
     @cached_property
     def update(self) -> PolicyUpdate:

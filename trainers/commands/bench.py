@@ -79,6 +79,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="then sample with so many people each: shows what a new number of people costs at its first step",
     )
     parser.add_argument(
+        "--attention", action="store_true", help="then self-attention alone, by each of the backends that are installed"
+    )
+    parser.add_argument(
         "--profile", action="store_true", help="then print torch's profile of a sampled and a trained step"
     )
     parser.add_argument(
@@ -133,6 +136,7 @@ def main(options: Namespace) -> int:
 
 def measure_ours(options: Namespace, report: Report, device: torch.device, ranks: Ranks) -> None:
     """Add the rows of our phases, then those of other numbers of people; print the profiles."""
+    from ..bench.attention import attention_errors, attention_phases
     from ..bench.models import make_policy, make_reward
     from ..bench.phases import PICTURES, Workload
     from ..bench.profile import profile_phase
@@ -163,6 +167,12 @@ def measure_ours(options: Namespace, report: Report, device: torch.device, ranks
         (phase,) = workload(references).phases(["ode"])
         named = replace(phase, name=f"{phase.name}, people: {references}")
         _measure_all([named], options, report, device)
+    if options.attention:
+        shape = own.attention_shape
+        say(f"attention of {' x '.join(map(str, shape))} (sequences, tokens, heads, channels)")
+        for name, error in attention_errors(shape, policy.dtype, device).items():
+            say(f"  {name}: {error:.2g} of the output away from float64")
+        _measure_all(attention_phases(shape, policy.dtype, device), options, report, device)
     if options.profile:
         for phase in workload(timed_steps=1).phases(["ode", "train"]):
             say(f"profile of {phase.name}")

@@ -1,9 +1,10 @@
 """`reward proof`: votes become a reward, and the reward improves the policy, in TinyWorld, whose oracle measures it.
 
-1. TinyWorld's VACE samples pairs, and the oracle votes on them, with mistakes. The control has the same votes in a
-   random order.
-2. A reward is trained on either, by the recipe `tiny`, and measured on held-out pairs of other people.
-3. GRPO trains the policy against either reward; the oracle measures it on held-out items under noise of its own.
+1. TinyWorld's VACE samples pairs, and the oracle votes on them, with mistakes. The control has the same votes in
+   several random orders.
+2. A reward is trained on each, by the recipe `tiny`, and measured on held-out pairs of other people.
+3. GRPO trains the policy against the reward, and against that of the first random order; the oracle measures it on
+   held-out items under noise of its own.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from ..grpo.intervals import Interval
     from ..preference.pairs import Accuracy, Pair
 
 ARMS = {"voted": False, "shuffled": True}
 BASE = TINYWORLD_WEIGHTS / "reward" / "base_model"
 LEAST_ACCURACY = 0.8
-LEAST_SEEDS = 4
-"""Of the control. TinyWorld's base was made to compare people: random votes give a reward that prefers the better
-clips or the worse ones, so that one control shows nothing; the mean of several is at chance."""
+LEAST_CONTROLS = 4
+"""TinyWorld's base was made to compare people: random votes give a reward that prefers the better clips or the worse
+ones, so that one control shows nothing; the mean of several is at chance."""
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+"""Half a 95% interval of a mean of 2, 3, ... values, in standard errors (Student's t); of more values at most 2.2."""
 EVALUATION_SEED = 31
+OF_ORDER = 1000  # between the seeds of two random orders
 FIXED = ("votes", "mistakes", "held_out", "epochs", "learning_rate", "set")
 """Options that a folder of results belongs to: what is there already is not measured again."""
 
@@ -55,11 +58,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--iterations", type=number_between(1, 1000), default=6, help="of GRPO (default: 6)")
     parser.add_argument("--items", type=number_between(2, 10**4), default=96, help="the oracle measures (default: 96)")
     parser.add_argument(
+        "--shuffles",
+        type=number_between(1, 100),
+        default=LEAST_CONTROLS,
+        help=f"random orders of a seed's votes (default: {LEAST_CONTROLS})",
+    )
+    parser.add_argument(
         "--seeds",
         type=number_between(0, 10**6),
         nargs="+",
         default=[0],
-        help="default: 0; 4 or more to judge the control",
+        help=f"default: 0; {LEAST_CONTROLS} or more to judge GRPO on shuffled votes",
     )
     parser.add_argument("--jobs", type=number_between(1, 64), default=2, help="runs of GRPO at a time (default: 2)")
     add_set(parser)
@@ -81,36 +90,44 @@ def main(options: Namespace) -> int:
     started, spent = time.monotonic(), time.process_time()
     device, root = PartialState().device, options.runs
     _require_same_options(root, options)
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    trials = [(arm, order) for arm in options.arms for order in range(options.shuffles if ARMS[arm] else 1)]
     for seed in options.seeds:
         held_out = None
-        for arm in options.arms:
-            folder = root / f"{arm}-{seed}"
+        for arm, order in trials:
+            folder = root / f"{arm}-{seed}{f'-{order}' if order else ''}"
             if not (folder / "measured.json").is_file():
                 if held_out is None:
                     held_out, pairs = _sampled(options, seed, device)
-                _train(folder, arm, pairs, held_out, options, seed, device, train_reward)
-            rows[arm, seed] = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
-            print(f"{arm}, seed {seed}: {rows[arm, seed]['without_ties']:.1%} of the held-out pairs", flush=True)
+                own = seed + OF_ORDER * order
+                _train(folder, arm, pairs, held_out, options, own, device, train_reward)
+            found = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+            rows.setdefault((arm, seed), []).append(found)
+            print(f"{arm}, seed {seed}: {found['without_ties']:.1%} of the held-out pairs", flush=True)
     configs = {f"{arm}-{seed}": _config(root / f"{arm}-{seed}", options, seed) for arm, seed in rows}
     before, after = _improve(configs, options, device)
     table, claims = [], []
     for arm in options.arms:
-        own = [rows[arm, seed]["without_ties"] for seed in options.seeds]
+        found = [row for seed in options.seeds for row in rows[arm, seed]]
+        own = [row["without_ties"] for row in found]
         gain = relative_gain(before, _stacked(after, arm, options.seeds))
         table.append(
             {
                 "votes": arm,
-                "seeds": len(own),
+                "rewards": len(own),
                 "accuracy on held-out pairs": ", ".join(f"{value:.1%}" for value in own),
                 "identity by the oracle": f"{before.mean():.3f} -> {before.mean() * (1 + gain.value):.3f}",
                 "gain (95% CI)": f"{gain.value:+.1%} ({gain.low:+.1%} to {gain.high:+.1%})",
-                "CPU s of the reward": f"{sum(rows[arm, s]['cpu_seconds'] for s in options.seeds) / len(own):.0f}",
+                "CPU s of a reward": f"{statistics.fmean(row['cpu_seconds'] for row in found):.0f}",
             }
         )
         if ARMS[arm]:
-            if len(own) >= LEAST_SEEDS:
-                claims += _claims_of_control(own, gain)
+            if len(own) >= LEAST_CONTROLS:
+                claims.append(_at_chance(own))
+            if len(options.seeds) >= LEAST_CONTROLS:
+                claims.append(
+                    ("shuffled votes: the policy gains nothing (interval contains or lies below 0)", gain.low <= 0)
+                )
         else:
             text = (
                 f"{options.votes} votes with {options.mistakes:.0%} mistakes: accuracy of at least {LEAST_ACCURACY:.0%}"
@@ -140,13 +157,12 @@ def _require_same_options(root: Path, options: Namespace) -> None:
     write_atomic(file, json.dumps(given, indent=1) + "\n")
 
 
-def _claims_of_control(accuracies: list[float], gain: Interval) -> list[tuple[str, bool]]:
-    """Of several shuffles: the 95% interval of their mean accuracy contains chance, and that of the gain 0."""
-    mean = statistics.fmean(accuracies)
-    width = 2 * statistics.stdev(accuracies) / len(accuracies) ** 0.5
+def _at_chance(accuracies: list[float]) -> tuple[str, bool]:
+    """Of several shuffles: whether the 95% interval of their mean accuracy contains chance."""
+    mean, count = statistics.fmean(accuracies), len(accuracies)
+    width = (*STUDENT, *[2.2] * count)[count - 2] * statistics.stdev(accuracies) / count**0.5
     text = f"shuffled votes: mean accuracy {mean:.1%} (95% CI {mean - width:.1%} to {mean + width:.1%}) contains chance"
-    nothing = "shuffled votes: the policy gains nothing (interval contains or lies below 0)"
-    return [(text, abs(mean - 0.5) <= width), (nothing, gain.low <= 0)]
+    return text, abs(mean - 0.5) <= width
 
 
 def _sampled(options: Namespace, seed: int, device: torch.device) -> tuple[list[Pair], list[Pair]]:

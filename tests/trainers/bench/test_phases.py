@@ -63,3 +63,14 @@ def test_a_whole_iteration_samples_scores_and_updates(workload, monkeypatch):
     row = measure(made.whole_iteration(), CPU, repeats=0)
     assert (row.name, row.units, len(row.seconds), row.flops) == ("whole iteration", 4, 1, 0.0) and not row.error
     assert any((p != before[name]).any() for name, p in made.update.parameters.items())
+
+
+def test_the_shape_of_attention_is_that_of_a_sampled_step(workload):
+    shapes = []
+    attention = workload.policy.transformer.blocks[0].attn1
+    handle = attention.to_q.register_forward_hook(lambda _, inputs, out: shapes.append(tuple(inputs[0].shape)))
+    (phase,) = workload.phases(["ode"])
+    phase.run(Clock(CPU))
+    handle.remove()
+    sequences, tokens, heads, channels = workload.attention_shape
+    assert set(shapes) == {(sequences, tokens, heads * channels)}

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from trainers.cli import main
+from trainers.commands import reward_proof
 from trainers.pictures.clips import write_animation
 from trainers.preference.folder import PairFolder
 from trainers.runs.process_group import Failure
@@ -150,3 +151,10 @@ def test_pairs_are_sampled_with_two_seeds(tmp_path, capsys):
     (record,) = PairFolder(tmp_path / "pairs").read().pairs.values()
     assert record.kind == "two seeds" and record.prompt and record.clip_a != record.clip_b
     assert "1 of 1 pairs sampled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "accuracies, holds", [([0.6, 0.4, 0.55, 0.45], True), ([0.6, 0.62, 0.61, 0.6], False), ([0.64, 0.38], True)]
+)
+def test_shuffled_votes_are_at_chance_where_the_interval_of_their_mean_contains_it(accuracies, holds):
+    assert reward_proof._at_chance(accuracies)[1] == holds
