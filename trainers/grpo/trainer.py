@@ -35,6 +35,7 @@ from ..runs.inputs import RunInputs
 from ..runs.progress import Progress, ProgressReport
 from .base_motion import BaseMotion
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
+from .compiled_check import CompiledCheck
 from .evaluate import Evaluator, evaluated_items, evaluation_size
 from .interrupt import Interrupt
 from .iteration import Iteration
@@ -136,7 +137,10 @@ class Trainer:
         if ranks.is_main and (note := licence_note(*filter(None, files))):
             run.log(note)
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
-        self.update = PolicyUpdate(self.policy, config, schedule, ranks)
+        # Where processes make each pass together, none can make one more.
+        checked = self.progress.compiling and ranks.lockstep is None
+        check = CompiledCheck(self.policy.transformer, config.policy.compile, run.log) if checked else None
+        self.update = PolicyUpdate(self.policy, config, schedule, ranks, check)
         rollouts = RolloutWorker(
             self.policy,
             self.rewards,

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..lora.inject import lora_disabled, lora_parameters
 from ..policies.base import ConditionBatch, Policy
 from ..policies.fp8 import fast_products
+from .compiled_check import CompiledCheck
 from .ema import Ema
 from .losses import LOSSES, kl_divergence
 from .ranks import Ranks
@@ -28,10 +29,21 @@ KL_METRICS = ("kl", "velocity_change")
 
 
 class PolicyUpdate:
-    """The trained LoRA of a policy with its optimiser and its moving average."""
+    """The trained LoRA of a policy with its optimiser and its moving average.
 
-    def __init__(self, policy: Policy, config: TrainConfig, schedule: Schedule, ranks: Ranks) -> None:
+    `compiled_check`: of the gradients of compiled blocks, before the first is used.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        schedule: Schedule,
+        ranks: Ranks,
+        compiled_check: CompiledCheck | None = None,
+    ) -> None:
         self.policy, self.config, self.schedule, self.ranks = policy, config, schedule, ranks
+        self.compiled_check = compiled_check
         optim = config.optim
         self.parameters = lora_parameters(policy.transformer)
         self.optimiser = torch.optim.AdamW(
@@ -106,12 +118,22 @@ class PolicyUpdate:
         device = self.policy.device
         conditions = self.policy.batch(batch.conditions)
         batch, advantages = batch.to(device), advantages.to(device, torch.float32)
+        if self.compiled_check is not None:
+            self._check_compiled(
+                lambda: self.step_losses(conditions, batch, 0, advantages, on_policy)[0].sum().backward()
+            )
         for step in range(batch.trained_steps):
             check()
             losses, metrics = self.step_losses(conditions, batch, step, advantages, on_policy)
             (losses.sum() / terms).backward()
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value.sum()
+
+    def _check_compiled(self, backward: Callable[[], None]) -> None:
+        """Check the gradient that `backward` adds, unless there is one to add it to."""
+        parameters = list(self.parameters.values())
+        if all(parameter.grad is None for parameter in parameters) and self.compiled_check(parameters, backward):
+            self.compiled_check = None
 
     def step_losses(
         self, conditions: ConditionBatch, batch: RolloutBatch, step: int, advantages: Tensor, on_policy: bool = False
