@@ -71,7 +71,7 @@ def train_to_end(
 def execute(
     run: RunFolder | Path, resuming: bool, show: Callable[[ProgressReport], None], share_devices: bool = False
 ) -> Result:
-    """Train in this process (one of several under the launcher, or torchrun), holding its device; plot the curve.
+    """Train in this process (one of several under the launcher), holding its device; plot the curve.
 
     run: on other machines than the first the folder that keeps runs; the run is that of machine 0. share_devices: do
     not hold the device, because others use it too, or because it is held already.
