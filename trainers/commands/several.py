@@ -47,6 +47,8 @@ def start_again(processes: int, on_cpu: bool, remedy: str = "") -> int:
             return int(finished.read_text())
         if failure is None:
             raise KeyboardInterrupt
+        if sys.stderr is not None and sys.stderr.isatty():
+            print(file=sys.stderr)  # below the bar of process 0, which could not close it
         text = f"{failure}; {remedy}" if remedy else f"{failure}"
         log = logs[failure.rank]
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:] if log.exists() else []

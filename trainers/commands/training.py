@@ -316,7 +316,9 @@ def _follow(
     _report(run, reported, show)
     status = run.status()
     if child.returncode and status.state != "stopped":
-        raise UserError(f"run {run.id} failed: {status.last_error}\n{run.log_tail()}")
+        tail = run.log_tail()
+        shown = f"error: {status.last_error}" in tail  # a user's error, of which the log has no more
+        raise UserError(f"run {run.id} failed: {status.last_error}" + ("" if shown else f"\n{tail}"))
     return status.state
 
 
