@@ -168,6 +168,17 @@ def test_pairs_are_added_and_counted(bright_votes, tmp_path, capsys):
     assert "15 pairs, 13 votes" in text and "anna" in text and "1 pairs read from" in text
 
 
+def test_pairs_whose_clips_cannot_be_read_are_named_below_the_table(bright_votes, tmp_path, capsys):
+    folder = PairFolder(tmp_path / "pairs")
+    folder.merge(bright_votes)
+    broken = next(iter(folder.read().pairs.values()))
+    (folder.path / broken.clip_a).write_bytes(b"broken")
+    assert main(["reward", "pairs", str(folder.path)]) == 2
+    printed = capsys.readouterr()
+    assert "14 pairs, 12 votes" in printed.out
+    assert f"pair `{broken.pair}`: clip" in printed.err and printed.err.count("pair `") == 1
+
+
 @pytest.mark.parametrize(
     "words, problem",
     [
