@@ -382,20 +382,22 @@ def may_read(path: Path) -> bool:
 # --- LoRAs ------------------------------------------------------------------------------------------------------------
 
 
-def lora_choices(of_newest_run: bool = True) -> list[str]:
-    """Runs to follow (`<run>: latest`, `<run>: best`, newest first), then files and PEFT folders of `models/loras`."""
+def lora_choices(of_newest_run: bool = True, built_in: bool = False) -> list[str]:
+    """Runs to follow (`<run>: latest`, `<run>: best`, newest first), then files and PEFT folders of `models/loras`.
+
+    of_newest_run: with `newest run: latest` and `newest run: best`, which saved graphs hold: the editor marks a value
+    that is not listed as wrong. Without a run they come last, since the first entry is what a new node shows. built_in:
+    with the LoRA for TinyWorld's VACE, which is distilled to 4 steps without guidance.
+    """
     runs = [run.id for run in reversed(_policy_runs())]
-    followed = [
-        f"{name}: {which}"
-        for name in ([NEWEST_RUN] if runs and of_newest_run else []) + runs
-        for which in (LATEST, BEST)
-    ]
-    return [*followed, *_files("loras"), *_adapters()]
+    newest = _choices_of(NEWEST_RUN) if of_newest_run else []
+    followed = [choice for run in runs for choice in _choices_of(run)]
+    files = [*_files("loras"), *_adapters(), *([BUILT_IN_LORA] if built_in else [])]
+    return [*newest, *followed, *files] if runs else [*files, *newest]
 
 
-def policy_lora_choices() -> list[str]:
-    """`lora_choices`, then the built-in LoRA for TinyWorld's VACE, which is distilled to 4 steps without guidance."""
-    return [*lora_choices(), BUILT_IN_LORA]
+def _choices_of(run: str) -> list[str]:
+    return [f"{run}: {which}" for which in (LATEST, BEST)]
 
 
 def find_lora(choice: str) -> LoraFile:

@@ -35,10 +35,11 @@ FORMATS = {COMFYUI: write_native, PEFT: write_peft, DIFFUSERS: write_diffusers}
 logger = logging.getLogger(__name__)
 
 
-def lora_input(options: list[str] | None = None) -> io.Input:
+def lora_input(built_in: bool = False) -> io.Input:
+    """`built_in`: the LoRA for TinyWorld's VACE is offered as well."""
     return io.Combo.Input(
         "lora",
-        options=folders.lora_choices() if options is None else options,
+        options=folders.lora_choices(built_in=built_in),
         tooltip="A file or folder of models/loras, or a training run to follow: its newest (`latest`) or best "
         "evaluated (`best`) LoRA is looked up each time the graph is queued.",
     )
@@ -133,7 +134,7 @@ class LoadLoRA(LoRANode):
                 WanPolicyType.Input(
                     "policy", tooltip="The video model, from Load Model, or from a Load LoRA whose LoRA acts as well."
                 ),
-                lora_input(folders.policy_lora_choices()),
+                lora_input(built_in=True),
                 strength_input(),
             ],
             outputs=[WanPolicyType.Output("policy", tooltip="The same model with the LoRA, for the samplers.")],

@@ -26,9 +26,10 @@ from .run_settings import (
     REFUSE,
     WAIT,
     WHEN_BUSY,
-    chosen_gpus,
+    chosen_launch,
     devices_input,
     free_memory,
+    machines_input,
     seed_input,
     when_busy_input,
 )
@@ -125,6 +126,7 @@ class TrainReward(io.ComfyNode):
                     tooltip="When the editor queues the workflow again by itself. Until the run has ended, checkpoint "
                     "is held back: the nodes behind it do not run, and the queue is free.",
                 ),
+                machines_input(),
             ],
             outputs=[
                 io.Combo.Output(
@@ -161,6 +163,7 @@ class TrainReward(io.ComfyNode):
         devices: str = AUTO,
         when_busy: str = REFUSE,
         queue_again: str = NEVER,
+        machines: str = folders.THIS_MACHINE,
     ) -> io.NodeOutput:
         for given, value, options in (
             ("base_model", base_model, folders.training_base_choices()),
@@ -175,15 +178,23 @@ class TrainReward(io.ComfyNode):
             ("least_votes", least_votes, LEAST_VOTES),
         ):
             require_range(given, value, limits)
-        gpus, folder = chosen_gpus(devices), _folder(pairs)
+        launch, folder = chosen_launch(machines, devices), _folder(pairs)
         records = folder.read() if folder.exists() else PairRecords()
         count = sum(records.label(pair) != INVALID for pair in records.pairs)
         if count < least_votes:
             text = f"{folder.path.name}: {count} of {least_votes} pairs have votes. Vote, then queue again."
             return io.NodeOutput(ExecutionBlocker(None), text, ui={"text": (text,)})
         config = _config(folder, base_model, start_reward, preset, epochs, held_out, low_memory, seed)
-        free_memory(gpus)
-        run, new = start_once(folders.runs_root(), config, clean(name) or "reward", gpus, wait=when_busy == WAIT)
+        free_memory(launch.gpus)
+        run, new = start_once(
+            folders.runs_root(),
+            config,
+            clean(name) or "reward",
+            launch.gpus,
+            when_busy == WAIT,
+            launch.processes,
+            launch.machines,
+        )
         text = ("started\n" if new else "") + summary(run)
         moment = next_time(run, queue_again)
         checkpoint = folders.reward_choice(run) if run.has_reward() else ExecutionBlocker(None)

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -26,6 +26,12 @@ def shorten(names: Iterable[str], shown: int = 3) -> str:
     """The first of the names in their order, and how many more there are: `a, b, c and 4 more`."""
     named = sorted(names)
     return ", ".join(named[:shown]) + (f" and {len(named) - shown} more" if len(named) > shown else "")
+
+
+def listed(problems: Sequence[str], most: int = 10) -> str:
+    """The problems as the end of a message, a line each: the first of them, and how many more there are."""
+    more = [f"… and {len(problems) - most} more"] if len(problems) > most else []
+    return "".join(f"\n  {problem}" for problem in [*problems[:most], *more])
 
 
 def shown(value: object, most: int = 200) -> str:

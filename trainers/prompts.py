@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from .errors import UserError, is_utf8, shown
+from .errors import UserError, is_utf8, listed, shown
 from .files import atomic_file, write_atomic
 from .pictures.reading import format_problem, read_picture
 
@@ -32,7 +32,6 @@ SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n])"?[,;\t ]*(\r\n?|\n)', re.IGNORECAS
 MAX_ROWS = 20_000
 MAX_LINES = 1 << 20  # with blank rows, of which a spreadsheet may write as many as it has
 MAX_BYTES = 32 << 20
-PROBLEMS_SHOWN = 10
 CHECKED_PIXELS = (
     64 * 64
 )  # read of a picture to see whether it is whole: a JPEG is then decoded at an eighth of its size
@@ -151,8 +150,7 @@ def load_prompt_set(
             items.append(item)
         problems += [f"row {number}: {text}" for text in wrong]
     if problems:
-        more = f"\n  … and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
-        raise UserError(f"{path} cannot be used:\n  " + "\n  ".join(problems[:PROBLEMS_SHOWN]) + more)
+        raise UserError(f"{path} cannot be used:{listed(problems)}")
     return PromptSet(tuple(items), str(path))
 
 

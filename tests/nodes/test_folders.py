@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -85,13 +86,14 @@ def test_files_and_adapter_folders_are_offered(folders, base):
         "x/y/adapter_config.json",
     ):
         touch(base / "models" / "loras" / name)
-    assert folders.lora_choices() == ["a.safetensors", "deep/er/b.safetensors", "peft/", "x/y/"]
+    found = folders.lora_choices(of_newest_run=False)
+    assert found == ["a.safetensors", "deep/er/b.safetensors", "peft/", "x/y/"]
 
 
 def test_every_offered_lora_is_found_inside_the_folder(folders, base):
     for name in ("a.safetensors", "deep/er/b.safetensors", "peft/adapter_config.json"):
         touch(base / "models" / "loras" / name)
-    found = [folders.find_lora(choice).path for choice in folders.lora_choices()]
+    found = [folders.find_lora(choice).path for choice in folders.lora_choices(of_newest_run=False)]
     root = base / "models" / "loras"
     assert found == [root / "a.safetensors", root / "deep" / "er" / "b.safetensors", root / "peft"]
 
@@ -112,7 +114,7 @@ def test_a_choice_made_on_windows_opens_on_linux_and_the_other_way_round(folders
     monkeypatch.setattr(folders.os, "sep", "\\")
     monkeypatch.setattr(folder_paths, "get_filename_list", lambda kind: ["deep\\b.safetensors"])
     touch(base / "models" / "loras" / "deep" / "b.safetensors")
-    assert folders.lora_choices() == ["deep/b.safetensors"]
+    assert folders.lora_choices(of_newest_run=False) == ["deep/b.safetensors"]
     assert folders.find_lora("deep/b.safetensors").path == base / "models" / "loras" / "deep" / "b.safetensors"
 
 
@@ -154,6 +156,20 @@ def test_runs_come_first_the_newest_before_the_others(folders, base):
         "a.safetensors",
     ]
     assert folders.run_choices() == names
+
+
+def test_without_a_run_the_newest_is_listed_last(folders, base):
+    """Saved graphs hold it, and a new node shows the first."""
+    touch(base / "models" / "loras" / "a.safetensors")
+    newest = ["newest run: latest", "newest run: best"]
+    assert folders.lora_choices() == ["a.safetensors", *newest]
+    assert folders.lora_choices(built_in=True) == ["a.safetensors", folders.BUILT_IN_LORA, *newest]
+
+
+def test_the_runs_that_workflows_and_blueprints_follow_are_listed_without_a_run(folders, repository):
+    files = [file for name in ("workflows", "subgraphs") for file in (repository / name).glob("*.json")]
+    followed = {text for file in files for text in re.findall(r'"lora": "(newest run.*)"', file.read_text("utf-8"))}
+    assert followed and followed <= set(folders.lora_choices())
 
 
 def test_latest_is_the_newest_export_now(folders, base):
@@ -238,7 +254,7 @@ def test_gguf_and_pickled_originals_are_offered_where_they_can_be_read(folders, 
     assert folders.policy_source("diffusion_models/q/a.gguf") == str(models / "q" / "a.gguf")
     assert folders.part_choices("text_encoders") == [folders.WITH_MODEL, "t.gguf"]
     assert folders.part_choices("vae") == [folders.WITH_MODEL]
-    assert folders.lora_choices() == []
+    assert folders.lora_choices(of_newest_run=False) == []
 
 
 def test_control_blocks_are_files_with_vace_in_their_name(folders, base):

@@ -93,8 +93,8 @@ def test_the_model_is_shared_and_not_loaded_again(run_node, policy, write):
 
 
 def test_the_built_in_lora_of_few_steps_is_offered_and_fits(node_output, policy):
-    choice = ours("nodes.folders").policy_lora_choices()[-1]
-    assert choice == "TinyWorld VACE, 4 steps (built in)"
+    choice = "TinyWorld VACE, 4 steps (built in)"
+    assert choice in ours("nodes.folders").lora_choices(built_in=True)
     assert choice in text(node_output(LOAD, policy=policy, lora=choice))
 
 

@@ -84,6 +84,21 @@ def test_a_run_is_started_on_the_votes_that_are_there(train, votes, started):
     assert blocked(found.args[0]) and found.ui["identity_grpo_run"] == (run.id,)
 
 
+def test_a_file_of_machines_says_where_it_trains_as_in_train(train, votes, monkeypatch, output):
+    (output.parent / "machines").mkdir()
+    (output.parent / "machines" / "two.yaml").write_text(
+        "num_machines: 2\nnum_processes: 4\nmain_process_ip: head\nmain_process_port: 29500\nuse_cpu: true\n"
+    )
+    started = []
+    monkeypatch.setattr(
+        ours("trainers.runs.starting").launcher, "start", lambda run, **given: started.append((run, given))
+    )
+    train(machines="two.yaml")
+    ((run, given),) = started
+    assert run.kind == "reward" and given["machines"].rendezvous == "head:29500"
+    assert (given["processes"], given["machines"].count, given["gpus"]) == (2, 2, ())
+
+
 def test_the_output_of_vote_on_videos_is_the_same_folder(train, votes, started):
     train(pairs=str(votes.path))
     assert started[0].settings().pairs == str(votes.path)
@@ -134,6 +149,7 @@ def test_a_new_vote_changes_the_fingerprint_and_a_new_pair_does_not(pack, votes)
         ({"start_reward": "mine"}, "there is no reward `mine`"),
         ({"epochs": float("nan")}, "epochs nan is outside"),
         ({"preset": "fast"}, "preset `fast` is not offered here"),
+        ({"machines": "two.yaml"}, "no file `two.yaml` in .*machines; put one there"),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )

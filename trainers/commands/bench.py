@@ -1,12 +1,10 @@
 """`bench`: seconds, TFLOP/s and memory of every phase of an iteration, on this machine.
 
-Under torchrun every process measures at the same time, the slowest counts, and the peaks of all are shown.
+Several processes measure at the same time: the slowest counts, and the peaks of all are shown.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import sys
 import time
@@ -21,9 +19,11 @@ from ..bench.sizes import SIZES
 from ..config import RECIPES, TrainConfig, make_config, preset_for
 from ..config.presets import merge
 from ..errors import UserError
+from ..runs.machines import MOST_PROCESSES
 from .comfyui import find_comfyui, find_python
 from .numbers import number_between
-from .options import add_set, parse_settings
+from .options import add_set, parse_settings, require_gpus
+from .several import as_one_of_several, is_one_of_several, start_again
 from .tables import markdown_table
 
 if TYPE_CHECKING:
@@ -93,6 +93,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="then the same work in diffusers, in comfyui (found as `comfyui` finds it), or in published=FOLDER, a "
         "checkout of alibaba/identity-grpo",
     )
+    parser.add_argument(
+        "--processes",
+        type=number_between(1, MOST_PROCESSES),
+        default=1,
+        help="one per GPU, for memory.plan=sharded and parallel.context (default: 1)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there too, after every phase")
 
@@ -121,17 +127,12 @@ def peer(text: str) -> tuple[str, str]:
 def main(options: Namespace) -> int:
     """Print the table when all is measured; 0, or 1 when a phase failed for another reason than memory."""
     config = config_of(options)
-    from .progress import quiet_libraries
-
-    quiet_libraries()
-    device, ranks = join(options, config)
-    with contextlib.ExitStack() as stack:
-        if not ranks.is_main:
-            options.json = None
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
-                stack.enter_context(redirect(nowhere))
-        return _measure_and_print(options, config, device, ranks)
+    if options.processes == 1 or is_one_of_several():
+        return as_one_of_several(lambda: _measure_and_print(options, config))
+    device_of(options.device)
+    if options.device != "cpu":
+        require_gpus(options.processes)
+    return start_again(options.processes, options.device == "cpu")
 
 
 def measure_ours(options: Namespace, report: Report, device: torch.device, ranks: Ranks) -> None:
@@ -219,11 +220,9 @@ def config_of(options: Namespace) -> TrainConfig:
 
 def join(options: Namespace, config: TrainConfig) -> tuple[torch.device, Ranks]:
     """This process's device, and the processes beside it. Raises UserError when they cannot share the work."""
-    import torch
-
     from ..grpo.ranks import Ranks
 
-    device = None if torch.distributed.is_torchelastic_launched() else device_of(options.device)
+    device = None if is_one_of_several() else device_of(options.device)
     ranks = Ranks(context=config.parallel.context)
     return device or ranks.device, ranks
 
@@ -243,11 +242,16 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _measure_and_print(options: Namespace, config: TrainConfig, device: torch.device, ranks: Ranks) -> int:
+def _measure_and_print(options: Namespace, config: TrainConfig) -> int:
     from ..bench.measure import OUT_OF_MEMORY, is_out_of_memory, release_memory
     from ..bench.rates import matmul_rates
     from ..bench.report import Report, machine
+    from .progress import quiet_libraries
 
+    quiet_libraries()
+    device, ranks = join(options, config)
+    if not ranks.is_main:
+        options.json = None
     report = Report(options.size, options.policy, options.references, config, machine(device))
     say(f"{report.machine['device']}, torch {report.machine['torch']}")
     if ranks.count > 1:

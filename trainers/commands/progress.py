@@ -40,6 +40,10 @@ class Bar:
         self._bar.n = min(1.0, fraction)
         self._bar.set_description_str(text)
 
+    def line(self, text: str) -> None:
+        """A result, on standard output and above the bar."""
+        self._bar.write(text, sys.stdout)
+
     def close(self) -> None:
         self._bar.close()
 
@@ -72,6 +76,10 @@ class Lines:
     def show(self, text: str, fraction: float) -> None:
         """`fraction` of the work is done, and what is being done."""
         self._text = f"{text} {fraction:.0%}"
+
+    def line(self, text: str) -> None:
+        """A result, on standard output."""
+        self._print(text)
 
     def close(self) -> None:
         self._closed.set()

@@ -8,13 +8,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from .numbers import number_between
 from .options import add_policy_and_preset, add_runs_folder, config_from
 from .tables import markdown_table
 
 if TYPE_CHECKING:
-    from ..preference.folder import PairFolder
+    from ..preference.folder import PairFolder, PairRecords
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(options: Namespace) -> int:
-    """Add what was named, then print what the folder holds."""
+    """Add what was named, then print what the folder holds. Raises UserError also for files that cannot be read."""
     from ..preference.folder import PairFolder
     from ..preference.importing import import_table
 
@@ -70,7 +70,13 @@ def main(options: Namespace) -> int:
         _add_clips(folder, options)
     if options.sample:
         _add_sampled(folder, options)
-    print(summary(folder))
+    records = folder.read()
+    print(summary(folder.path, records))
+    if problems := folder.unreadable(records):
+        raise UserError(
+            f"{folder.path} has clips or reference images that cannot be read; copy them there again, or remove all "
+            f"lines that name these pairs:{listed(problems)}"
+        )
     return 0
 
 
@@ -143,10 +149,8 @@ def _add_sampled(folder: PairFolder, options: Namespace) -> None:
         print(f"{number + 1} of {len(items)} pairs sampled", flush=True)
 
 
-def summary(folder: PairFolder) -> str:
-    """What the folder holds, by kind and by person, as tables. Raises UserError for one that cannot be read."""
-    records = folder.read()
-    folder.check_files(records)
+def summary(path: Path, records: PairRecords) -> str:
+    """What the folder `path` holds, by kind and by person, as tables."""
     names = {1: "A", -1: "B", 0: "tie", 22: "no verdict"}
     kinds: dict[str, Counter] = {}
     for pair, record in records.pairs.items():
@@ -163,5 +167,5 @@ def summary(folder: PairFolder) -> str:
         swapped = f"{found.same_swapped} of {found.swapped}" if found.swapped else "-"
         count = sum(vote.who == who for vote in records.votes.values())
         votes.append({"who": who or "-", "votes": count, "same verdict again": repeated, "with sides swapped": swapped})
-    tables = [f"{folder.path}: {len(records.pairs)} pairs, {len(records.votes)} votes", markdown_table(rows)]
+    tables = [f"{path}: {len(records.pairs)} pairs, {len(records.votes)} votes", markdown_table(rows)]
     return "\n\n".join(tables + ([markdown_table(votes)] if votes else []))

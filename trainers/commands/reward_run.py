@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import RewardRunConfig
-from ..errors import Stopped, UserError
+from ..errors import Stopped
 from ..files import remove, write_atomic
+from ..runs.ending import Ending
 from ..runs.folder import RunFolder
 from ..runs.progress import Progress, ProgressReport
 from .reward_train import adapted_recipe, measure_files
@@ -38,33 +38,18 @@ def train_reward_run(
 
     Ctrl-C, SIGTERM and a `stop` request end it after the current step, which is saved. Any error leaves state `failed`.
     """
-    from ..grpo.interrupt import Interrupt
     from ..grpo.trainer import Result
 
-    interrupt, ended_at_once = Interrupt(run), False
-    job = _Job(config, run, pairs, Progress(run, config.iterations, progress), ranks, interrupt.check)
-    try:
-        with interrupt.handled():
-            if ranks.is_main:
-                run.set_status(state="starting", message="loading models", last_error="")
-            job.train(resume)
-        state, step = "finished", run.status().iteration
-    except (KeyboardInterrupt, Stopped) as end:
-        ended_at_once, saved = isinstance(end, KeyboardInterrupt), run.checkpoints()
-        state, step = "stopped", int(saved[-1].name) if saved else 0
-    except BaseException as error:
-        # What has failed before is the cause, as a process that is missing. Writing the status may fail too (a full
-        # disk): the first error is the one to raise.
-        if ranks.is_main and run.status().state != "failed":
-            with contextlib.suppress(OSError, UserError):
-                run.set_status(state="failed", last_error=str(error) or type(error).__name__)
-        raise
-    if ranks.is_main:
-        run.take("stop")
-        run.set_status(state=state, iteration=step, message=job.message, eta_seconds=None, phase="")
-    if ended_at_once and ranks.count > 1:
-        raise KeyboardInterrupt  # this process alone: the others must not wait for it
-    return Result(state, step, None)
+    ending = Ending(run, ranks)
+    job = _Job(config, run, pairs, Progress(run, config.iterations, progress), ranks, ending.check)
+    with ending.awaited():
+        job.train(resume)
+    step = run.status().iteration
+    if ending.state == "stopped":
+        saved = run.checkpoints()
+        step = int(saved[-1].name) if saved else 0
+    ending.write(iteration=step, message=job.message, phase="")
+    return Result(ending.state, step, None)
 
 
 class _Job:

@@ -5,35 +5,34 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TINYWORLD_WEIGHTS
 from ..errors import UserError
 from ..files import write_atomic
-from ..runs import launcher
 from ..runs.machines import MOST_PROCESSES
-from ..runs.process_group import run_processes
+from ..runs.progress import ProgressReport
 from .numbers import number_between
 from .options import require_gpus
+from .progress import Bar, Lines, open_display, quiet_libraries
+from .several import as_one_of_several, is_one_of_several, start_again
 from .tables import markdown_table
 
 if TYPE_CHECKING:
     import torch
 
-    from ..preference.pairs import Accuracy
+    from ..preference.pairs import Accuracy, Pair
     from ..preference.recipe import RewardTraining
     from ..ranks import Ranks
 
 TINYWORLD = "tinyworld"
 TINYWORLD_BASE = TINYWORLD_WEIGHTS / "reward" / "base_model"
-RESULT = "training.json"
-USER_ERROR = 2
-"""The exit status of a process that has printed its error."""
+REMEDY = "the training continues from its last saved state with --resume"
 SETTINGS = ("batch_size", "micro_batch", "learning_rate", "rank", "alpha", "vision", "seed", "patience", "save_every")
 """Options that are settings of `RewardTraining`."""
 
@@ -107,52 +106,75 @@ def held_out_share(text: str) -> float:
 
 def main(options: Namespace) -> int:
     """Train, measure on the held-out pairs, and write the reward with its calibration curve."""
-    alone = options.processes == 1 or "LOCAL_WORLD_SIZE" in os.environ
-    if options.pairs == [TINYWORLD]:
-        return _make_tinyworlds(options) if alone else train_in_processes(options, "identity_reward/made.json")
+    making = options.pairs == [TINYWORLD]
+    if options.processes == 1 or is_one_of_several():
+        return as_one_of_several(lambda: (_make_tinyworlds if making else _train)(options))
+    if not making:
+        _read_inputs(options)  # what cannot be used is refused before processes are started
+    if options.device != "cpu":
+        require_gpus(options.processes)
+    return start_again(options.processes, options.device == "cpu", REMEDY)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The base model's folder, and the pairs: those to train on, those held out, and those that no person voted on."""
+
+    base: Path
+    voted: Sequence[Pair]
+    held_out: Sequence[Pair]
+    automatic: Sequence[Pair] | None
+
+
+def _read_inputs(options: Namespace) -> _Inputs:
+    """Raises UserError for what cannot be trained on, and for a folder that the reward cannot be written to."""
     base = base_of(options.base_model, options.start)
     from ..preference.folder import PairFolder
-    from ..preference.stages import train_in_two_stages
     from ..preference.stored import Part, StoredPairs, hold_out
-    from ..preference.train import train_reward
-    from ..ranks import Ranks
-    from .progress import quiet_libraries
+    from ..preference.train import STATES, require_resumable, require_untrained
 
     merged = _Joined([StoredPairs(PairFolder(Path(folder))) for folder in options.pairs])
     if not len(merged):
         raise UserError(f"{', '.join(options.pairs)} has no pair with a verdict; vote first")
-    if not alone:
-        return train_in_processes(options, RESULT)
+    train, held = list(range(len(merged))), []
+    if options.held_out and not options.test:
+        train, held = hold_out(merged.records, options.held_out)
+    held_out = StoredPairs(PairFolder(options.test)) if options.test else Part(merged, held)
+    automatic = StoredPairs(PairFolder(options.automatic)) if options.automatic else None
+    require_untrained(options.out)
+    if automatic is None:  # else the teacher's training may be the one to resume
+        require_resumable(options.out / STATES, options.resume)
+    return _Inputs(base, Part(merged, train), held_out, automatic)
+
+
+def _train(options: Namespace) -> int:
+    found = _read_inputs(options)
+    from ..preference.stages import train_in_two_stages
+    from ..preference.train import train_reward
+    from ..ranks import Ranks
+
     ranks = Ranks()
     device = device_of(ranks, options.device)
-    if options.test:
-        train, held_out = list(range(len(merged))), StoredPairs(PairFolder(options.test))
-    elif options.held_out:
-        train, held = hold_out(merged.records, options.held_out)
-        held_out = Part(merged, held)
-    else:
-        train, held_out = list(range(len(merged))), Part(merged, [])
-    voted = Part(merged, train)
-    settings = settings_of(options, base, device)
-    say = print if ranks.is_main else (lambda *_, **__: None)
-    say(f"{len(voted)} pairs to train on, {len(held_out)} held out; base model {base}", flush=True)
+    settings = settings_of(options, found.base, device)
+    print(f"{len(found.voted)} pairs to train on, {len(found.held_out)} held out; base model {found.base}", flush=True)
     quiet_libraries()
     log: list[dict[str, Any]] = []
-    report = _Printer(log)
     extra = {"start": options.start, "resume": options.resume, "ranks": ranks}
-    if options.automatic:
-        automatic = StoredPairs(PairFolder(options.automatic))
-        done = train_in_two_stages(base, voted, automatic, options.out, settings, device, held_out, report, **extra)
-        say(f"the teacher agrees with {done.kept} of {done.automatic} automatic pairs")
-        made = done.reward
-    else:
-        made = train_reward(base, voted, options.out, settings(len(voted)), device, held_out, report, **extra)
+    with closing(open_display()) as show:
+        common = (device, found.held_out, _Reporter(show, log))
+        if found.automatic is None:
+            made = train_reward(found.base, found.voted, options.out, settings(len(found.voted)), *common, **extra)
+        else:
+            done = train_in_two_stages(
+                found.base, found.voted, found.automatic, options.out, settings, *common, **extra
+            )
+            show.line(f"the teacher agrees with {done.kept} of {done.automatic} automatic pairs")
+            made = done.reward
     if ranks.is_main:
-        found = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss, "log": log}
+        written = {"steps": made.steps, "seconds": round(made.seconds, 1), "loss": made.loss, "log": log}
         if made.accuracy:
-            dtype = settings(1).frozen
-            found["held_out"] = measure_files(options.out, base, held_out, device, dtype)
-        write_atomic(options.out / RESULT, json.dumps(found, indent=1) + "\n")
+            written["held_out"] = measure_files(options.out, found.base, found.held_out, device, settings(1).frozen)
+        write_atomic(options.out / "training.json", json.dumps(written, indent=1) + "\n")
         print(f"reward: {options.out} (checkpoint-{made.steps}, {made.seconds:.0f} s)")
     ranks.close()
     return 0
@@ -270,15 +292,18 @@ def accuracy_table(found: Accuracy) -> str:
     return markdown_table(rows)
 
 
-class _Printer:
-    """Prints a line for every evaluation, and keeps all events but steps, of which it keeps the mean loss."""
+class _Reporter:
+    """Shows every step with the time left, prints a line for every evaluation, and keeps all events but steps, of which
+    it keeps the mean loss."""
 
-    def __init__(self, log: list[dict[str, Any]]) -> None:
-        self._log, self._losses, self._mean = log, [], math.nan
+    def __init__(self, show: Bar | Lines, log: list[dict[str, Any]]) -> None:
+        self._show, self._log, self._losses, self._mean = show, log, [], math.nan
 
     def __call__(self, event: dict[str, Any]) -> None:
         if "accuracy" not in event:
             self._losses.append(event["loss"])
+            step, steps, done, seconds = (event[name] for name in ("step", "steps", "fraction", "seconds"))
+            self._show(ProgressReport(step, steps, "training", done, seconds / done * (1 - done)))
             return
         found = event["accuracy"]
         if self._losses:  # the last measurement, of what is written, follows no new step
@@ -286,10 +311,9 @@ class _Printer:
             self._losses.clear()
         mean = self._mean
         self._log.append({"step": event["step"], "loss": mean, "held_out": found})
-        print(
+        self._show.line(
             f"step {event['step']}: loss {mean:.4f}, held-out loss {found['loss']:.4f}, "
-            f"accuracy {found['without_ties']:.1%} ({found['with_ties']:.1%} with ties)",
-            flush=True,
+            f"accuracy {found['without_ties']:.1%} ({found['with_ties']:.1%} with ties)"
         )
 
 
@@ -298,25 +322,6 @@ def device_of(ranks: Ranks, name: str | None) -> torch.device:
     import torch
 
     return torch.device("cpu") if name == "cpu" else ranks.device
-
-
-def train_in_processes(options: Namespace, last: str) -> int:
-    """The same command in so many processes, which end together; returns the exit status. `last`: what is written last
-    in --out."""
-    if options.device != "cpu":
-        require_gpus(options.processes)
-    environment = launcher.child_environment(options.processes)
-    if options.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    command = [sys.executable, "-m", launcher.PACKAGE.name, *sys.argv[1:]]
-    failure = run_processes(command, options.processes, launcher.ALONE, environment)
-    if failure is None:
-        if not (options.out / last).is_file():
-            raise KeyboardInterrupt
-        return 0
-    if failure.status == USER_ERROR:  # which it has printed
-        return USER_ERROR
-    raise UserError(f"{failure}; the training continues from its last saved state with --resume")
 
 
 def _make_tinyworlds(options: Namespace) -> int:

@@ -71,7 +71,7 @@ def train_to_end(
 def execute(
     run: RunFolder | Path, resuming: bool, show: Callable[[ProgressReport], None], share_devices: bool = False
 ) -> Result:
-    """Train in this process (one of several under the launcher, or torchrun), holding its device; plot the curve.
+    """Train in this process (one of several under the launcher), holding its device; plot the curve.
 
     run: on other machines than the first the folder that keeps runs; the run is that of machine 0. share_devices: do
     not hold the device, because others use it too, or because it is held already.
@@ -316,7 +316,9 @@ def _follow(
     _report(run, reported, show)
     status = run.status()
     if child.returncode and status.state != "stopped":
-        raise UserError(f"run {run.id} failed: {status.last_error}\n{run.log_tail()}")
+        tail = run.log_tail()
+        shown = f"error: {status.last_error}" in tail  # a user's error, of which the log has no more
+        raise UserError(f"run {run.id} failed: {status.last_error}" + ("" if shown else f"\n{tail}"))
     return status.state
 
 

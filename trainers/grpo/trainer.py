@@ -6,7 +6,6 @@ summed, so the number of processes and the micro-batches change nothing but the 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from ..policies.base import Policy, VideoSize
 from ..policies.frozen_loras import policy_name
 from ..prompts import PromptItem
 from ..rewards.several import Rewards
+from ..runs.ending import Ending
 from ..runs.exports import Exports
 from ..runs.folder import RunFolder
 from ..runs.inputs import RunInputs
@@ -37,7 +37,6 @@ from .base_motion import BaseMotion
 from .checkpoint import Snapshot, TrainingState, capture, load_newest, prune, restore, save_checkpoint
 from .compiled_check import CompiledCheck
 from .evaluate import Evaluator, evaluated_items, evaluation_size
-from .interrupt import Interrupt
 from .iteration import Iteration
 from .lockstep import Lockstep
 from .models import encode_items, load_models, plan_memory
@@ -76,34 +75,16 @@ def train(
     ranks = ranks or Ranks(context=config.parallel.context)
     if not resume and run.checkpoints():
         raise UserError(f"run {run.id} has checkpoints already; continue it with `resume`, or start a new run")
-    interrupt = Interrupt(run)
-    trainer, ended_at_once = None, False
-    try:
-        with interrupt.handled():
-            if ranks.is_main:
-                run.set_status(state="starting", message="loading models", last_error="")
-            # A run that died before its first iteration begins at 0 again. One that has trained, and lost its
-            # checkpoints, does not: that would overwrite what is left of it.
-            from_checkpoint = ranks.broadcast(resume and bool(run.checkpoints() or run.training()))
-            ranks.start_trackers(run.id, config.model_dump(mode="json"))
-            trainer = Trainer(config, run, inputs, ranks, interrupt, progress, from_checkpoint)
-            result = trainer.train(resume)
-    except (KeyboardInterrupt, Stopped) as end:
-        ended_at_once = isinstance(end, KeyboardInterrupt)
-        result = trainer.result("stopped") if trainer else Result("stopped", run.status().iteration, None)
-    except BaseException as error:
-        # What has failed before is the cause, as a process that is missing. Writing the status may fail too (a full
-        # disk): the first error is the one to raise.
-        if ranks.is_main and run.status().state != "failed":
-            with contextlib.suppress(OSError, UserError):
-                run.set_status(state="failed", last_error=str(error) or type(error).__name__)
-        raise
-    if ranks.is_main:
-        run.take("stop")
-        message = trainer.message if trainer else ""
-        run.set_status(state=result.state, iteration=result.iteration, message=message, eta_seconds=None)
-    if ended_at_once and ranks.count > 1:
-        raise KeyboardInterrupt  # this process alone: the others must not wait for it
+    ending, trainer = Ending(run, ranks), None
+    with ending.awaited():
+        # A run that died before its first iteration begins at 0 again. One that has trained, and lost its checkpoints,
+        # does not: that would overwrite what is left of it.
+        from_checkpoint = ranks.broadcast(resume and bool(run.checkpoints() or run.training()))
+        ranks.start_trackers(run.id, config.model_dump(mode="json"))
+        trainer = Trainer(config, run, inputs, ranks, ending.check, progress, from_checkpoint)
+        trainer.train(resume)
+    result = trainer.result(ending.state) if trainer else Result(ending.state, run.status().iteration, None)
+    ending.write(iteration=result.iteration, message=trainer.message if trainer else "")
     return result
 
 
@@ -116,13 +97,13 @@ class Trainer:
         run: RunFolder,
         inputs: RunInputs,
         ranks: Ranks,
-        interrupt: Interrupt,
+        check: Callable[[], None],
         report: Callable[[ProgressReport], None],
         from_checkpoint: bool,
     ) -> None:
         self.config, self.run, self.ranks, self.items = config, run, ranks, inputs.items
         self.size = VideoSize(config.video.height, config.video.width, config.video.frames)
-        self.from_checkpoint, self.check = from_checkpoint, interrupt.check
+        self.from_checkpoint, self.check = from_checkpoint, check
         self.progress = Progress(run, config.iterations, report)
         self.held_out = evaluated_items(config, inputs.held_out)
         reward_device = ranks.reward_device(config.reward)
@@ -219,8 +200,11 @@ class Trainer:
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
-    def train(self, resume: bool = False) -> Result:
-        """From the start or the newest checkpoint to the configured number of iterations, or until asked to stop."""
+    def train(self, resume: bool = False) -> None:
+        """From the start or the newest checkpoint to the configured number of iterations.
+
+        Raises Stopped when the run was asked to stop, with all complete iterations saved.
+        """
         try:
             if self.from_checkpoint:
                 self._restore()
@@ -231,8 +215,7 @@ class Trainer:
                 self._iterate()
         except Stopped:
             self._save_unsaved()
-            return self.result("stopped")
-        return self.result("finished")
+            raise
 
     def result(self, state: str) -> Result:
         export = self.run.export_path(max(0, self.saved_iteration))

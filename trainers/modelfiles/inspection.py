@@ -16,10 +16,11 @@ from ..errors import UserError
 from .identify import WIDTHS, Shapes, identify, name_adapter
 from .names import without_wrappers
 from .other_models import name_relative
+from .places import WHOLE_REWARD
 from .weights import Weights, open_weights
 
 REMEDY = "give a file of weights (.safetensors, .gguf, .pth), or a folder with one"
-REWARD_FILES = ("model.safetensors", "model.pth", "non_lora_state_dict.safetensors", "non_lora_state_dict.pth")
+REWARD_FILES = (*WHOLE_REWARD, "non_lora_state_dict.safetensors", "non_lora_state_dict.pth")
 SHOWN = 60  # characters of an entry of a header
 # Parts of a checkpoint of a whole pipeline, by the first part of its keys.
 PARTS = {

@@ -45,6 +45,8 @@ def refuse_other_models(shapes: Mapping[str, tuple[int, ...]], path: object) -> 
                 "with this file as policy.vace_module"
             )
         what = identify(shapes)
+        if what and "reward" in what:
+            raise UserError(f"{path} is {what}, not a Wan transformer; give the reward's whole folder as --reward")
         found = f"is {what}, not a Wan transformer" if what else "is not a Wan transformer"
         raise UserError(f"{path} {found}: it has no patch_embedding.weight or no head.head.weight; {REMEDY}")
     embedding, head = shapes["patch_embedding.weight"], shapes["head.head.weight"]

@@ -18,6 +18,30 @@ INDEX = ".safetensors.index.json"
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,5})-of-(?P<count>\d{1,5})\.safetensors")
 
 
+REWARD_CONFIG = "model_config.json"
+WHOLE_REWARD = ("model.safetensors", "model.pth")
+"""All weights of a reward in one file."""
+
+
+def reward_folder(place: Path) -> Path | None:
+    """The folder of the reward that lies at `place`, which may be one of its checkpoints or files; else None."""
+    place = Path(os.path.abspath(place))
+    for folder in (place, *place.parents[:2]):
+        first = "".join(place.relative_to(folder).parts[:1])
+        own = first.startswith("checkpoint-") or first in ("", REWARD_CONFIG, *WHOLE_REWARD)
+        if own and os.path.isfile(folder / REWARD_CONFIG) and _is_of_reward(folder / REWARD_CONFIG):
+            return folder
+    return None
+
+
+def _is_of_reward(config: Path) -> bool:
+    """Other models may have a file of this name too."""
+    try:
+        return isinstance(read_json(config).get("model_config"), dict)
+    except UserError:
+        return False
+
+
 def weight_files(place: Path, remedy: str) -> list[Path]:
     """The .safetensors files of the model at `place`: a folder, a file, an index of shards, or any one shard.
 

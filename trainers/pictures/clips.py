@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,19 @@ def read_clip(path: str | Path) -> tuple[np.ndarray, float | None]:
     return _read_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else _read_animation(path)
 
 
-def _read_folder(path: Path) -> np.ndarray:
+def check_clip(path: str | Path) -> None:
+    """Read the first frame alone, which takes milliseconds. Raises UserError as `read_clip` where it cannot be read."""
+    path = Path(path)
+    if not os.path.isfile(path):
+        read_pixels(_frame_files(path)[0])
+    elif path.suffix.lower() in VIDEO_SUFFIXES:
+        _stacked([frame for frame, _ in islice(_video_frames(path), 1)], path)
+    else:
+        with open_picture(path, "clip") as opened:
+            to_rgb(opened)
+
+
+def _frame_files(path: Path) -> list[Path]:
     try:
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
     except (OSError, ValueError) as error:
@@ -82,8 +96,12 @@ def _read_folder(path: Path) -> np.ndarray:
         ) from error
     if not files:
         raise UserError(f"folder {path} holds no pictures; give the frames as PNG or JPEG files in name order")
+    return files
+
+
+def _read_folder(path: Path) -> np.ndarray:
     frames: list[np.ndarray] = []
-    for file in files:
+    for file in _frame_files(path):
         frames.append(read_pixels(file))
         _refuse_long(len(frames), frames[0], path)
     return _stacked(frames, path)
@@ -114,23 +132,31 @@ def _read_animation(path: Path) -> tuple[np.ndarray, float | None]:
 
 
 def _read_video(path: Path) -> tuple[np.ndarray, float | None]:
+    frames: list[np.ndarray] = []
+    rate = None
+    for frame, stated in _video_frames(path):
+        rate = stated
+        frames.append(frame)
+        _refuse_long(len(frames), frames[0], path)
+    return _stacked(frames, path), rate
+
+
+def _video_frames(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
+    """The frames of a video file as they are decoded, each with the rate of all."""
     try:
         import av
     except ImportError as error:
         raise UserError(
             f"reading {path} needs the package `av` (pip install av); or give a GIF, WebP or folder of frames"
         ) from error
-    frames: list[np.ndarray] = []
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate) if stream.average_rate else None
             for frame in container.decode(stream):
-                frames.append(frame.to_ndarray(format="rgb24"))
-                _refuse_long(len(frames), frames[0], path)
+                yield frame.to_ndarray(format="rgb24"), rate
     except (av.error.FFmpegError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a video ({error})") from error
-    return _stacked(frames, path), rate
 
 
 def _refuse_long(count: int, frame: np.ndarray, path: Path) -> None:

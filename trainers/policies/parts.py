@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import BUILT_IN, TINYWORLD_WEIGHTS
 from ..errors import UserError
+from ..modelfiles.places import reward_folder
 
 # Beside the transformer in the original releases of Wan 2.1.
 ORIGINAL_FILES = {"text_encoder": "models_t5_umt5-xxl-enc-bf16.pth", "vae": "Wan2.1_VAE.pth"}
@@ -35,6 +36,10 @@ def find_parts(
             f"no policy at {source}: there is no such file or folder; give a diffusers folder, a .safetensors file, or "
             + " or ".join(f"`{name}`" for name in BUILT_IN)
         )
+    if str(source) not in BUILT_IN and (reward := reward_folder(Path(source))):
+        whole = reward == Path(os.path.abspath(source))
+        what, it = ("a reward", "it") if whole else ("a part of a reward", f"its folder {reward}")
+        raise UserError(f"{source} is {what}, not a policy; give {it} as --reward, in ComfyUI to Load Reward")
     wanted = part_places(source)
     if text_encoder:
         wanted["text_encoder"] = Path(text_encoder)

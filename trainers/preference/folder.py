@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from ..errors import UserError, shown
+from ..errors import UserError, listed, shown
 from ..files import atomic_file, atomic_folder, full_disk_explained, read_regular, require_regular
-from ..pictures.clips import frames_array, write_animation
+from ..pictures.clips import check_clip, frames_array, write_animation
 from ..pictures.reading import Picture, read_picture
 from .loss import INVALID
 from .records import LONGEST, VERDICTS, PairRecord, Record, UndoRecord, VoteRecord, from_line, to_line
@@ -120,14 +120,19 @@ class PairFolder:
                 f"{self.path} holds no {FILE} ({error.strerror or error}); give a folder of pairs, or make one with "
                 "`reward pairs FOLDER --table CSV`, or from a --run or --clips"
             ) from None
-        records = PairRecords()
+        records, problems = PairRecords(), []
         for number, line in enumerate(data[:size].split(b"\n")[:-1], 1):
             if not line.strip():
                 continue
             try:
-                records.add(from_line(line.decode("utf-8")))
+                record = from_line(line.decode("utf-8"))
+                if problems and isinstance(record, VoteRecord) and record.pair not in records.pairs:
+                    continue  # the pair may be that of a line that cannot be read
+                records.add(record)
             except ValueError as error:
-                raise UserError(f"{self.file}, line {number}: {error}; correct the line or remove it") from error
+                problems.append(f"line {number}: {error}")
+        if problems:
+            raise UserError(f"{self.file} cannot be used; correct these lines or remove them:{listed(problems)}")
         return records
 
     def voted_size(self) -> int:
@@ -142,6 +147,26 @@ class PairFolder:
             for name in (record.clip_a, record.clip_b, *record.references):
                 if not os.path.exists(self.path / name):
                     raise UserError(f"{self.path / name} is missing, which pair `{record.pair}` names; copy it there")
+
+    def unreadable(self, records: PairRecords) -> list[str]:
+        """What is wrong with the files of pairs: of every clip the first frame is read, and every reference image."""
+        problems: dict[str, str] = {}
+
+        def problem(name: str, read: Callable[[Path], object]) -> str:
+            if name not in problems:  # a clip may be in many pairs
+                try:
+                    read(self.path / name)
+                    problems[name] = ""
+                except UserError as error:
+                    problems[name] = str(error)
+            return problems[name]
+
+        found = []
+        for pair in records.pairs.values():
+            texts = [problem(name, check_clip) for name in (pair.clip_a, pair.clip_b)]
+            texts += [problem(name, read_picture) for name in pair.references]
+            found += [f"pair `{pair.pair}`: {text}" for text in texts if text]
+        return found
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

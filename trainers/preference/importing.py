@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError, meant, shown
+from ..errors import UserError, listed, meant, shown
 from ..files import read_regular
 from ..pictures.clips import PICTURE_SUFFIXES
 from ..pictures.reading import read_picture
@@ -33,7 +33,6 @@ VERDICTS = {
     "": None,
 }
 """What a table may say, in small letters -> verdict; None where there is none yet."""
-PROBLEMS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ def read_table(path: Path, data: Path | None = None) -> list[Row]:
         except UserError as error:
             problems.append(f"row {number}: {error}")
     if problems:
-        more = f"\n  … and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
-        raise UserError(f"{path} cannot be used:\n  " + "\n  ".join(problems[:PROBLEMS_SHOWN]) + more)
+        raise UserError(f"{path} cannot be used:{listed(problems)}")
     if not rows:
         raise UserError(f"{path} has no rows; give at least one pair")
     return rows

@@ -29,7 +29,8 @@ from .state import Progress, load_state, newest_state, save_state, trained_weigh
 from .stored import Part
 
 OnEvent = Callable[[dict[str, Any]], None]
-"""Called with a dictionary after every step (step, loss, rate, seconds) and every evaluation (step, accuracy)."""
+"""Called with a dictionary after every step (step, of how many steps, loss, rate, seconds, and the fraction that is
+done by steps or time) and every evaluation (step, accuracy)."""
 Ask = Callable[[], Literal["save", "stop"] | None]
 """What is wanted of a training, asked after every step: to save its state, or to do so and end."""
 STATES = "state"
@@ -74,7 +75,7 @@ def train_reward(
     """
     base, output = Path(base_model), Path(output_dir)
     states, ranks = states or output / STATES, ranks or Ranks()
-    ranks.on_all_ranks(lambda: _require_absent(output, "checkpoint-*"))
+    ranks.on_all_ranks(lambda: require_untrained(output))
     _require_resumable(states, resume, ranks)
 
     def prepare(model: RewardModel) -> None:
@@ -116,20 +117,30 @@ def train_base(
     return result
 
 
+def require_untrained(output: Path) -> None:
+    """Raises UserError when the folder holds a reward already."""
+    _require_absent(output, "checkpoint-*")
+
+
+def require_resumable(states: Path, resume: bool) -> None:
+    """Raises UserError when there is a state and it is not to be resumed, or none."""
+    if (newest_state(states) is not None) != resume:
+        raise UserError(
+            f"{states.parent} holds no training to resume; leave --resume out"
+            if resume
+            else f"{states.parent} holds a training that has not ended; resume it (--resume), or give another folder"
+        )
+
+
 def _require_resumable(states: Path, resume: bool, ranks: Ranks) -> None:
-    """Raises UserError when there is a state and it is not to be resumed, or none, or not the same in all processes."""
+    """Raises UserError as `require_resumable`, and when the processes do not find the same state."""
     found = ranks.gather_results(lambda: [getattr(newest_state(states), "name", None)])
     if len(set(found)) > 1:
         raise UserError(
             f"machines find different checkpoints in {states}: {', '.join(map(str, found))}; several machines resume "
             "the training of a reward on a shared disk, or one machine does alone"
         )
-    if (found[0] is not None) != resume:
-        raise UserError(
-            f"{states.parent} holds no training to resume; leave --resume out"
-            if resume
-            else f"{states.parent} holds a training that has not ended; resume it (--resume), or give another folder"
-        )
+    require_resumable(states, resume)
 
 
 def _require_absent(folder: Path, pattern: str) -> None:
@@ -198,7 +209,10 @@ def _train(
         save = bool(asked) or (bool(training.save_every) and step % training.save_every == 0)
         if on_event or evaluate or save or step % CHECK_EVERY == 0:
             _require_finite(finite, step)
-            emit({"step": step, "loss": loss.item(), "rate": rate, "seconds": time.monotonic() - started})
+            seconds = time.monotonic() - started
+            done = min(1.0, max(step / training.steps, seconds / training.seconds))
+            event = {"step": step, "steps": training.steps, "loss": loss.item(), "rate": rate}
+            emit(event | {"seconds": seconds, "fraction": done})
         if evaluate:
             measured_at = step
             measured = _evaluate(model, collator, held_out, training, ranks, emit, step)

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from ..config import TINYWORLD_WEIGHTS, RewardConfig
 from ..errors import UserError
+from ..modelfiles.places import WHOLE_REWARD
 from .config_files import AdapterFile, RewardFile, read_config_file
 
 ADAPTER = "adapter_model.safetensors"
-SINGLE = ("model.safetensors", "model.pth")
-"""All weights of a reward in one file."""
 UNPACK = "unpack the whole released archive"
 
 
@@ -56,7 +55,7 @@ def find_checkpoint(folder: Path | str) -> Checkpoint:
     Raises UserError for missing or invalid files.
     """
     folder = Path(folder)
-    if folder.name in SINGLE and os.path.isfile(folder):
+    if folder.name in WHOLE_REWARD and os.path.isfile(folder):
         file, folder = folder, folder.parent if _has(folder.parent, "model_config.json") else folder.parent.parent
         config = read_config_file(folder / "model_config.json", RewardFile, "put the reward's own file there")
         return Checkpoint(folder, config, file.parent, config.adapter(folder / "model_config.json"), file)
@@ -80,7 +79,7 @@ def find_checkpoint(folder: Path | str) -> Checkpoint:
     if single:
         return Checkpoint(folder, config, newest, config.adapter(folder / "model_config.json"), single)
     if not numbered:
-        raise UserError(f"{folder} has no checkpoint-N with {ADAPTER} or {SINGLE[1]}; {UNPACK}")
+        raise UserError(f"{folder} has no checkpoint-N with {ADAPTER} or {WHOLE_REWARD[1]}; {UNPACK}")
     return Checkpoint(folder, config, newest, read_config_file(newest / "adapter_config.json", AdapterFile, UNPACK))
 
 
@@ -118,4 +117,4 @@ def _has(folder: Path, name: str) -> bool:
 
 
 def _single_file(folder: Path) -> Path | None:
-    return next((folder / name for name in SINGLE if _has(folder, name)), None)
+    return next((folder / name for name in WHOLE_REWARD if _has(folder, name)), None)

@@ -108,6 +108,11 @@ def run_processes(
             signal.signal(number, handler)
 
 
+def is_first() -> bool:
+    """Whether this process was started as the first of several."""
+    return os.environ.get("RANK") == "0"
+
+
 def among_machines() -> bool:
     """Whether this process was started as one of a run on several machines, by its environment, before
     the processes have met."""

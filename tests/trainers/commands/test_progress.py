@@ -20,6 +20,14 @@ from trainers.runs.progress import Progress, ProgressReport, duration
 REPORT = ProgressReport(1, 8, "rollouts", 0.1875, 65.0, {"reward_mean": 1.25})
 
 
+def test_a_result_goes_to_standard_output_beside_the_progress(capsys):
+    for show in (Bar(), Lines()):
+        with closing(show):
+            show(REPORT)
+            show.line("step 2: 75.0%")
+    assert len(re.findall(r"^(\d\d:\d\d:\d\d )?step 2: 75.0%$", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
 @pytest.mark.parametrize("notes, times", [(True, 1), (False, 0)])
 def test_a_message_is_printed_once_when_it_comes_unless_the_file_has_it(capsys, notes, times):
     with closing(Lines(notes=notes)) as show:

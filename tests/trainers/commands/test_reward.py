@@ -11,10 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from trainers.cli import main
-from trainers.commands import reward_proof
+from trainers.commands import reward_proof, several
 from trainers.pictures.clips import write_animation
 from trainers.preference.folder import PairFolder
-from trainers.runs.process_group import Failure
 
 pytestmark = pytest.mark.usefixtures("small_clips")
 
@@ -64,23 +63,71 @@ def test_two_processes_train_the_reward_of_one(bright_votes, base_model, tmp_pat
     assert two["log"][-1]["held_out"]["loss"] == pytest.approx(one["log"][-1]["held_out"]["loss"], abs=1e-3)
 
 
-def test_several_processes_are_started_as_those_of_a_run(bright_votes, base_model, tmp_path, monkeypatch, capsys):
-    """Which of them died, and of what, is the command's error."""
-    started = []
+@pytest.fixture
+def started(monkeypatch) -> list[tuple]:
+    """What `reward train` would start in several processes."""
+    found: list[tuple] = []
+    monkeypatch.setattr("trainers.commands.reward_train.start_again", lambda *given: found.append(given) or 0)
+    return found
 
-    def run_processes(*given):
-        started.append(given)
-        return Failure(1, 2, -9)
 
-    monkeypatch.setattr("trainers.commands.reward_train.run_processes", run_processes)
+def test_several_processes_are_started(bright_votes, base_model, tmp_path, started):
     line = train_line(bright_votes.path, base_model, tmp_path / "out", 1)
-    words = [*line, "--processes", "2", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["identity-grpo", *words])
+    assert main([*line, "--processes", "2", "--device", "cpu"]) == 0
+    ((processes, on_cpu, remedy),) = started
+    assert (processes, on_cpu) == (2, True) and "--resume" in remedy
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["--out", "{trained}"], "already holds checkpoint-8"),
+        (["--resume"], "holds no training to resume"),
+        (["--test", "none"], "none holds no pairs.jsonl"),
+        (["--automatic", "none"], "none holds no pairs.jsonl"),
+    ],
+    ids=lambda given: given[0] if isinstance(given, list) else "",
+)
+def test_what_cannot_be_trained_is_refused_before_processes_are_started(
+    bright_votes, base_model, trained, here, started, capsys, options, problem
+):
+    line = train_line(bright_votes.path, base_model, here / "out", 1)
+    words = [*line, "--processes", "2", "--device", "cpu", *(word.format(trained=trained) for word in options)]
     assert main(words) == 2
-    (command, count, machines, environment), *_ = started
-    assert command[1:] == ["-m", "trainers", *words] and (count, machines.count) == (2, 1)
-    assert environment["CUDA_VISIBLE_DEVICES"] == "" and environment["PYTHONPATH"]
-    assert "process 1 of 2, counted from 0, was killed by SIGKILL" in capsys.readouterr().err
+    assert problem in capsys.readouterr().err and not started
+
+
+def test_one_of_several_leaves_its_error_to_the_process_that_started_it(base_model, here, monkeypatch, capsys):
+    monkeypatch.setenv(several.FOLDER, str(here))
+    with pytest.raises(SystemExit):
+        main(train_line(here / "none", base_model, here / "out", 1))
+    assert "holds no pairs.jsonl" in (here / several.ERROR).read_text() and not capsys.readouterr().err
+
+
+def test_every_step_is_shown_with_the_time_left(bright_votes, base_model, tmp_path, monkeypatch):
+    seen: list = []
+    monkeypatch.setattr("trainers.commands.reward_train.open_display", lambda: Shown(seen))
+    line = train_line(bright_votes.path, base_model, tmp_path / "out", 3)
+    assert main([*line, "--held-out", "0", "--recipe", "tiny", "--device", "cpu"]) == 0
+    assert [(report.iteration, report.iterations) for report in seen] == [(1, 3), (2, 3), (3, 3)]
+    left = [report.eta_seconds for report in seen]
+    assert left[0] > 0 and left[-1] == 0
+
+
+class Shown:
+    """A display that keeps what it is given."""
+
+    def __init__(self, seen: list) -> None:
+        self.seen = seen
+
+    def __call__(self, report) -> None:
+        self.seen.append(report)
+
+    def line(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def test_both_rewards_of_a_comparison_are_looked_for_before_the_first_is_scored(
@@ -119,6 +166,17 @@ def test_pairs_are_added_and_counted(bright_votes, tmp_path, capsys):
     )
     text = capsys.readouterr().out
     assert "15 pairs, 13 votes" in text and "anna" in text and "1 pairs read from" in text
+
+
+def test_pairs_whose_clips_cannot_be_read_are_named_below_the_table(bright_votes, tmp_path, capsys):
+    folder = PairFolder(tmp_path / "pairs")
+    folder.merge(bright_votes)
+    broken = next(iter(folder.read().pairs.values()))
+    (folder.path / broken.clip_a).write_bytes(b"broken")
+    assert main(["reward", "pairs", str(folder.path)]) == 2
+    printed = capsys.readouterr()
+    assert "14 pairs, 12 votes" in printed.out
+    assert f"pair `{broken.pair}`: clip" in printed.err and printed.err.count("pair `") == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from trainers.preference.folder import PairFolder
 from trainers.runs.cards import card
 from trainers.runs.chosen_settings import chosen_settings
 from trainers.runs.folder import RunFolder
-from trainers.runs.launcher import processes_on
+from trainers.runs.launcher import processes_on, start
+from trainers.runs.machines import Machines
 from trainers.runs.requests import sample_now
 from trainers.runs.starting import copy_run, find_same
 from trainers.runs.summary import summary
+
+from ..runs.test_faults import LONG
 
 pytestmark = pytest.mark.usefixtures("small_clips")
 
@@ -95,6 +100,23 @@ def test_a_process_that_cannot_read_its_pairs_ends_the_run_with_the_reason(
     broken = RunFolder.create(run.path.parent, config.model_copy(update=changes), "broken")
     assert in_processes(2, ["work", str(broken.path)]) == [2, 2]
     assert broken.status().state == "failed" and ".webp" in broken.status().last_error
+
+
+@pytest.mark.skipif(LONG not in os.environ, reason=f"starts four processes; set {LONG}=1 to run it")
+def test_another_machine_joins_it_as_it_joins_a_run_of_train(
+    run: RunFolder, tmp_path: Path, background, monkeypatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    child = start(run, gpus=(), machines=Machines(2, 0, address))
+    command = run.status().message.partition("-m trainers ")[2].split()
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "locks"))
+    other = background(*command, "--runs", str(tmp_path / "other machine"))
+    assert child.wait(200) == 0 and other.wait(60) == 0, run.log_tail(40)
+    assert run.status().state == "finished" and run.has_reward() and len(run.training()) == 6
+    assert RunFolder(tmp_path / "other machine" / run.id).status().state == "finished"
 
 
 def test_every_gpu_has_a_process(config: RewardRunConfig) -> None:

@@ -17,6 +17,7 @@ import torch
 from trainers.cli import main
 from trainers.commands import training
 from trainers.config import TINYWORLD_WEIGHTS, make_config
+from trainers.errors import UserError
 from trainers.runs.devices import hold_device
 from trainers.runs.folder import RunFolder
 from trainers.runs.registry import list_runs
@@ -240,6 +241,36 @@ def test_a_run_of_several_processes_is_followed_in_lines(here, repository, capsy
     output = capsys.readouterr().out
     assert len(re.findall(r"^\d\d:\d\d:\d\d iteration 1/2, reward 1.5000, 1 min 5 s left$", output, re.MULTILINE)) == 1
     assert "finished after 2 of 2 iterations" in output
+
+
+FAILING = """
+import sys
+from trainers.runs.folder import RunFolder
+run = RunFolder(sys.argv[1])
+run.set_status(state="failed", last_error="the clip is broken")
+run.log_file.write_text(sys.argv[2])
+sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    "log, shown",
+    [
+        ("error: the clip is broken", ""),
+        ("Traceback\nIndexError: the clip is broken", "\nTraceback\nIndexError: the clip"),
+    ],
+    ids=["a user's", "a crash"],
+)
+def test_the_error_of_several_processes_is_shown_once_and_with_its_log_where_that_has_more(
+    here, repository, monkeypatch, log, shown
+):
+    def start(run, *_, **__):
+        return subprocess.Popen([sys.executable, "-c", FAILING, run.path, log], env={"PYTHONPATH": str(repository)})
+
+    monkeypatch.setattr(training.launcher, "start", start)
+    with pytest.raises(UserError, match=f"failed: the clip is broken{shown}") as raised:
+        training.train_to_end(RunFolder.create(here / "runs", make_config("tiny")), False, 2)
+    assert "error: the clip" not in str(raised.value)
 
 
 # --- keeping order among runs ----------------------------------------------------------------------------------------

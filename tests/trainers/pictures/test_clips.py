@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from trainers.errors import UserError
 from trainers.pictures import clips
-from trainers.pictures.clips import frames_array, read_clip, write_animation
+from trainers.pictures.clips import check_clip, frames_array, read_clip, write_animation
 
 
 @pytest.fixture
@@ -76,20 +76,39 @@ def test_frames_of_two_sizes_are_refused(tmp_path):
 def test_a_file_that_is_no_clip_is_a_user_error(tmp_path, name, content, sentence):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=sentence):
-        read_clip(tmp_path / name)
+    for read in (read_clip, check_clip):
+        with pytest.raises(UserError, match=sentence):
+            read(tmp_path / name)
 
 
-def test_an_empty_folder_is_a_user_error(tmp_path):
+@pytest.mark.parametrize("read", [read_clip, check_clip])
+def test_an_empty_folder_is_a_user_error(tmp_path, read):
     with pytest.raises(UserError, match="holds no pictures"):
-        read_clip(tmp_path)
+        read(tmp_path)
+
+
+def test_a_check_reads_one_frame(tmp_path, clip):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    Image.fromarray(clip[0]).save(frames / "0.png")
+    (frames / "1.png").write_bytes(b"damaged")
+    for path in (frames, write_animation(clip, tmp_path / "clip.webp")):
+        check_clip(path)
+
+
+def test_a_file_whose_copy_was_cut_short_is_not_passed_by_a_check(tmp_path, clip):
+    path = write_animation(clip, tmp_path / "clip.webp")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be read"):
+        check_clip(path)
 
 
 def test_a_video_without_its_reader_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match="pip install av"):
-        read_clip(tmp_path / "clip.mp4")
+    for read in (read_clip, check_clip):
+        with pytest.raises(UserError, match="pip install av"):
+            read(tmp_path / "clip.mp4")
 
 
 def test_transparent_frames_lie_on_white(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -148,6 +149,41 @@ def test_a_source_that_does_not_exist_is_refused(tmp_path, source):
     for attempt in (load_policy, find_parts, recognise, native_size):
         with pytest.raises(UserError, match="no policy at"):
             attempt(f"{tmp_path}/{source}")
+
+
+REWARD = TINYWORLD_WEIGHTS / "reward" / "identity_reward"
+
+
+@pytest.mark.parametrize(
+    "part, found",
+    [
+        ("", "is a reward, not a policy; give it as --reward"),
+        ("checkpoint-1183", f"is a part of a reward, not a policy; give its folder {REWARD} as --reward"),
+        ("checkpoint-1183/non_lora_state_dict.safetensors", f"is a part of a reward.* folder {REWARD} as --reward"),
+        ("model_config.json", f"is a part of a reward.* folder {REWARD} as --reward"),
+    ],
+)
+def test_a_reward_in_place_of_a_policy_is_named(part, found):
+    with pytest.raises(UserError, match=found):
+        find_parts(REWARD / part)
+
+
+@pytest.mark.parametrize("name", ["adapter_model", "non_lora_state_dict"])
+def test_a_file_of_a_reward_without_its_folder_is_named_too(tmp_path, name):
+    file = shutil.copy(REWARD / "checkpoint-1183" / f"{name}.safetensors", tmp_path)
+    with pytest.raises(UserError, match="reward.*, not a Wan transformer; give the reward's whole folder as --reward"):
+        find_parts(file)
+
+
+@pytest.mark.parametrize("config", ["{}", "no json"])
+def test_a_policy_with_a_file_named_as_a_reward_s_is_none(folder, config):
+    (folder / "model_config.json").write_text(config)
+    assert find_parts(folder).transformer == folder / "transformer"
+
+
+def test_a_policy_in_the_folder_of_a_reward_is_none(folder):
+    shutil.copy(REWARD / "model_config.json", folder.parent)
+    assert find_parts(folder).transformer == folder / "transformer"
 
 
 @pytest.mark.pipes

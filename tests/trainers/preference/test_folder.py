@@ -100,6 +100,36 @@ def test_a_line_that_cannot_be_used_is_named(folder: PairFolder, line: str, prob
         folder.read()
 
 
+def test_every_line_that_cannot_be_used_is_named_ten_of_them_with_the_reason(folder: PairFolder) -> None:
+    add(folder)
+    with open(folder.file, "a") as file:
+        file.write("no json\n" * 12)
+    with pytest.raises(UserError) as raised:
+        folder.read()
+    _, *named, more = str(raised.value).splitlines()
+    assert [line.split(":")[0].strip() for line in named] == [f"line {number}" for number in range(2, 12)]
+    assert more == "  … and 2 more"
+
+
+def test_votes_on_the_pair_of_a_line_that_cannot_be_read_are_no_errors_of_their_own(folder: PairFolder) -> None:
+    folder.vote(add(folder), "A", "anna")
+    pair, vote = folder.file.read_text().splitlines()
+    folder.file.write_text(f"{pair[:-1]}\n{vote}\n")
+    with pytest.raises(UserError, match=r"line 1: it is no JSON") as raised:
+        folder.read()
+    assert "line 2" not in str(raised.value)
+
+
+def test_the_pairs_of_files_that_cannot_be_read_are_named(folder: PairFolder) -> None:
+    whole, broken, missing = add(folder, 0), add(folder, 1), add(folder, 2)
+    records = folder.read()
+    (folder.path / records.pairs[broken].clip_b).write_bytes(b"broken")
+    (folder.path / records.pairs[missing].references[0]).unlink()
+    found = folder.unreadable(records)
+    assert [text.split("`")[1] for text in found] == [broken, missing] and whole in records.pairs
+    assert records.pairs[broken].clip_b in found[0] and "cannot be read" in found[0]
+
+
 def test_an_unknown_verdict_is_refused_before_anything_is_written(folder: PairFolder) -> None:
     pair = add(folder)
     before = folder.file.read_bytes()

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import Stopped, UserError
-from ..runs.folder import RunFolder
-from ..runs.heartbeat import at_work
-from ..runs.process_group import ANOTHER, ANOTHER_ENDED
+from .folder import RunFolder
+from .heartbeat import at_work
+from .process_group import ANOTHER, ANOTHER_ENDED
 
 
 class Interrupt:
