@@ -42,7 +42,8 @@ def resident(tensor: Tensor) -> int:
 
 def test_copied_weights_of_a_file_leave_memory(mapped):
     before = resident(mapped)
-    linear = nn.Linear(512, 512, bias=False).requires_grad_(False)
+    linear = nn.Linear(512, 512, bias=False)
+    linear.requires_grad_(False)
     linear.weight.data = mapped
     HostWeights(linear, torch.device("cpu"))
     assert before >= VALUES.nbytes // 1024 and resident(mapped) <= 2 * mmap.PAGESIZE // 1024
@@ -61,7 +62,8 @@ def test_weights_with_memory_of_their_own_keep_it(mapped):
 
 
 def test_part_of_a_tensor_in_a_file_takes_nothing_of_the_rest(mapped):
-    linear = nn.Linear(512, 3, bias=False).requires_grad_(False)
+    linear = nn.Linear(512, 3, bias=False)
+    linear.requires_grad_(False)
     linear.weight.data = mapped[5:8]
     HostWeights(linear, torch.device("cpu"))
     assert torch.equal(linear.weight, VALUES[5:8]) and torch.equal(mapped, VALUES)

@@ -76,7 +76,8 @@ def test_compiled_blocks_have_the_gradients_of_uncompiled_ones(kind, recomputed)
 
 
 def _gradients(kind: str, recomputed: bool, choice: str) -> dict[str, torch.Tensor]:
-    transformer = make_transformer(kind).cuda()
+    transformer = make_transformer(kind)
+    transformer.cuda()
     add_lora(transformer, rank=4, alpha=4, seed=0)
     for name, factor in lora_parameters(transformer).items():
         if "lora_B" in name:
