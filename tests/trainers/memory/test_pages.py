@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Linear
 
 from trainers.memory.host import HostWeights
 from trainers.memory.pages import MAPS, MappedFiles
@@ -42,7 +43,7 @@ def resident(tensor: Tensor) -> int:
 
 def test_copied_weights_of_a_file_leave_memory(mapped):
     before = resident(mapped)
-    linear = nn.Linear(512, 512, bias=False)
+    linear = Linear(512, 512, bias=False)
     linear.requires_grad_(False)
     linear.weight.data = mapped
     HostWeights(linear, torch.device("cpu"))
@@ -62,7 +63,7 @@ def test_weights_with_memory_of_their_own_keep_it(mapped):
 
 
 def test_part_of_a_tensor_in_a_file_takes_nothing_of_the_rest(mapped):
-    linear = nn.Linear(512, 3, bias=False)
+    linear = Linear(512, 3, bias=False)
     linear.requires_grad_(False)
     linear.weight.data = mapped[5:8]
     HostWeights(linear, torch.device("cpu"))

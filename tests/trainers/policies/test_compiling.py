@@ -9,6 +9,8 @@ from trainers.policies.compiling import compile_blocks, reason_against
 
 from ..modelfiles.synthetic import make_transformer
 
+DEVICE = torch.device("cuda")
+
 
 def processors(policy):
     return {type(m.processor) for m in policy.transformer.modules() if isinstance(m, WanAttention)}
@@ -77,23 +79,23 @@ def test_compiled_blocks_have_the_gradients_of_uncompiled_ones(kind, recomputed)
 
 def _gradients(kind: str, recomputed: bool, choice: str) -> dict[str, torch.Tensor]:
     transformer = make_transformer(kind)
-    transformer.cuda()
+    transformer.to(DEVICE)
     add_lora(transformer, rank=4, alpha=4, seed=0)
     for name, factor in lora_parameters(transformer).items():
         if "lora_B" in name:
-            factor.data.normal_(generator=torch.Generator(factor.device).manual_seed(len(name)))
+            factor.data.normal_(generator=torch.Generator(DEVICE).manual_seed(len(name)))
     if recomputed:
         transformer.enable_gradient_checkpointing()
         transformer.train()
     compile_blocks(transformer, choice)
-    generator = torch.Generator("cuda").manual_seed(1)
+    generator = torch.Generator(DEVICE).manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device="cuda")
+        return torch.randn(shape, generator=generator, device=DEVICE)
 
     text = random(1, 5, transformer.config.text_dim)
     control = {"control_hidden_states": random(1, 96, 2, 4, 6)} if kind == "vace" else {}
-    time = torch.tensor([500], device="cuda")
+    time = torch.tensor([500], device=DEVICE)
     velocity = transformer(random(1, 16, 2, 4, 6), time, text, **control, return_dict=False)[0]
     velocity.square().sum().backward()
     return {name: factor.grad for name, factor in lora_parameters(transformer).items()}
