@@ -44,7 +44,10 @@ def proposed(text: str) -> list[str]:
     [
         (["--policy", "/missing"], "no policy at /missing"),
         (["--policy", __file__], "test_train.py is no .safetensors file"),
-        (["--policy", str(TINYWORLD_WEIGHTS / "reward" / "identity_reward")], "is a reward, not a policy; give it as --reward"),
+        (
+            ["--policy", str(TINYWORLD_WEIGHTS / "reward" / "identity_reward")],
+            "is a reward, not a policy; give it as --reward",
+        ),
         (["--machines-file", "none.yaml"], "there is no file none.yaml"),
         (["--set", "policy.vae=/missing"], "vae: /missing"),
         (["--reward", "/missing"], "/missing"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,3 +73,13 @@ def test_with_wrong_ones_the_blocks_compute_uncompiled_from_there_on(trained):
 def test_where_compiling_was_asked_for_wrong_ones_are_an_error(trained):
     with pytest.raises(UserError, match="set policy.compile to `never`, or update PyTorch"):
         trained(wrong, "always")
+
+
+def test_where_memory_is_short_for_uncompiled_blocks_the_run_trains_unchecked():
+    def backward():
+        raise torch.OutOfMemoryError
+
+    lines = []
+    transformer = SimpleNamespace(_gradient_checkpointing_func=SimpleNamespace(share=0.0))
+    assert CompiledCheck(transformer, "auto", lines.append)([], backward)
+    assert "memory ran out" in lines[0] and transformer._gradient_checkpointing_func.share == 0.0
