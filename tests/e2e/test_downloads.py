@@ -28,7 +28,7 @@ def seen(browse, comfyui, hub):
 
 
 def test_the_loader_offers_what_is_missing_with_source_size_and_licence(seen):
-    assert seen["before"] == ["IdentityGRPOLoadModel"] and seen["values"] == 8
+    assert seen["before"] == ["IdentityGRPOLoadModel"] and seen["values"] == 9
     assert VACE.name in seen["asked"] and VAE.name in seen["asked"] and TEXT_ENCODER.name not in seen["asked"]
     assert "3.1 MB" in seen["asked"] and VACE.licence in seen["asked"] and VACE.page in seen["asked"]
 
