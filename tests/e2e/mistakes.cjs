@@ -17,8 +17,11 @@ const set = (page, type, name, value) =>
 const errors = (page) =>
   page.evaluate(() => {
     const said = Object.entries(app.lastNodeErrors ?? {}).flatMap(([id, found]) => found.errors.map((e) => [app.graph.getNodeById(id).type, e.extra_info?.input_name, `${e.message}: ${e.details}`]));
-    const red = [...document.querySelectorAll("[data-node-id] .text-node-stroke-error")].filter((e) => e.closest("[data-testid=node-widgets]") ?? e.className.includes("col-span-2"));
-    return { said, red: red.map((e) => [app.graph.getNodeById(e.closest("[data-node-id]").dataset.nodeId).type, e.innerText.split("\n")[0]]) };
+    const node = (e) => app.graph.getNodeById(e.closest("[data-node-id]").dataset.nodeId).type;
+    // Core's own frontend has the name in red, later ones say so of the widget.
+    const named = [...document.querySelectorAll("[data-node-id] .text-node-stroke-error")].filter((e) => e.closest("[data-testid=node-widgets]") ?? e.className.includes("col-span-2")).map((e) => [node(e), e.innerText.split("\n")[0]]);
+    const invalid = [...document.querySelectorAll("[data-node-id] [data-widget-name]")].filter((e) => e.querySelector("[aria-invalid=true]")).map((e) => [node(e), e.dataset.widgetName]);
+    return { said, red: named.length ? named : invalid };
   });
 
 (async () => {
