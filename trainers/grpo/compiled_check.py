@@ -1,7 +1,8 @@
 """Once in a process: do compiled blocks have the gradients of uncompiled ones?
 
-A compiler's kernels can be wrong where nothing shows it: on a CPU those that PyTorch 2.13 makes for VACE's blocks give
-the right velocity and other gradients. A run would train for days by them.
+A compiler's kernels can be wrong where nothing shows it: on a CPU those that PyTorch 2.13 made for blocks of VACE gave
+the right velocity and, at some sizes, other gradients. A run would train for days by them. Only the first batch's size
+is checked.
 """
 
 from __future__ import annotations
