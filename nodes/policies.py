@@ -118,9 +118,9 @@ class LoadModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="8-bit weights of the file (FP8, int8): stored keeps them so, in half the memory, and "
-                    "each layer converts its own as it computes; converted is faster, the videos are the same. "
+                    "each layer converts its own as it computes; converted saves that work, the videos are the same. "
                     "auto: stored where the converted model does not fit on the GPU; Train then uses converted. "
-                    "fp8 products: stored, and multiplied in FP8, faster on NVIDIA Ada or newer; videos differ a bit.",
+                    "fp8 products: stored, and multiplied in FP8, on NVIDIA Ada or newer; videos differ a bit.",
                 ),
             ],
             outputs=[WanPolicyType.Output("policy", tooltip="The video model, for samplers, Load LoRA and Train.")],

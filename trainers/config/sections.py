@@ -97,7 +97,10 @@ class PolicyConfig(Section):
     @model_validator(mode="after")
     def _stored_weights_stay(self) -> PolicyConfig:
         if self.weights == "stored" and self.loras:
-            raise ValueError("weights `stored` cannot be used with loras, which become part of converted ones")
+            raise ValueError(
+                "weights `stored` cannot be used with loras, which become part of converted ones; set policy.weights "
+                "to `converted`, in ComfyUI by `weights` of Load Model"
+            )
         return self
 
     @model_validator(mode="after")

@@ -119,8 +119,9 @@ class Trainer:
             run.log(note)
         schedule = flow_schedule(config.rollout.steps, config.rollout.shift, ranks.device)
         # Where processes make each pass together, none can make one more.
-        checked = self.progress.compiling and ranks.lockstep is None
-        check = CompiledCheck(self.policy.transformer, config.policy.compile, run.log) if checked else None
+        checked = self.compiled and ranks.lockstep is None
+        log = run.log if ranks.is_main else print
+        check = CompiledCheck(self.policy.transformer, config.policy.compile, log) if checked else None
         self.update = PolicyUpdate(self.policy, config, schedule, ranks, check)
         rollouts = RolloutWorker(
             self.policy,
@@ -174,7 +175,8 @@ class Trainer:
 
     def _adapt(self, policy: Policy, config: TrainConfig) -> None:
         reason = prepare(policy, config, self.ranks.device, self.ranks.context)
-        self.progress.compiling = set() if reason else {"evaluation", "rollouts", "update"}
+        self.compiled = not reason
+        self.progress.compiling = {"evaluation", "rollouts", "update"} if self.compiled else set()
         if self.ranks.is_main:
             self.run.log(f"blocks are not compiled: {reason}" if reason else "blocks are compiled at their first use")
         if config.start_lora and not self.from_checkpoint:
