@@ -97,7 +97,8 @@ def require_same(run: RunFolder, expected: RunFolder) -> None:
 def test_a_process_that_dies_ends_the_run_with_its_reason_and_one_alone_continues_it(make):
     run = make(iterations=2)
     child = start(run, processes=2)
-    reason = kill_in(run, child, 1, 1)
+    # The second iteration: the checkpoint of the first is complete.
+    reason = kill_in(run, child, 1, 1, "rollouts")
     assert reason.startswith("process 1 of 2, counted from 0, was killed by SIGKILL")
     saved = int(run.checkpoints()[-1].name)
     assert start(run, resume=True).wait(200) == 0, run.log_tail(40)
