@@ -18,8 +18,9 @@ from ..grpo.ranks import Ranks
 from ..memory.plan import require_sharding
 from ..memory.shards import shard_blocks
 from ..policies.blocks import running_blocks
-from ..policies.fp8 import add_fp8
+from ..policies.fp8 import add_fp8, block_layers, quantise
 from ..policies.load import POLICIES, TEXT_LENGTH, LazyTextEncoder, policy_of
+from ..policies.stored import StoredLinear
 from ..policies.transformer_file import CLASSES
 from ..policies.wan import WanVideoPolicy
 from ..rewards.collator import Collator
@@ -123,6 +124,8 @@ def _random_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: to
         return fill_randomly(encoder, dtype, device)
 
     transformer = random_transformer(size, kind, dtype, device)
+    if config.policy.weights == "stored":
+        _store_in_fp8(transformer)
     if config.policy.fp8:
         add_fp8(transformer)
     return POLICIES[kind](
@@ -132,6 +135,16 @@ def _random_policy(size: Size, kind: PolicyKind, config: TrainConfig, device: to
         build_tokenizer(["two people wave"]),
         TEXT_LENGTH,
     )
+
+
+@torch.no_grad()
+def _store_in_fp8(transformer: nn.Module) -> None:
+    """Keep the layers of its blocks in FP8 with a scale for every row, as those of a file in FP8 are kept."""
+    for name, linear in block_layers(transformer):
+        weight, scale = quantise(linear.weight)
+        layer = StoredLinear(linear, weight, scale)
+        layer.weight, layer.scale = nn.Parameter(weight, requires_grad=False), scale
+        transformer.set_submodule(name, layer)
 
 
 def _without_weights(build: Callable[[], nn.Module]) -> nn.Module:

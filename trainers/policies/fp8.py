@@ -85,6 +85,11 @@ def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
         raise UserError("policy.fp8 needs policy.dtype bfloat16; set that, or policy.fp8 to false")
 
 
+def block_layers(transformer: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The linear layers of the transformer's blocks by their names."""
+    return [(name, module) for name, module in transformer.named_modules() if re.fullmatch(LAYERS, name)]
+
+
 def add_fp8(transformer: nn.Module, device: torch.device | None = None) -> None:
     """Give the linear layers of the transformer's blocks FP8 products, in place; off until `fast_products`.
 
@@ -93,9 +98,7 @@ def add_fp8(transformer: nn.Module, device: torch.device | None = None) -> None:
     """
     weight = transformer.patch_embedding.weight
     require_fp8(device or weight.device, weight.dtype)
-    for name, module in list(transformer.named_modules()):
-        if not re.fullmatch(LAYERS, name):
-            continue
+    for name, module in block_layers(transformer):
         unscaled = re.fullmatch(UNSCALED, name) is not None
         if type(module) is nn.Linear:
             transformer.set_submodule(name, Fp8Linear(module, unscaled))

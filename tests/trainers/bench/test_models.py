@@ -11,6 +11,7 @@ from trainers.bench.sizes import SIZES, transformer_config
 from trainers.config import make_config
 from trainers.lora.inject import lora_parameters
 from trainers.policies.base import Guidance, VideoSize
+from trainers.policies.stored import holds_float8
 from trainers.prompts import PromptItem
 from trainers.tinyworld.models import PHANTOM, TEXT, VACE, VAE
 from trainers.tinyworld.prompts import tiny_prompt_set
@@ -54,6 +55,21 @@ def test_a_policy_is_prepared_as_a_run_prepares_it(small):
     transformer = make_policy("1.3b", "vace", config, CPU).transformer
     assert lora_parameters(transformer)
     assert transformer._gradient_checkpointing_func.share == 0.5
+
+
+@pytest.mark.parametrize("kind", ["vace", "phantom"])
+def test_weights_as_they_are_stored_are_fp8_and_nearly_those_that_are_converted(small, kind):
+    converted, stored = (
+        make_policy(
+            "1.3b", kind, make_config("fast", {**CONFIG, "policy": CONFIG["policy"] | {"weights": weights}}), CPU
+        )
+        for weights in ("converted", "stored")
+    )
+    assert holds_float8(stored.transformer) and not holds_float8(converted.transformer)
+    layers = [policy.transformer.blocks[0].ffn.net[2] for policy in (converted, stored)]
+    x = torch.randn(3, layers[0].in_features, dtype=torch.bfloat16)
+    expected, found = (layer(x).float() for layer in layers)
+    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_a_reward_scores(small):
