@@ -97,7 +97,12 @@ def to_references(slots: Mapping[str, Tensor | None] | Iterable[Tensor]) -> tupl
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:
-    """The tensor, detached. Raises UserError when a number in it is NaN or infinite."""
+    """The tensor, detached. Raises UserError for anything else, and when a number in it is NaN or infinite."""
+    if not isinstance(tensor, Tensor):
+        raise UserError(
+            f"`{name}` got {'nothing' if tensor is None else type(tensor).__name__} in place of pictures from the node "
+            "that it is connected to; look at what that node gives (a switch may be off), or connect another"
+        )
     tensor = tensor.detach()
     if not torch.isfinite(tensor).all():
         kind = "NaN" if torch.isnan(tensor).any() else "infinity"

@@ -59,6 +59,14 @@ def test_numbers_that_are_not_finite_are_refused(pictures, read, value, name):
         getattr(pictures, read)(image, "images")
 
 
+@pytest.mark.parametrize("given, said", [(None, "nothing"), ([GREY], "list"), (GREY.numpy(), "ndarray")])
+def test_what_is_no_tensor_is_refused_with_the_name_of_the_input(pictures, pack, given, said):
+    """A switch that is off gives None, an optional output too."""
+    for read in (pictures.opaque, pictures.to_masks):
+        with pytest.raises(pack.UserError, match=f"`video_b` got {said} in place of pictures"):
+            read(given, "video_b")
+
+
 def test_a_reference_that_is_not_finite_is_named_by_its_slot(pictures):
     with pytest.raises(pictures.UserError, match=r"`references.ref1` holds .* \(NaN\)"):
         pictures.to_references({"ref0": torch.zeros(1, 8, 8, 3), "ref1": torch.full((1, 8, 8, 3), float("nan"))})
