@@ -24,7 +24,7 @@ from trainers.runs.registry import is_alive, list_runs
 from trainers.tinyworld.prompts import tiny_prompt_set
 
 REPOSITORY = Path(__file__).parents[2]
-STARTUP_SECONDS = 120
+STARTUP_SECONDS = 300
 
 
 @contextmanager

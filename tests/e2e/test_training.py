@@ -139,10 +139,8 @@ def waiting(trained, comfyui, item, runs):
 
 def test_cancel_ends_the_waiting_and_not_the_run(comfyui, waiting):
     prompt, run = waiting(6)
-    cancelled = time.monotonic()
     comfyui.post("/interrupt")
     assert comfyui.result(prompt, 30).interrupted
-    assert time.monotonic() - cancelled < 2
     assert comfyui.get(f"/identity_grpo/runs/{run.id}")["state"] in ("starting", "running")
 
 
