@@ -33,6 +33,24 @@ if TYPE_CHECKING:
 TINYWORLD = "tinyworld"
 TINYWORLD_BASE = TINYWORLD_WEIGHTS / "reward" / "base_model"
 REMEDY = "the training continues from its last saved state with --resume"
+HELD_OUT, EVALUATIONS = 0.15, 10
+UNUSED_IN_MAKING = {
+    "automatic": None,
+    "held_out": HELD_OUT,
+    "test": None,
+    "recipe": None,
+    "epochs": None,
+    "micro_batch": None,
+    "rank": None,
+    "alpha": None,
+    "vision": None,
+    "low_memory": False,
+    "evaluations": EVALUATIONS,
+    "patience": None,
+    "save_every": None,
+    "resume": False,
+}
+"""Options that have no effect on TinyWorld's own reward, and their defaults."""
 SETTINGS = ("batch_size", "micro_batch", "learning_rate", "rank", "alpha", "vision", "seed", "patience", "save_every")
 """Options that are settings of `RewardTraining`."""
 
@@ -54,7 +72,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="folder of pairs that no person voted on: a teacher trained on PAIRS filters them, then both are mixed",
     )
     parser.add_argument(
-        "--held-out", type=held_out_share, default=0.15, help="share of PAIRS, by people (default: 0.15)"
+        "--held-out", type=held_out_share, default=HELD_OUT, help="share of PAIRS, by people (default: 0.15)"
     )
     parser.add_argument("--test", type=Path, help="folder of pairs to measure on, in place of --held-out")
     parser.add_argument(
@@ -72,7 +90,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--vision", choices=("full", "lora"), help="the vision tower in full (default, as published) or by LoRA"
     )
     parser.add_argument("--low-memory", action="store_true", help="24 GB: vision tower by LoRA, activations recomputed")
-    parser.add_argument("--evaluations", type=number_between(0, 1000), default=10, help="of the held-out pairs (10)")
+    parser.add_argument(
+        "--evaluations", type=number_between(0, 1000), default=EVALUATIONS, help="of the held-out pairs (10)"
+    )
     parser.add_argument("--patience", type=number_between(0, 1000), help="end after so many without a lower loss")
     parser.add_argument("--save-every", type=number_between(0, 10**6), help="steps between two saved states")
     parser.add_argument("--resume", action="store_true", help="continue the training that was interrupted in --out")
@@ -325,8 +345,12 @@ def device_of(ranks: Ranks, name: str | None) -> torch.device:
 
 
 def _make_tinyworlds(options: Namespace) -> int:
+    unused = [name for name, default in UNUSED_IN_MAKING.items() if getattr(options, name) != default]
+    if unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UserError(f"`{TINYWORLD}` makes its reward in its own way, without {names}; leave that out")
     from ..ranks import Ranks
-    from ..tinyworld.making.train_reward import make_reward
+    from ..tinyworld.making.train_reward import REWARD_RATE, make_reward
 
     make_reward(
         options.out,
@@ -338,8 +362,10 @@ def _make_tinyworlds(options: Namespace) -> int:
         1 if options.seed is None else options.seed,
         options.policy,
         options.pairs_sampled,
-        None if options.base_model is None else base_of(options.base_model, None),
+        base_of(options.base_model, options.start) if options.base_model or options.start else None,
         options.loras,
         options.few,
+        options.start,
+        options.learning_rate or REWARD_RATE,
     )
     return 0

@@ -184,6 +184,8 @@ def test_pairs_whose_clips_cannot_be_read_are_named_below_the_table(bright_votes
     [
         (["train", "none", "--out", "o", "--base-model", "tinyworld"], "holds no pairs.jsonl"),
         (["train", "none", "--out", "o"], "no base model is named"),
+        (["train", "tinyworld", "--out", "o", "--held-out", "0.3", "--resume"], "without --held-out, --resume"),
+        (["train", "tinyworld", "--out", "o", "--start", "none"], "none"),
         (["pairs", "none"], "holds no pairs.jsonl"),
         (["pairs", "new", "--clips", "a.webp", "b.webp"], "--reference a picture of every person"),
         (["distort", "new"], "no clip is given"),

@@ -30,6 +30,8 @@ from .sampled_pairs import CLOSELY_ALIKE, Mixed, sampled_pairs
 
 BASE_SHARE = 0.7
 """Share of time and steps for the base."""
+REWARD_RATE = 3e-4
+"""Learning rate of a reward that starts from the base."""
 EASY = 0.35
 """Share of the base's time and steps over which its pairs change from easy ones to those of the reward."""
 
@@ -47,13 +49,16 @@ def make_reward(
     base: Path | None = None,
     loras: Sequence[Path] = (),
     few: int = 0,
+    start: Path | None = None,
+    learning_rate: float = REWARD_RATE,
 ) -> dict[str, Any]:
     """Make base and reward in `out_dir` within `minutes` and `steps` of training, whichever ends first.
 
     `batch` is in pairs. Two thirds of the reward's pairs are of videos of `sampled` items by `policy`, a folder
     (default: TinyWorld's own), and of as many items by it with each of `loras`; with 0 all are rendered. `base`: the
     folder of a base that is there already; all the time goes to the reward then. `few`: train on so many rendered pairs
-    again and again, which makes a reward that is easily hacked. Returns, and writes to `identity_reward/made.json`,
+    again and again, which makes a reward that is easily hacked. `start`: a reward of `base` to go on from, with a lower
+    `learning_rate`. Returns, and writes to `identity_reward/made.json`,
     steps, seconds and the accuracy of the written files on `held_out` pairs.
     """
     out_dir, started = Path(out_dir), time.time()
@@ -97,10 +102,11 @@ def make_reward(
         base,
         pairs,
         out_dir / "identity_reward",
-        settings(share, learning_rate=3e-4, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
+        settings(share, learning_rate=learning_rate, warmup=0.05, decay=0.7, rank=16, alpha=32, dropout=0.0),
         device,
         validation,
         _printer("reward"),
+        start,
     )
     result["reward"] = asdict(made)
     reward = IdentityReward.load(out_dir / "identity_reward", base, device=device)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trainers.config import TINYWORLD_WEIGHTS
 from trainers.rewards.identity import IdentityReward
 from trainers.tinyworld.making.preference_pairs import held_out_pairs
 from trainers.tinyworld.making.train_reward import make_reward
@@ -28,3 +29,18 @@ def test_base_and_reward_are_written_and_read_back(tmp_path: Path) -> None:
         [pair.video_a], [pair.references], pair.fps
     )
     assert torch.isfinite(score).all()
+
+
+def test_a_reward_goes_on_from_another(tmp_path: Path) -> None:
+    """At a learning rate of nearly 0 it scores as that one does, and from the base alone it does not."""
+    folder, base = TINYWORLD_WEIGHTS / "reward" / "identity_reward", TINYWORLD_WEIGHTS / "reward" / "base_model"
+    (pair,) = held_out_pairs(1)
+
+    def score(reward: Path) -> torch.Tensor:
+        return IdentityReward.load(reward, base).score([pair.video_a, pair.video_b], [pair.references] * 2, pair.fps)
+
+    made = {"device": "cpu", "steps": 1, "batch": 2, "held_out": 2, "sampled": 0, "base": base}
+    make_reward(tmp_path / "on", **made, start=folder, learning_rate=1e-9)
+    make_reward(tmp_path / "anew", **made, learning_rate=1e-9)
+    assert torch.allclose(score(tmp_path / "on" / "identity_reward"), score(folder), atol=0.01)
+    assert not torch.allclose(score(tmp_path / "anew" / "identity_reward"), score(folder), atol=0.1)
