@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..modelfiles.containers import name_other_format
 from ..modelfiles.identify import name_adapter
 from ..modelfiles.inspection import describe
 from . import alphas
@@ -114,6 +115,8 @@ def _weights_file(path: Path) -> Path:
                 )
             path = found[0]
         _require_regular(path)
+        if what := name_other_format(path):
+            raise UserError(f"{path} is {what}, not a LoRA that can be read; give a .safetensors file or a PEFT folder")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} has {path.stat().st_size / 1e9:.0f} GB, more than any LoRA; choose another file")
     except UserError:
