@@ -474,7 +474,7 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path, content):
 )
 def test_a_file_of_another_format_is_named(tmp_path, start, what):
     (tmp_path / "mine.safetensors").write_bytes(start + b" " * 100)
-    with pytest.raises(UserError, match=rf"mine\.safetensors is {what}.*, not a LoRA .*; give a \.safetensors file"):
+    with pytest.raises(UserError, match=rf"mine\.safetensors: it is {what}.*; give a \.safetensors file"):
         read_lora(tmp_path / "mine.safetensors")
 
 
