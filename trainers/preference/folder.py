@@ -253,6 +253,7 @@ class PairFolder:
 
     def _keep_clip(self, clip: Path | np.ndarray, fps: float | None) -> str:
         if isinstance(clip, Path):
+            check_clip(clip)
             return self._keep_file(clip, CLIPS)
         frames = frames_array(clip)
         name = f"{CLIPS}/{_digest(repr((frames.shape, fps)).encode() + frames.tobytes())}.webp"

@@ -240,3 +240,11 @@ def test_files_are_copied_as_they_are(folder: PairFolder, tmp_path: Path) -> Non
     source.write_bytes(b"edited later")
     assert (folder.path / record.clip_b).read_bytes() == other.read_bytes()
     assert (folder.path / record.clip_a).read_bytes() != b"edited later"
+
+
+def test_a_clip_that_cannot_be_read_is_not_added(folder: PairFolder, tmp_path: Path) -> None:
+    write_animation(clip(0), tmp_path / "whole.webp")
+    (tmp_path / "cut.webp").write_bytes((tmp_path / "whole.webp").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cut\.webp cannot be read"):
+        folder.add((tmp_path / "whole.webp", tmp_path / "cut.webp"), [clip(1)[0]])
+    assert not folder.exists()
