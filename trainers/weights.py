@@ -42,6 +42,13 @@ def is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).float().isfinite().all())
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor has as many numbers as its shape says, on the CPU: pickled files may hold other ones too."""
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def load_pickled(path: Path, remedy: str) -> Any:
     """The content of a file of torch.save, mapped into memory; code in it is not run.
 
@@ -49,7 +56,9 @@ def load_pickled(path: Path, remedy: str) -> Any:
     """
     try:
         if not zipfile.is_zipfile(path):
-            raise UserError(f"{path} is cut off, or not a file of torch.save; {remedy}")
+            raise UserError(f"{path} is cut off, or not a file of torch.save (PyTorch 1.6 or newer); {remedy}")
+        if path.suffix == ".safetensors":  # torch goes by the name
+            raise UserError(f"{path} is a pickled PyTorch file with the wrong name; rename it to end in .pth")
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
         # torch stores without compression: entries that are larger in memory than on disk would fill the memory.
@@ -78,7 +87,11 @@ def load_full_state(model: nn.Module, state: dict[str, Tensor], source: object) 
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _refuse("lacks", wanted.keys() - state.keys(), model, source)
     _refuse("has more than its weights:", state.keys() - wanted.keys(), model, source)
-    others = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
+    others = [
+        f"{name} is {list(state[name].shape)}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if tuple(state[name].shape) != shape
+    ]
     _refuse("has weights of other shapes:", others, model, source)
     model.load_state_dict(state, assign=True)
 

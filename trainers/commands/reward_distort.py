@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, shown
-from ..files import read_regular
 from .numbers import number_between
 
 KINDS = ("swap", "drop", "blend", "drift")
@@ -90,17 +87,13 @@ def main(options: Namespace) -> int:
 
 def read_table(path: Path) -> list[Clip]:
     """The clips of a CSV. Raises UserError that names the row that cannot be used."""
-    try:
-        text = read_regular(path).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the table {path} ({error}); save it as CSV in UTF-8") from None
-    table = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    if not {"path", "ref_paths"} <= set(table.fieldnames or ()):
-        raise UserError(
-            f"{path} lacks the columns path and ref_paths; it has {', '.join(table.fieldnames or ()) or 'none'}"
-        )
+    from ..preference.importing import read_cells
+
+    header, rows = read_cells(path)
+    if not {"path", "ref_paths"} <= set(header):
+        raise UserError(f"{path} lacks the columns path and ref_paths; it has {', '.join(header) or 'none'}")
     clips = []
-    for number, row in enumerate(table, 2):
+    for number, row in enumerate(rows, 2):
         references = [path.parent / name.strip() for name in row["ref_paths"].split(";") if name.strip()]
         for file in (path.parent / row["path"], *references):
             if not row["path"] or not file.exists():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ class LoRA:
 
     `modules`: diffusers' module name -> (A [r, in], B [out, r]); `alpha`: the same names; `metadata`: of the file,
     without entries about rank and alpha, and without hashes; `differences`: diffusers' parameter name -> what is added
-    to it in full.
+    to it in full; `source`: the file it was read from, for messages.
     Raises UserError when the shapes of a pair do not fit, or a value is not finite or not of a floating-point type.
     """
 
@@ -26,6 +27,7 @@ class LoRA:
     alpha: dict[str, float]
     metadata: dict[str, str] = field(default_factory=dict)
     differences: dict[str, Tensor] = field(default_factory=dict)
+    source: str = ""
 
     def __post_init__(self) -> None:
         for name, (down, up) in self.modules.items():
@@ -47,6 +49,17 @@ class LoRA:
         """What to add to the weight of module `name`: strength alpha / r B A, float64 [out, in]."""
         down, up = self.modules[name]
         return strength * self.scale(name) * (up.double() @ down.double())
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Put `source` in front of the message of a UserError in the block that does not name it."""
+    try:
+        yield
+    except UserError as error:
+        if source in str(error):
+            raise
+        raise UserError(f"{source}: {error}") from error
 
 
 def check_shapes(name: str, down: Sequence[int], up: Sequence[int]) -> None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..errors import UserError
-from .adapter import LoRA
+from ..errors import UserError, shown
+from .adapter import LoRA, naming
 from .differences import add_differences, check_differences, differences_disabled, remove_differences
 from .layer import LoraLinear
 
@@ -82,10 +82,16 @@ def to_lora(transformer: nn.Module) -> LoRA:
 
 def check_fits(transformer: nn.Module, lora: LoRA) -> None:
     """Raises UserError when the LoRA was trained for another policy, or has modules or ranks that do not fit."""
+    with naming(lora.source):
+        _check_fits(transformer, lora)
+
+
+def _check_fits(transformer: nn.Module, lora: LoRA) -> None:
     made_for, here = lora.metadata.get("policy"), "vace" if hasattr(transformer, "vace_blocks") else "phantom"
     if made_for not in (None, here):
         raise UserError(
-            f"this LoRA was trained for {made_for}, and this is a {here} model; give one that was trained for {here}"
+            f"this LoRA was trained for {shown(made_for)}, and this is a {here} model; give one that was trained for "
+            f"{here}"
         )
     check_differences(transformer, lora)
     present = dict(_layers(transformer))

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from ..modelfiles.containers import name_other_format
 from ..modelfiles.identify import name_adapter
 from ..modelfiles.inspection import describe
 from . import alphas
-from .adapter import LoRA, check_alpha, check_shapes
+from .adapter import LoRA, check_alpha, check_shapes, naming
 from .hashes import without_hashes
 from .keys import PEFT, LoRAKeys, ModuleKeys, sort_keys
 
@@ -65,13 +66,14 @@ def read_lora(path: str | Path) -> LoRA:
                 raise UserError(f"{header.path} holds {one} and {other}, which differ; choose another file")
         modules = {name: (file.get_tensor(k.down), file.get_tensor(k.up)) for name, k in keys.modules.items()}
         differences = {name: file.get_tensor(key) for name, key in keys.differences.items()}
-    return LoRA(modules, header.alpha, header.metadata, differences)
+    with naming(str(header.path)):
+        return LoRA(modules, header.alpha, header.metadata, differences, str(header.path))
 
 
 def read_lora_header(path: str | Path) -> LoRAHeader:
     """All of `read_lora` but the factors' values. Raises UserError as it does, but not for the values."""
     path = _weights_file(Path(path))
-    with _opened(path) as file:
+    with naming(str(path)), _opened(path) as file:
         metadata, names = file.metadata() or {}, set(file.keys())
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         found = _sorted(stored, path)
@@ -114,6 +116,8 @@ def _weights_file(path: Path) -> Path:
                 )
             path = found[0]
         _require_regular(path)
+        if what := name_other_format(path):
+            raise UserError(f"cannot read the LoRA {path}: it is {what}; give a .safetensors file or a PEFT folder")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} has {path.stat().st_size / 1e9:.0f} GB, more than any LoRA; choose another file")
     except UserError:

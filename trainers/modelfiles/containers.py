@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import load_pickled
+from ..weights import is_dense, load_pickled
 
 HEADER_LIMIT = 16 * 2**20  # bytes; that of a model of 14B parameters is below 1 MB
 GGUF, ZIP = b"GGUF", b"PK\x03\x04"
 OTHER_FORMATS = {
+    GGUF: "a GGUF file",
+    ZIP: "a pickled PyTorch file (.pth, .ckpt, .bin)",
     b"\x80": "a pickled PyTorch file of an old format (.pth, .ckpt, .bin)",
     b"version ": "a Git LFS pointer, not the file that it stands for",
     b"<": "a web page, not the file that was to be downloaded",
@@ -84,7 +86,7 @@ class PickledFile:
         # A state dictionary of torch has entries that are no tensors, such as `_extra_state`.
         found = content if isinstance(content, dict) else {}
         self._tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if not self._tensors or any(v.layout is not torch.strided or v.is_quantized for v in self._tensors.values()):
+        if not self._tensors or not all(map(is_dense, self._tensors.values())):
             raise UserError(f"{path} is not a dictionary of dense tensors by name; {remedy}")
         self.keys = list(self._tensors)
         self.metadata: Mapping[str, str] = {}
@@ -115,7 +117,15 @@ def open_container(path: Path, remedy: str) -> Container:
         return GgufFile(path, remedy)
     if start.startswith(ZIP):
         return PickledFile(path, remedy)
-    if len(start) == 8 and int.from_bytes(start, "little") > HEADER_LIMIT:
-        what = next((what for magic, what in OTHER_FORMATS.items() if start.startswith(magic)), "no .safetensors file")
+    if what := name_other_format(path):
         raise UserError(f"{path} is {what}; {remedy}")
     return SafetensorsFile(path)
+
+
+def name_other_format(path: Path) -> str | None:
+    """What a file is whose first bytes are not those of a .safetensors file; None for the others. Raises OSError."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if len(start) < 8 or int.from_bytes(start, "little") <= HEADER_LIMIT:
+        return None
+    return next((what for magic, what in OTHER_FORMATS.items() if start.startswith(magic)), "no .safetensors file")

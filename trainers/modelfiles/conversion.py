@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import UserError
@@ -23,7 +24,7 @@ def convert_pickled(path: Path) -> Path | None:
     from .containers import PickledFile
 
     target = path.with_suffix(".safetensors")
-    if target.exists():
+    if os.path.lexists(target):  # also a link to a disk that is not there
         return None
     content = PickledFile(path, REMEDY)
     tensors = {}

@@ -18,6 +18,7 @@ from ..errors import UserError
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 TOKENIZER = "spiece_model"
 """The key under which the tokenizer in a file's header is given, as ComfyUI's text encoders have it."""
+_TOKENS = "tokenizer.ggml.tokens"
 _SHAPE = "comfy.gguf.orig_shape."  # of tensors with more dimensions than GGUF has
 _AT_ONCE = 2**24  # numbers that are dequantised together, so that float32 copies stay below 1 GB
 
@@ -50,9 +51,12 @@ class GgufFile:
             self._content = np.memmap(path, np.uint8, "r")
             self._fields, self._tensors = _read_header(memoryview(self._content))
             self._shapes = {name: self._shape(name) for name in self._tensors}
+            if _TOKENS in self._fields:
+                # Its number of tokens: the bytes are made when it is read.
+                self._shapes[TOKENIZER] = (len(self._fields[_TOKENS]),)
         except (ValueError, struct.error, UnicodeDecodeError, TypeError, OverflowError, KeyError) as error:
             raise UserError(f"cannot read {path} ({error}); {remedy}, downloaded to its end") from error
-        self.keys = [*self._tensors, *([TOKENIZER] if "tokenizer.ggml.tokens" in self._fields else [])]
+        self.keys = [*self._tensors, *([TOKENIZER] if _TOKENS in self._fields else [])]
         self.metadata: Mapping[str, str] = {}
 
     def shape(self, key: str) -> tuple[int, ...]:

@@ -58,8 +58,10 @@ def identify(shapes: Shapes) -> str | None:
 
 
 def name_adapter(names: Iterable[str]) -> str | None:
-    """`a LoRA`, or the name of another kind of adapter; None for other files."""
+    """`a LoRA`, or the name of another kind of adapter; None for other files, as a whole reward with factors in it."""
     names = list(names)
+    if any("rm_head." in name for name in names):
+        return None
     return next((what for pattern, what in ADAPTERS.items() if any(re.search(pattern, n) for n in names)), None)
 
 

@@ -55,6 +55,8 @@ def _inside(path: Path) -> tuple[Path, str]:
         return _first(checkpoints[-1], REWARD_FILES) or checkpoints[
             -1
         ], f"folder of a reward, its {checkpoints[-1].name} is "
+    if os.path.isfile(path / "model_config.json") and (found := _first(path, WHOLE_REWARD)):
+        return found, "folder of a reward, it is "
     if os.path.isfile(path / "adapter_config.json") and (found := _first(path, REWARD_FILES[2:])):
         return found, "checkpoint of a reward, it is "
     if os.path.isfile(path / "config.yaml") and os.path.isdir(path / "exports"):

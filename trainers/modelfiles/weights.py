@@ -21,6 +21,8 @@ from .places import weight_files
 NOTE_LIMIT = 4096  # bytes of the JSON text that ComfyUI stores beside a weight
 SCALES = (".scale_weight", ".weight_scale")
 BESIDE_WEIGHTS = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
+MARK = "scaled_fp8"
+"""The end of the key that files of scaled fp8 weights have beside them."""
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 FLOAT8_TYPES = ("F8_E4M3", "F8_E5M2")
 FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
@@ -40,7 +42,8 @@ class Weights:
         self._paths: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         for path, file in files.items():
-            if twice := self._files.keys() & set(file.keys):
+            # Both halves of a split VACE model may have this mark.
+            if twice := {key for key in self._files.keys() & set(file.keys) if not key.endswith(MARK)}:
                 raise UserError(f"{path} holds tensors of another shard too ({shorten(twice)}); download it again")
             self._files |= dict.fromkeys(file.keys, file)
             self._paths |= dict.fromkeys(file.keys, path)
@@ -49,7 +52,7 @@ class Weights:
     @property
     def keys(self) -> list[str]:
         """All keys but those of scales and other notes on 8-bit weights."""
-        return [key for key in self._files if not key.endswith(BESIDE_WEIGHTS) and not key.endswith("scaled_fp8")]
+        return [key for key in self._files if not key.endswith((*BESIDE_WEIGHTS, MARK))]
 
     @property
     def all_keys(self) -> list[str]:

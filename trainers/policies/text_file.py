@@ -73,6 +73,11 @@ def load_text_encoder(path: str | Path, dtype: torch.dtype) -> tuple[nn.Module, 
         weights.require_readable(names.values(), path, REMEDY)
         config = infer_config({name: weights.shape(key) for name, key in names.items()}, stated, path)
         tokenizer = _tokenizer_in_folder(path) if os.path.isdir(path) else _tokenizer_of_file(weights, path)
+        if len(tokenizer) > config["vocab_size"]:
+            raise UserError(
+                f"the tokenizer of {path} has {len(tokenizer)} tokens, and the text encoder {config['vocab_size']}: it "
+                "is that of another model; give the tokenizer of google/umt5-xxl"
+            )
         with init_empty_weights(include_buffers=False):
             model = UMT5EncoderModel(UMT5Config(**config))
         state = {name: weights.read(key, dtype) for name, key in names.items()}
@@ -180,7 +185,9 @@ class SentencePiece:
     model_max_length = 512
 
     def __init__(self, model: bytes) -> None:
-        """Raises UserError when the package is missing, RuntimeError when this is no such model."""
+        """Raises UserError when the package is missing, RuntimeError or ValueError when this is no such model."""
+        if not model:  # the package takes no bytes for a model that is loaded later
+            raise ValueError("it is empty")
         try:
             from sentencepiece import SentencePieceProcessor
         except ImportError as error:
@@ -188,6 +195,9 @@ class SentencePiece:
                 "a text encoder in one file needs the package sentencepiece (pip install sentencepiece)"
             ) from error
         self._processor = SentencePieceProcessor(model_proto=model, add_bos=False, add_eos=True)
+
+    def __len__(self) -> int:
+        return self._processor.get_piece_size()
 
     def __call__(self, texts: list[str], max_length: int = model_max_length, **_) -> SimpleNamespace:
         """`input_ids` and `attention_mask`, int64 [texts, max_length]; longer texts are cut and still end with </s>."""

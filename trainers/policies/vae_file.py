@@ -42,7 +42,9 @@ def load_vae(path: str | Path) -> nn.Module:
         original = "encoder.conv1.weight" in keys
         if original:
             _check_original({name: weights.shape(key) for name, key in keys.items()}, path)
-        config = {} if original else _stated_config(path)
+        config = (
+            {} if original else _stated_config(path) or _config_of({n: weights.shape(k) for n, k in keys.items()}, path)
+        )
         state = {name: weights.read(key, torch.float32) for name, key in keys.items()}
     if original:
         config["base_dim"] = state["encoder.conv1.weight"].shape[0]
@@ -69,13 +71,27 @@ def vae_files(path: str | Path) -> list[Path]:
 
 
 def _stated_config(path: Path) -> dict[str, Any]:
-    """What the config.json in the folder, or beside the file, states; Wan 2.1's own values hold for the rest."""
+    """What the config.json in the folder, or beside the file, states; Wan 2.1's own values hold for the rest.
+
+    Empty beside a file without one.
+    """
     place = (path if os.path.isdir(path) else path.parent) / "config.json"
+    if not os.path.isdir(path) and not os.path.exists(place):
+        return {}
     config = check_config(VaeConfig, read_json(place), place)
     _check_channels(config.z_dim, place)
     if config.is_residual or config.patch_size is not None or (config.in_channels, config.out_channels) != (3, 3):
         raise UserError(f"{place} is not of Wan 2.1's VAE (is_residual, patch_size or in_channels); {REMEDY}")
     return config.model_dump(exclude_unset=True, exclude_none=True, exclude={"class_name"})
+
+
+def _config_of(shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, Any]:
+    """The width that the weights show, by diffusers' names. Raises UserError for another VAE."""
+    inputs, latents = (shapes.get(name, ()) for name in ("encoder.conv_in.weight", "post_quant_conv.weight"))
+    if len(inputs) != 5 or len(latents) != 5:
+        raise UserError(f"{path} is no Wan VAE; {REMEDY}")
+    _check_channels(latents[0], path)
+    return {"base_dim": inputs[0]}
 
 
 def _check_original(shapes: dict[str, tuple[int, ...]], path: Path) -> None:

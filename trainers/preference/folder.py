@@ -7,6 +7,7 @@ continues. A crash loses nothing but the line that was being written, and severa
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -108,8 +109,7 @@ class PairFolder:
         return os.path.isfile(self.file)
 
     def read(self, size: int | None = None) -> PairRecords:
-        """All that counts, or that counted when the file had `size` bytes. A last line without its end, torn by a
-        crash, is left out.
+        """All that counts, or that counted when the file had `size` bytes. A last line torn by a crash is left out.
 
         Raises UserError that names every other line that cannot be used, and for a folder that holds no pairs.
         """
@@ -121,7 +121,7 @@ class PairFolder:
                 "`reward pairs FOLDER --table CSV`, or from a --run or --clips"
             ) from None
         records, problems = PairRecords(), []
-        for number, line in enumerate(data[:size].split(b"\n")[:-1], 1):
+        for number, line in enumerate(_complete(data[:size]).split(b"\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -137,9 +137,9 @@ class PairFolder:
 
     def voted_size(self) -> int:
         """How many bytes of the file end with its last vote or undo; 0 without one. Later pairs have no verdict."""
-        data = read_regular(self.file) if self.exists() else b""
-        places = [data.rfind(mark) for mark in (b'{"vote":', b'{"undo":')]
-        return data.find(b"\n", max(places)) + 1 if max(places) >= 0 else 0
+        data = _complete(read_regular(self.file)) if self.exists() else b""
+        last = max(data.rfind(mark) for mark in (b'{"vote":', b'{"undo":'))
+        return last + len(data[last:].partition(b"\n")[0]) + 1 if last >= 0 else 0
 
     def check_files(self, records: PairRecords) -> None:
         """Raises UserError that names the first clip or reference image that is not there."""
@@ -177,7 +177,7 @@ class PairFolder:
         for line in text.splitlines():
             from_line(line)
         with self._locked(), full_disk_explained(self.file), open(self.file, "ab+") as file:
-            _remove_torn_line(file)
+            _end_last_line(file)
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -228,14 +228,23 @@ class PairFolder:
         return record
 
     def merge(self, other: PairFolder) -> int:
-        """Add all lines of another folder that are not here, with their files; how many lines were added."""
+        """Add all lines of another folder that are not here, with their files; how many lines were added.
+
+        Raises UserError, before anything is added, where a file of theirs has the name of another one here.
+        """
         theirs, ours = other.read(), self.read() if self.exists() else PairRecords()
         other.check_files(theirs)
         new: list[Record] = [pair for pair in theirs.pairs.values() if pair.pair not in ours.pairs]
-        for pair in new:
-            for name in (pair.clip_a, pair.clip_b, *pair.references):
-                if not os.path.exists(self.path / name):
-                    _place(other.path / name, self.path / name)
+        names = dict.fromkeys(name for pair in new for name in (pair.clip_a, pair.clip_b, *pair.references))
+        absent = [name for name in names if not os.path.exists(self.path / name)]
+        for name in names.keys() - set(absent):
+            if _content(other.path / name) != _content(self.path / name):
+                raise UserError(
+                    f"{other.path / name} and {self.path / name} are different files of one name; rename one of them, "
+                    f"in its {FILE} too"
+                )
+        for name in absent:
+            _place(other.path / name, self.path / name)
         new += [vote for vote in theirs.votes.values() if vote.vote not in ours.votes and vote.vote not in ours.undone]
         new += [UndoRecord(vote, "", _now()) for vote in sorted(theirs.undone - ours.undone) if vote in ours.votes]
         if new:
@@ -244,6 +253,7 @@ class PairFolder:
 
     def _keep_clip(self, clip: Path | np.ndarray, fps: float | None) -> str:
         if isinstance(clip, Path):
+            check_clip(clip)
             return self._keep_file(clip, CLIPS)
         frames = frames_array(clip)
         name = f"{CLIPS}/{_digest(repr((frames.shape, fps)).encode() + frames.tobytes())}.webp"
@@ -253,11 +263,7 @@ class PairFolder:
         return name
 
     def _keep_file(self, file: Path, folder: str) -> str:
-        if os.path.isdir(file):
-            members = sorted(p for p in file.iterdir() if p.is_file())
-            name = f"{folder}/{_digest(b''.join(_file_digest(member) for member in members))}"
-        else:
-            name = f"{folder}/{_file_digest(file).hex()[:32]}{file.suffix.lower()}"
+        name = f"{folder}/{_content(file)}{'' if os.path.isdir(file) else file.suffix.lower()}"
         if not os.path.exists(self.path / name):
             _place(file, self.path / name)
         return name
@@ -282,15 +288,31 @@ class PairFolder:
             yield
 
 
-def _remove_torn_line(file) -> None:
-    """Cut off what follows the end of the last complete line: its writer died."""
-    end = file.seek(0, os.SEEK_END)
-    if not end:
+def _complete(data: bytes) -> bytes:
+    """The lines of a file without a last one that was torn: what follows the last line end and is no JSON.
+
+    Some editors leave out the end of the last line; that one is complete.
+    """
+    end = data.rfind(b"\n") + 1
+    try:
+        json.loads(data[end:])
+    except (ValueError, RecursionError):
+        return data[:end]
+    return data
+
+
+def _end_last_line(file) -> None:
+    """Write the line end that an editor left out, or cut off a last line whose writer died."""
+    if not file.seek(0, os.SEEK_END):
         return
     file.seek(-1, os.SEEK_END)
     if file.read(1) != b"\n":
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        data = file.read()
+        if len(complete := _complete(data)) < len(data):
+            file.truncate(len(complete))
+        else:
+            file.write(b"\n")
 
 
 def _name(who: str) -> str:
@@ -307,9 +329,17 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
+def _content(file: Path) -> str:
+    """A name for what is in a file, or in the files of a folder of frames in the order of their names."""
+    if os.path.isdir(file):
+        return _digest(b"".join(_file_digest(p) for p in sorted(file.iterdir()) if p.is_file()))
+    return _file_digest(file).hex()[:32]
+
+
 def _file_digest(file: Path) -> bytes:
     digest = hashlib.sha256()
     try:
+        require_regular(file)
         with open(file, "rb") as opened:
             while part := opened.read(1 << 20):
                 digest.update(part)

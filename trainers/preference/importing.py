@@ -17,9 +17,10 @@ from pathlib import Path
 
 from ..errors import UserError, listed, meant, shown
 from ..files import read_regular
-from ..pictures.clips import PICTURE_SUFFIXES
+from ..pictures.clips import PICTURE_SUFFIXES, check_clip
 from ..pictures.reading import read_picture
 from .folder import PairFolder
+from .records import LONGEST, LONGEST_PROMPT, MOST_REFERENCES
 
 CLIP_COLUMNS = ("path_A", "path_B")
 VERDICT_COLUMNS = ("verdict", "SA")
@@ -71,16 +72,34 @@ def import_table(
     return len(rows)
 
 
-def read_table(path: Path, data: Path | None = None) -> list[Row]:
-    """The rows of a CSV; see `import_table`."""
+def read_cells(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The column names and the rows of a CSV, by commas, semicolons or tabs; without spaces around what is in a cell.
+
+    Raises UserError for a file that cannot be read, or is no CSV.
+    """
     try:
         text = read_regular(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the table {path} ({error}); save it as CSV in UTF-8") from None
     first = text.partition("\n")[0]
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), restval="")
-    header = [name.strip() for name in table.fieldnames or ()]
-    table.fieldnames = header
+    # Strict: a quotation mark that is not closed would take the rows below it for one cell.
+    table = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), restval="", strict=True
+    )
+    try:
+        header = [name.strip() for name in table.fieldnames or ()]
+        table.fieldnames = header
+        return header, [{k: v.strip() for k, v in cells.items() if k is not None} for cells in table]
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is no CSV near line {table.reader.line_num} ({error}); look for a quotation mark that is not "
+            'closed, and write " inside a quoted text twice'
+        ) from None
+
+
+def read_table(path: Path, data: Path | None = None) -> list[Row]:
+    """The rows of a CSV; see `import_table`."""
+    header, lines = read_cells(path)
     lacking = [name for name in CLIP_COLUMNS if name not in header]
     lacking += [] if set(header) & set(VERDICT_COLUMNS) else ["verdict"]
     if lacking:
@@ -89,9 +108,9 @@ def read_table(path: Path, data: Path | None = None) -> list[Row]:
             f"{path} lacks the columns {', '.join(lacking)}; it has {', '.join(map(shown, header)) or 'none'}{hint}"
         )
     rows, problems = [], []
-    for number, cells in enumerate(table, 2):
+    for number, cells in enumerate(lines, 2):
         try:
-            rows.append(_row({k: (v or "").strip() for k, v in cells.items() if k is not None}, data or path.parent))
+            rows.append(_row(cells, data or path.parent))
         except UserError as error:
             problems.append(f"row {number}: {error}")
     if problems:
@@ -112,6 +131,13 @@ def _row(cells: dict[str, str], folder: Path) -> Row:
         raise UserError(f"no reference image is named in `ref_paths` or lies beside {clips[0]}")
     for reference in references:
         read_picture(reference, 64 * 64)
+    for clip in clips:
+        check_clip(clip)
+    for name, most in (("prompt", LONGEST_PROMPT), ("who", LONGEST)):
+        if len(cells.get(name, "")) > most:
+            raise UserError(f"`{name}` has {len(cells[name])} letters; shorten it to {most}")
+    if len(references) > MOST_REFERENCES:
+        raise UserError(f"{len(references)} reference images are named; give one per person, at most {MOST_REFERENCES}")
     return Row(
         clips,
         references,
@@ -125,7 +151,9 @@ def _row(cells: dict[str, str], folder: Path) -> Row:
 
 def _file(folder: Path, name: str) -> Path:
     path = folder / name
-    if not name or not os.path.exists(path):
+    if not name:
+        raise UserError(f"`{'` or `'.join(CLIP_COLUMNS)}` is empty; write the path of a clip")
+    if not os.path.exists(path):
         raise UserError(f"there is no file `{shown(path)}`")
     return path
 

@@ -14,8 +14,8 @@ from .loss import A_BETTER, B_BETTER, INVALID, TIE
 VERDICTS = {"A": A_BETTER, "B": B_BETTER, "tie": TIE, "skip": INVALID}
 """Verdict of a vote -> label of the pair."""
 ID = re.compile(r"[a-z0-9-]{1,100}")
-LONGEST = 1000
-"""Letters of a name, 100 times as many of a prompt."""
+LONGEST, LONGEST_PROMPT = 1000, 100_000
+"""Letters of a name, and of a prompt."""
 MOST_REFERENCES = 64
 
 
@@ -99,7 +99,7 @@ def _check(record: Record) -> None:
             raise UserError(f"`{name}` is {shown(value)}; an id has lower-case letters, digits and dashes")
     for name in ("clip_a", "clip_b", "prompt", "kind", "verdict", "who", "when"):
         value = getattr(record, name, "")
-        if not isinstance(value, str) or len(value) > LONGEST * (100 if name == "prompt" else 1):
+        if not isinstance(value, str) or len(value) > (LONGEST_PROMPT if name == "prompt" else LONGEST):
             raise UserError(f"`{name}` is {shown(value)}, which is no text, or too long")
     for name in ("swapped", "automatic"):
         if not isinstance(getattr(record, name, False), bool):

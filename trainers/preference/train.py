@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -118,8 +119,11 @@ def train_base(
 
 
 def require_untrained(output: Path) -> None:
-    """Raises UserError when the folder holds a reward already."""
+    """Raises UserError when the folder holds a reward already, or is a file."""
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise UserError(f"{output} is a file; give a new folder")
     _require_absent(output, "checkpoint-*")
+    _require_absent(output, "model_config.json")
 
 
 def require_resumable(states: Path, resume: bool) -> None:

@@ -39,8 +39,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _fault(name: str, value: object) -> str | None:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__} instead of a tensor"
-    if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-        return "a sparse, quantised or empty tensor"
+    if value.is_nested or value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return "a sparse, nested, quantised or empty tensor"
     if value.dtype not in TYPES:
         return f"numbers of type {str(value.dtype).removeprefix('torch.')} instead of floating-point ones"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():

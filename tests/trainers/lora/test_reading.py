@@ -463,6 +463,21 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path, content):
         read_lora(path)
 
 
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"PK\x03\x04\0\0\x08\x08", "a pickled PyTorch file"),
+        (b"GGUF\x03\0\0\0", "a GGUF file"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"version https://git-lfs", "a Git LFS pointer"),
+    ],
+)
+def test_a_file_of_another_format_is_named(tmp_path, start, what):
+    (tmp_path / "mine.safetensors").write_bytes(start + b" " * 100)
+    with pytest.raises(UserError, match=rf"mine\.safetensors: it is {what}.*; give a \.safetensors file"):
+        read_lora(tmp_path / "mine.safetensors")
+
+
 def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes((GOLDEN / "comfy_native.safetensors").read_bytes()[:-100])

@@ -117,3 +117,15 @@ def test_one_that_does_not_fit_is_refused_before_anything_changes(transformer, d
         apply(transformer, [(distilled, 1.0), (foreign, 1.0)])
     assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
     load_lora_into(transformer, distilled)  # it has none yet
+
+
+def test_the_one_that_does_not_fit_is_named(transformer, tmp_path):
+    name = "diffusion_model.blocks.0.self_attn.q"
+    for file, width, value in (("good", 24, 1.0), ("large", 5120, 1.0), ("broken", 24, float("nan"))):
+        factors = {f"{name}.lora_down.weight": torch.ones(4, width), f"{name}.lora_up.weight": torch.ones(width, 4)}
+        save_file({key: factor * value for key, factor in factors.items()}, tmp_path / f"{file}.safetensors")
+    good, large = (read_lora(tmp_path / f"{file}.safetensors") for file in ("good", "large"))
+    with pytest.raises(UserError, match=r"large\.safetensors: the LoRA's blocks\.0\.attn1\.to_q is 5120x5120"):
+        load_loras_into(transformer, [(good, 1.0), (large, 1.0)])
+    with pytest.raises(UserError, match=r"broken\.safetensors: the LoRA holds numbers that are not finite"):
+        read_lora(tmp_path / "broken.safetensors")

@@ -31,6 +31,13 @@ def test_a_file_that_is_there_is_not_written_again(tmp_path):
     assert (tmp_path / "m.safetensors").read_bytes() == b"mine"
 
 
+def test_a_link_to_a_file_that_is_not_there_now_is_kept(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "m.pth")
+    (tmp_path / "m.safetensors").symlink_to(tmp_path / "disk" / "m.safetensors")
+    assert convert_pickled(tmp_path / "m.pth") is None
+    assert (tmp_path / "m.safetensors").is_symlink()
+
+
 @pytest.mark.parametrize("value", [float("nan"), 0.0])
 def test_damage_is_not_converted(tmp_path, value):
     torch.save({"a": torch.full((2, 2), value)}, tmp_path / "m.pth")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -105,6 +106,19 @@ def test_a_gguf_file_has_its_quantisation(tmp_path):
     assert line.startswith("UMT5 text encoder, ") and line.endswith("Q6_K, llama.cpp's names")
 
 
+def test_a_gguf_file_may_have_a_tokenizer_in_its_header(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "t5encoder")
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list(["<pad>", "</s>"])
+    for name, tensor in llama_cpp(text_weights(make_text_encoder())).items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert inspect_file(tmp_path / "t.gguf").startswith("UMT5 text encoder, ")
+
+
 @pytest.mark.parametrize(
     ("tensors", "line"),
     [
@@ -115,6 +129,7 @@ def test_a_gguf_file_has_its_quantisation(tmp_path):
         (QWEN, "Qwen2.5-VL 3B, "),
         ({"model.layers.0.self_attn.q_proj.weight": (2, 2)}, "language model, "),
         ({"base_model.model.rm_head.weight": (1, 2)}, "identity reward, "),
+        ({"rm_head.weight": (1, 2), "model.layers.0.self_attn.q_proj.lora_A.weight": (1, 2)}, "identity reward, "),
         ({"text_model.encoder.layers.0.mlp.fc1.weight": (2, 2)}, "CLIP text encoder, "),
         ({"something": (2, 2)}, "weights of an unknown model, 0.0 million parameters, BF16"),
     ],
@@ -178,6 +193,12 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, content):
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="m.safetensors"):
         inspect_file(tmp_path / "m.safetensors")
+
+
+def test_a_reward_in_one_file_is_named_by_its_folder(tmp_path):
+    torch.save({"rm_head.weight": torch.ones(1, 2)}, tmp_path / "model.pth")
+    (tmp_path / "model_config.json").write_text("{}")
+    assert inspect_file(tmp_path).startswith("folder of a reward, it is identity reward, ")
 
 
 def test_a_reward_s_checkpoint_and_a_run_are_named_by_their_folders(repository, tmp_path):

@@ -274,11 +274,29 @@ def test_a_pickled_file_is_read_and_its_code_is_not_run(tmp_path, matrix):
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("content", [[torch.ones(2)], {"a": 1}, {}, {"a": torch.eye(2).to_sparse()}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.ones(2)],
+        {"a": 1},
+        {},
+        {"a": torch.eye(2).to_sparse()},
+        {"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
+        {"a": torch.ones(1).expand(2**40)},
+        {"a": torch.ones(2, device="meta")},
+    ],
+)
 def test_a_pickled_file_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "m.pth")
     with pytest.raises(UserError, match="m.pth is not a dictionary of dense tensors by name; give another file"):
         read(tmp_path / "m.pth")
+
+
+def test_a_pickled_file_by_another_name_is_named(tmp_path, matrix):
+    torch.save({"a": matrix}, tmp_path / "m.pth")
+    (tmp_path / "m.pth").rename(tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match="m.safetensors is a pickled PyTorch file with the wrong name; rename it"):
+        read(tmp_path / "m.safetensors")
 
 
 def test_a_truncated_file_is_named(tmp_path, matrix):

@@ -406,9 +406,10 @@ def test_a_pipe_in_the_tokenizers_folder_is_refused(folder):
         load_text_encoder(folder, torch.float32)
 
 
-@pytest.mark.parametrize("content", [b"", b"no sentencepiece model"])
+@pytest.mark.parametrize("content", [b"", b"\0", b"no sentencepiece model"])
 def test_a_broken_tokenizer_in_the_file_is_named(encoder, tmp_path, content):
-    path = save(weights_of(encoder), content or b"\0", tmp_path / "umt5.safetensors")
+    path = tmp_path / "umt5.safetensors"
+    save_file(weights_of(encoder) | {"spiece_model": torch.tensor(list(content), dtype=torch.uint8)}, path)
     with pytest.raises(UserError, match=r"the tokenizer in .*umt5\.safetensors \(spiece_model\) is broken"):
         load_text_encoder(path, torch.float32)
 
@@ -440,3 +441,12 @@ def test_comfyuis_own_encoder_has_the_same_ids_and_embeddings(spiece, tmp_path, 
             embedding, expected = WanText(model, tokenizer, length).encode([text])[0], theirs[f"{name}.embeddings.{i}"]
             assert torch.equal(tokenizer([text], max_length=length).input_ids[0], theirs[f"{name}.ids.{i}"])
             assert (embedding - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(encoder, spiece, tmp_path):
+    weights = weights_of(encoder)
+    path = save(
+        weights | {"shared.weight": weights["shared.weight"][:20].clone()}, spiece, tmp_path / "umt5.safetensors"
+    )
+    with pytest.raises(UserError, match="tokenizer of .*umt5.safetensors has 24 tokens, and the text encoder 20"):
+        load_text_encoder(path, torch.float32)

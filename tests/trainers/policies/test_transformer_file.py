@@ -292,6 +292,18 @@ def test_a_scaled_base_may_have_control_blocks_without_scales(transformer, split
 
 
 @pytest.mark.parametrize("kind", ["vace"])
+def test_both_files_may_be_scaled_and_marked_so(transformer, split, write):
+    for path in split:
+        weights, name = load_file(path), f"{'vace_' if 'vace' in path.name else ''}blocks.0.ffn.0.weight"
+        scale = weights[name].abs().max() / 448
+        weights |= {name: (weights[name] / scale).to(torch.float8_e4m3fn), f"{name[:-6]}scale_weight": scale}
+        write(weights | {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, path.name)
+    found = load_transformer(split[0], vace_module=split[1]).state_dict()
+    differences = [(found[name] - value).abs().max() for name, value in transformer.state_dict().items()]
+    assert 0 < max(differences) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["vace"])
 def test_another_file_as_the_control_blocks_is_refused(transformer, split, write):
     base, module = split
     with pytest.raises(UserError, match="t2v.safetensors is no file of VACE's control blocks alone"):

@@ -120,7 +120,7 @@ def test_a_file_in_half_precision_is_read_as_float32_and_frozen(original_vae, ch
         ({"decoder.middle.0.residual.2.weight": None}, "lacks decoder.mid_block.resnets.0.conv1.weight"),
         (
             {"decoder.middle.0.residual.2.weight": torch.ones(32, 32, 3, 3, 1)},
-            "has weights of other shapes: decoder.mid_block",
+            r"other shapes: decoder\.mid_block\S* is \[32, 32, 3, 3, 1\], expected \[32, 32, 3, 3, 3\]",
         ),
     ],
     ids=["Wan 2.2's", "with alpha", "another file", "incomplete", "other shapes"],
@@ -206,3 +206,13 @@ def test_comfyuis_own_vae_makes_the_same_latents_and_frames(original_vae, clip, 
     assert (latents - theirs["latents"]).norm() < 1e-4 * theirs["latents"].norm()
     # Frames are rounded to 256 levels here.
     assert (vae.decode(latents)[0] / 255 - theirs["frames"]).abs().max() < 0.51 / 255
+
+
+def test_a_file_by_diffusers_names_needs_no_configuration_beside_it(original_vae, folder, tmp_path):
+    alone = tmp_path / "alone.safetensors"
+    (folder / "diffusion_pytorch_model.safetensors").rename(alone)
+    read = load_vae(alone)
+    assert all(torch.equal(value, read.state_dict()[n]) for n, value in original_vae[0].state_dict().items())
+    save_file(load_file(alone) | {"post_quant_conv.weight": torch.ones(48, 48, 1, 1, 1)}, alone)
+    with pytest.raises(UserError, match="VAE with 48 latent channels"):
+        load_vae(alone)

@@ -76,6 +76,24 @@ def test_a_line_torn_by_a_crash_loses_nothing_else(folder: PairFolder, torn: byt
     assert len(folder.read().by_pair[pair]) == 2
 
 
+def test_a_last_line_without_its_end_counts_and_stays(folder: PairFolder) -> None:
+    pair = add(folder)
+    folder.vote(pair, "A", "anna")
+    folder.file.write_bytes(folder.file.read_bytes().rstrip(b"\n"))  # as some editors save it
+    assert folder.read(folder.voted_size()).label(pair) == folder.read().label(pair) == A_BETTER
+    folder.vote(pair, "A", "ben")
+    assert [vote.who for vote in folder.read().votes.values()] == ["anna", "ben"]
+
+
+def test_a_torn_vote_hides_no_earlier_one(folder: PairFolder) -> None:
+    pair = add(folder)
+    folder.vote(pair, "A", "anna")
+    voted = folder.voted_size()
+    with open(folder.file, "ab") as file:
+        file.write(b'{"vote": "x", "pa')
+    assert folder.voted_size() == voted > 0
+
+
 @pytest.mark.parametrize(
     "line, problem",
     [
@@ -166,6 +184,19 @@ def test_two_folders_merge_with_files_votes_and_undos(folder: PairFolder, tmp_pa
     assert folder.merge(other) == 0
 
 
+def test_another_clip_of_the_same_name_is_never_taken_for_theirs(folder: PairFolder, tmp_path: Path) -> None:
+    for number, name in enumerate(("ours", "theirs")):
+        (tmp_path / name).mkdir()
+        for file, seed in (("a.webp", number), ("b.webp", 7), ("r.webp", 8)):
+            write_animation(clip(seed), tmp_path / name / file)
+        record = {"pair": name, "clip_a": "a.webp", "clip_b": "b.webp", "references": ["r.webp"]}
+        (tmp_path / name / "pairs.jsonl").write_text(json.dumps(record) + "\n")
+    ours = PairFolder(tmp_path / "ours")
+    with pytest.raises(UserError, match=r"theirs/a\.webp and .*ours/a\.webp are different files of one name"):
+        ours.merge(PairFolder(tmp_path / "theirs"))
+    assert list(ours.read().pairs) == ["ours"]
+
+
 def test_a_missing_clip_is_named(folder: PairFolder) -> None:
     record = folder.read().pairs[add(folder)] if folder.exists() else None
     pair = add(folder)
@@ -209,3 +240,11 @@ def test_files_are_copied_as_they_are(folder: PairFolder, tmp_path: Path) -> Non
     source.write_bytes(b"edited later")
     assert (folder.path / record.clip_b).read_bytes() == other.read_bytes()
     assert (folder.path / record.clip_a).read_bytes() != b"edited later"
+
+
+def test_a_clip_that_cannot_be_read_is_not_added(folder: PairFolder, tmp_path: Path) -> None:
+    write_animation(clip(0), tmp_path / "whole.webp")
+    (tmp_path / "cut.webp").write_bytes((tmp_path / "whole.webp").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cut\.webp cannot be read"):
+        folder.add((tmp_path / "whole.webp", tmp_path / "cut.webp"), [clip(1)[0]])
+    assert not folder.exists()

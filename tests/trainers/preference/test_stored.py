@@ -95,6 +95,9 @@ def test_a_table_names_its_references_and_may_lack_verdicts(published: Path, tmp
     assert len(record.references) == 1 and folder.read().votes == {}
 
 
+GOOD = "path_A,path_B,SA\ndata/pair0/A.webp,data/pair0/B.webp,A\n"
+
+
 @pytest.mark.parametrize(
     "text, problem",
     [
@@ -103,12 +106,19 @@ def test_a_table_names_its_references_and_may_lack_verdicts(published: Path, tmp
         ("path_A,path_B,SA\n", "has no rows"),
         ("path_A,path_B,SA\nnone.mp4,none.mp4,A\n", "row 2: there is no file"),
         ("path_A,path_B,SA\ndata/pair0/A.webp,data/pair0/B.webp,maybe\n", "row 2: the verdict `maybe`"),
+        (GOOD + "data/pair0/A.webp,,A\n", "row 3: `path_A` or `path_B` is empty"),
+        (GOOD + "data/pair0/A.webp,data/pair0/cut.webp,A\n", "row 3: clip .*cut.webp cannot be read"),
+        (GOOD + "data/pair0/A.webp,/dev/zero,A\n", "row 3: there is no clip /dev/zero"),
+        (GOOD.replace("SA", "SA,prompt") + 'data/pair1/A.webp,data/pair1/B.webp,A,"two\n', "no CSV near line 3"),
+        (GOOD.replace("SA", "SA,prompt") + f"data/pair1/A.webp,data/pair1/B.webp,A,{'x' * 200_000}\n", "near line 3"),
+        (GOOD.replace("SA", "SA,who") + f"data/pair1/A.webp,data/pair1/B.webp,A,{'x' * 2000}\n", "row 3: `who` has"),
     ],
 )
 def test_a_table_that_cannot_be_used_adds_nothing(published: Path, tmp_path: Path, text: str, problem: str) -> None:
     table = tmp_path / "bad.csv"
     table.write_text(text)
+    (tmp_path / "data/pair0/cut.webp").write_bytes((tmp_path / "data/pair0/A.webp").read_bytes()[:300])
     folder = PairFolder(tmp_path / "pairs")
     with pytest.raises(UserError, match=problem):
         import_table(table, folder)
-    assert not folder.exists()
+    assert not folder.path.exists()

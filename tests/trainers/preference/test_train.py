@@ -122,6 +122,16 @@ def test_a_folder_with_a_reward_is_not_written_over(base_model: Path, bright_pai
             train(base_model, bright_pairs, tmp_path / "reward", replace(FAST, steps=1))
 
 
+def test_a_file_or_a_reward_in_one_file_is_not_written_over(
+    base_model: Path, bright_pairs: list[Pair], tmp_path: Path
+) -> None:
+    (tmp_path / "model_config.json").write_text("{}")
+    for place, problem in ((tmp_path / "model_config.json", "is a file"), (tmp_path, "holds model_config.json")):
+        with pytest.raises(UserError, match=problem):
+            train_reward(base_model, bright_pairs, place, replace(FAST, steps=1))
+    assert (tmp_path / "model_config.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("train", [train_reward, train_base])
 @pytest.mark.parametrize("observed", [False, True])
 def test_a_loss_that_is_not_finite_writes_nothing(

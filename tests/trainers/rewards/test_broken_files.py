@@ -216,6 +216,7 @@ TENSOR_FILES = {
     "a head of three outputs": (FULL, tensor(HEAD, lambda t: t.repeat(3, 1)), "rm_head.weight is \\[3, 64\\]"),
     "a head without numbers": (FULL, tensor(HEAD, lambda t: t[:, :1].clone().expand(10**6, 64)), "fewer numbers"),
     "a sparse head": (FULL, tensor(HEAD, lambda t: t.to_sparse()), "sparse"),
+    "a nested head": (FULL, tensor(HEAD, lambda t: torch.nested.nested_tensor([t[0], t[0, :2]])), "nested"),
     "text as the base": (WEIGHTS, text("weights"), "cannot be loaded"),
     "the base cut off": (WEIGHTS, truncated, "cannot be loaded"),
     "a list for the shards": (WEIGHTS, without_base_weights, "cannot be loaded"),
