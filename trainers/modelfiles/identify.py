@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from .names import without_wrappers
+from .names import WRAPPERS, without_wrappers
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Suffixes of adapters, the most special first.
@@ -35,7 +35,10 @@ MODELS = {
     "down_blocks.0.attentions.": "a UNet (Stable Diffusion)",
     "audio_encoder.": "an audio encoder",
 }
-_WAN_BLOCK = re.compile(r"(?:^|[._])(?:vace_)?blocks[._]\d+[._](?:self_attn|cross_attn|attn[12]|ffn)[._]")
+# Of names with underscores wrappers are still a part.
+_WAN_BLOCK = re.compile(
+    rf"(?:^|[._])(?:vace_)?blocks[._]\d+[._](?:(?:{'|'.join(WRAPPERS)})[._])*(?:self_attn|cross_attn|attn[12]|ffn)[._]"
+)
 _LLM_LAYER = re.compile(r"layers\.0\.self_attn\.q_proj\.")
 _T5_BIAS = re.compile(r"relative_attention_bias|pos_embedding\.embedding|attn_rel_b")
 _T5_SECOND = re.compile(r"block\.1\.layer\.0\.|blocks\.1\.|blk\.1\.")

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ class PairFolder:
                 "`reward pairs FOLDER --table CSV`, or from a --run or --clips"
             ) from None
         records, problems = PairRecords(), []
-        for number, line in enumerate(_complete(data[:size]).split(b"\n"), 1):
+        for number, line in enumerate(_complete(data[:size]).removeprefix(BOM_UTF8).split(b"\n"), 1):
             if not line.strip():
                 continue
             try:

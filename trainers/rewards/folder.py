@@ -59,6 +59,11 @@ def find_checkpoint(folder: Path | str) -> Checkpoint:
         file, folder = folder, folder.parent if _has(folder.parent, "model_config.json") else folder.parent.parent
         config = read_config_file(folder / "model_config.json", RewardFile, "put the reward's own file there")
         return Checkpoint(folder, config, file.parent, config.adapter(folder / "model_config.json"), file)
+    if os.path.isfile(folder):
+        raise UserError(
+            f"{folder} is not the folder of an identity reward{_what(folder)}; give the one that holds "
+            "model_config.json"
+        )
     try:
         children = list(folder.iterdir())
     except OSError as error:
@@ -110,6 +115,15 @@ def find_base(checkpoint: Checkpoint, base_model: Path | str | None = None) -> P
         f"the base model {name!r} of the reward {checkpoint.folder} is not on this machine; download it "
         f"(hf download {name}), or give its folder (base_model)"
     )
+
+
+def _what(file: Path) -> str:
+    from ..modelfiles.inspection import inspect_file  # imports torch
+
+    try:
+        return f" ({inspect_file(file)})"
+    except UserError:
+        return ""
 
 
 def _has(folder: Path, name: str) -> bool:

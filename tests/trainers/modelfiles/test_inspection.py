@@ -148,6 +148,8 @@ def test_a_lora_has_its_model_rank_and_layers(inspect):
     assert inspect(lora(width=5120, prefix="vace_")).startswith("LoRA for VACE 14B, rank 8, ")
     assert inspect(lora("lora_unet_", down="lora_down.weight", up="lora_up.weight")).endswith("kohya's names")
     assert inspect(lora("base_model.model.", "attn1.to_out.0")).endswith("PEFT's names")
+    compiled = {f"lora_unet_blocks_0__orig_mod_self_attn_o.lora_{part}.weight": (8, 8) for part in ("down", "up")}
+    assert inspect(zeros(**compiled)).startswith("LoRA for Wan, rank 8, ")
 
 
 @pytest.mark.parametrize(

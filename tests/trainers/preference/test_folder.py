@@ -85,6 +85,12 @@ def test_a_last_line_without_its_end_counts_and_stays(folder: PairFolder) -> Non
     assert [vote.who for vote in folder.read().votes.values()] == ["anna", "ben"]
 
 
+def test_a_mark_that_an_editor_put_in_front_is_left_out(folder: PairFolder) -> None:
+    pair = add(folder)
+    folder.file.write_bytes(b"\xef\xbb\xbf" + folder.file.read_bytes())
+    assert list(folder.read().pairs) == [pair]
+
+
 def test_a_torn_vote_hides_no_earlier_one(folder: PairFolder) -> None:
     pair = add(folder)
     folder.vote(pair, "A", "anna")

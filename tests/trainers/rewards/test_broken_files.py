@@ -307,7 +307,12 @@ def test_no_loader_may_run_a_folders_own_code(repository: Path, room: str) -> No
                 assert ast.unparse(given.get("trust_remote_code", ast.Constant(None))) == "False", file.name
 
 
-def test_an_unknown_folder_is_not_a_reward(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / "file.safetensors")
-    with pytest.raises(UserError, match="file.safetensors cannot be opened"):
+def test_a_file_in_place_of_a_rewards_folder_is_named_by_what_it_is(tmp_path: Path) -> None:
+    factors = {"A": torch.ones(2, 8), "B": torch.ones(8, 2)}
+    names = {f"diffusion_model.blocks.0.self_attn.q.lora_{side}.weight": value for side, value in factors.items()}
+    save_file(names, tmp_path / "file.safetensors")
+    (tmp_path / "notes.txt").write_text("two people")
+    with pytest.raises(UserError, match=r"file.safetensors is not the folder of an identity reward \(LoRA for Wan, "):
         find_checkpoint(tmp_path / "file.safetensors")
+    with pytest.raises(UserError, match="notes.txt is not the folder of an identity reward; give"):
+        find_checkpoint(tmp_path / "notes.txt")
