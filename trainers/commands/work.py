@@ -50,8 +50,10 @@ def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
     command = launcher.command(run, options.resume, share_devices=share_devices)
     failure = run_processes(command, launch.processes, launch.machines, log=run.rank_log)
     if failure is None:
-        if launcher.waits_for_machines(run.status()):
-            run.set_status(state="stopped", message=launcher.NEVER_JOINED)
+        status = run.status()
+        if status.active:  # its processes were stopped while they were loading
+            waited = launcher.waits_for_machines(status)
+            run.set_status(state="stopped", message=launcher.NEVER_JOINED if waited else "")
         return 0
     print_now(str(failure))
     note_failure(run, failure)

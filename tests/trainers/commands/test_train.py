@@ -210,14 +210,23 @@ def test_a_resume_that_is_interrupted_while_it_loads_keeps_its_iteration(here, m
     assert (run.status().state, run.status().iteration) == ("stopped", 7)
 
 
-def test_ctrl_c_before_the_training_begins_is_a_stop(here, monkeypatch):
+@pytest.mark.parametrize("at", ["trainers.commands.training.quiet_libraries", "trainers.runs.inputs.resolve_prompts"])
+def test_ctrl_c_before_the_training_begins_is_a_stop(here, monkeypatch, at):
     run = RunFolder.create(here / "runs", make_config("tiny"))
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainers.runs.inputs.resolve_prompts", interrupted)
+    monkeypatch.setattr(at, interrupted)
     assert main(["resume"]) == 130
+    assert run.status().state == "stopped"
+
+
+def test_processes_that_were_stopped_while_they_loaded_leave_a_stopped_run(here, monkeypatch):
+    run = RunFolder.create(here / "runs", make_config("tiny"))
+    run.set_status(state="starting")
+    monkeypatch.setattr("trainers.commands.work.run_processes", lambda *_, **__: None)
+    assert main(["work", str(run.path), "--processes", "2"]) == 0
     assert run.status().state == "stopped"
 
 
