@@ -20,8 +20,8 @@ from ..errors import UserError, command_line
 from ..processes import adopt, alive, host, reap, start_token, suspended
 from .folder import RunFolder
 from .machines import Machines
-from .registry import refresh
-from .status import RunStatus, State
+from .registry import is_here, refresh
+from .status import BEFORE_FIRST_STEP, RunStatus, State
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -130,7 +130,7 @@ def start(
         last_error="",
         message=join_message(processes, machines),
         place=None,
-        slowest_seconds=None,
+        **BEFORE_FIRST_STEP,
     )
     if child.stdin:
         child.stdin.close()

@@ -16,7 +16,7 @@ from .folder import RunFolder, run_name
 from .machines import Machines
 from .queue import starting_on
 from .registry import is_alive, list_runs, refresh
-from .status import RunStatus
+from .status import BEFORE_FIRST_STEP, RunStatus
 
 if TYPE_CHECKING:
     from ..prompts import PromptSet
@@ -100,7 +100,7 @@ def claim(run: RunFolder) -> None:
     with hold_runs(run.path.parent):
         _require_idle(run)
         run.prepare()
-        run.set_status(state="starting", group=None)
+        run.set_status(state="starting", group=None, **BEFORE_FIRST_STEP)
 
 
 def _require_idle(run: RunFolder) -> RunStatus:

@@ -14,6 +14,8 @@ State = Literal["queued", "starting", "running", "stopping", "hung", "stopped", 
 LONGEST = 1e11  # seconds: three thousand years
 ALIVE: tuple[State, ...] = ("starting", "running", "stopping", "hung")
 """States in which a process of the run should exist."""
+BEFORE_FIRST_STEP = {"phase": "", "phase_done": 0.0, "eta_seconds": None, "slowest_seconds": None}
+"""What a process writes at its start: what an earlier one wrote would be shown as its own."""
 
 
 class RunStatus(BaseModel):
