@@ -240,7 +240,7 @@ class RunFolder:
         values |= fields
         if fields.get("state") in ("starting", "running") and "pid" not in fields and values.get("pid") != os.getpid():
             values |= {"pid": os.getpid(), "pid_started": start_token(os.getpid())}
-        values |= {"host": host(), "updated": time.time()}
+        values |= {"host": host(), "folder": str(self.path), "updated": time.time()}
         write_atomic(self.path / "status.json", json.dumps(_json_ready(values), indent=1) + "\n", sync=False)
 
     # --- checkpoints and exports -------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ BEFORE_FIRST_STEP = {"phase": "", "phase_done": 0.0, "eta_seconds": None, "slowe
 class RunStatus(BaseModel):
     """How a run stands, as its process wrote it last.
 
-    `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group.
+    `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group;
+    `folder`: the run's when this was written.
     `gpus`: the CUDA devices it was started on; `processes`: on each of its `machines`. `phase` of the iteration in
     flight is done to the fraction `phase_done`. `eta_seconds`: None while it is not known. `slowest_seconds`: what the
     longest iteration of the process took; None before its first. `place`: in the queue for its devices, 1 is the next.
@@ -38,6 +39,7 @@ class RunStatus(BaseModel):
     pid_started: str | float | None = None
     group: int | None = Field(None, ge=0, lt=2**31)
     host: str = ""
+    folder: str = ""
     gpus: list[Annotated[int, Field(ge=0, lt=1024)]] = []
     processes: int = Field(1, ge=1, le=MOST_PROCESSES)
     machines: Machines = Machines()
