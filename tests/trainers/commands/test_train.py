@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from trainers.config import TINYWORLD_WEIGHTS, make_config
 from trainers.errors import UserError
 from trainers.runs.devices import hold_device
 from trainers.runs.folder import RunFolder
+from trainers.runs.machines import Machines, require_rendezvous
 from trainers.runs.registry import list_runs
 
 
@@ -228,6 +230,25 @@ def test_processes_that_were_stopped_while_they_loaded_leave_a_stopped_run(here,
     monkeypatch.setattr("trainers.commands.work.run_processes", lambda *_, **__: None)
     assert main(["work", str(run.path), "--processes", "2"]) == 0
     assert run.status().state == "stopped"
+
+
+def test_a_rendezvous_whose_port_is_taken_is_refused_before_anything_loads(here, capsys):
+    run = RunFolder.create(here / "runs", make_config("tiny"))
+    with socket.create_server(("", 0)) as other:
+        place = f"localhost:{other.getsockname()[1]}"
+        assert main(["work", str(run.path), "--machines", "2", "--rendezvous", place]) == 2
+    assert "cannot be used (Address already in use); end what uses it, or give another" in capsys.readouterr().err
+    assert run.status().state == "failed" and place in run.status().last_error
+
+
+def test_a_rendezvous_that_machine_0_cannot_find_is_refused(monkeypatch):
+    def unknown(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    with pytest.raises(UserError, match="does not know the name `head` .Name or service not known.; give its address"):
+        require_rendezvous(Machines(2, 0, "head:29500"))
+    require_rendezvous(Machines(2, 1, "head:29500"))  # its name may be known later
 
 
 SEVERAL = """
