@@ -198,7 +198,7 @@ def stop(run: RunFolder, wait: float = 60.0) -> State:
         _ended(run, 10)
         run.take("stop")
         message = "it did not stop by itself and was ended by force; resume continues from its last checkpoint"
-        run.set_status(state="stopped", message=message)
+        run.set_status(state="stopped", message=message, place=None)
     return refresh(run).state
 
 
@@ -224,7 +224,7 @@ def _stop_elsewhere(run: RunFolder) -> State:
     while last_sign(run) == before:
         if time.monotonic() > until:
             gone = f"its machine or container `{run.status().host}` gives no sign of life"
-            run.set_status(state="stopped", message=f"{gone}; resume continues from its last checkpoint")
+            run.set_status(state="stopped", message=f"{gone}; resume continues from its last checkpoint", place=None)
             break
         time.sleep(0.2)
     return run.status().state

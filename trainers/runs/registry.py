@@ -13,7 +13,7 @@ from .devices import hold_runs
 from .folder import RUN_ID, RunFolder, is_run
 from .heartbeat import ELSEWHERE_SECONDS, last_sign, silence
 from .progress import duration
-from .status import RunStatus
+from .status import RunStatus, waiting_ended
 
 
 def list_runs(root: str | Path) -> list[RunFolder]:
@@ -79,7 +79,7 @@ def refresh(run: RunFolder) -> RunStatus:
     else:
         tail = run.log_tail()
         error = f"process {status.pid} has exited" + (f"; the end of its log:\n{tail}" if tail else "")
-    failed = {"state": "failed", "last_error": error}
+    failed = {"state": "failed", "last_error": error, "place": None} | waiting_ended(status)
     # A caller without write access, or with a full disk, gets the same answer. While another program starts a run, it
     # may be this one: its new process must not be reported as failed.
     with contextlib.suppress(OSError, UserError), hold_runs(run.path.parent, wait=0):

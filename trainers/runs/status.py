@@ -60,6 +60,11 @@ class RunStatus(BaseModel):
         return self.state in ALIVE or (self.state == "queued" and self.pid is not None)
 
 
+def waiting_ended(status: RunStatus) -> dict[str, str]:
+    """What to change in the status of a run that has ended: one without a step waited for what its message says."""
+    return {} if status.phase else {"message": ""}
+
+
 def read_status(path: Path) -> RunStatus:
     """The status in the file; one of state `damaged` that says why when it cannot be read."""
     try:

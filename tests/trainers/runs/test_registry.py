@@ -79,6 +79,20 @@ def test_a_dead_process_makes_a_failed_run_with_the_log_s_end(tmp_path):
     assert run.status().state == "failed"
 
 
+def test_a_run_that_died_in_the_queue_waits_for_nothing(tmp_path):
+    run = make(tmp_path)
+    pid, since = dead_process()
+    run.set_status(state="queued", pid=pid, pid_started=since, place=3, message="waits for the CPU, place 3")
+    assert (refresh(run).state, run.status().place, run.status().message) == ("failed", None, "")
+
+
+def test_what_a_run_reported_while_it_trained_stays_when_it_dies(tmp_path):
+    run = make(tmp_path)
+    pid, since = dead_process()
+    run.set_status(state="running", pid=pid, pid_started=since, phase="update", message="checkpoint 2 is damaged")
+    assert refresh(run).message == "checkpoint 2 is damaged"
+
+
 def test_a_dead_process_is_told_where_nothing_can_be_written(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError("read-only")
