@@ -127,7 +127,7 @@ def start(
         group=child.pid,
         pid=child.pid,
         pid_started=start_token(child.pid),
-        gpus=list(gpus or ()),
+        gpus=None if gpus is None else list(gpus),
         processes=processes,
         machines=asdict(machines),
         last_error="",

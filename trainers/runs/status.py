@@ -23,7 +23,8 @@ class RunStatus(BaseModel):
 
     `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group;
     `folder`: the run's when this was written.
-    `gpus`: the CUDA devices it was started on; `processes`: on each of its `machines`. `phase` of the iteration in
+    `gpus`: the CUDA devices it was started on, none of them: the CPU; None: not known, as of one started in a terminal.
+    `processes`: on each of its `machines`. `phase` of the iteration in
     flight is done to the fraction `phase_done`. `eta_seconds`: None while it is not known. `slowest_seconds`: what the
     longest iteration of the process took; None before its first. `place`: in the queue for its devices, 1 is the next.
     `updated`: seconds since the epoch.
@@ -40,7 +41,7 @@ class RunStatus(BaseModel):
     group: int | None = Field(None, ge=0, lt=2**31)
     host: str = ""
     folder: str = ""
-    gpus: list[Annotated[int, Field(ge=0, lt=1024)]] = []
+    gpus: list[Annotated[int, Field(ge=0, lt=1024)]] | None = None
     processes: int = Field(1, ge=1, le=MOST_PROCESSES)
     machines: Machines = Machines()
     iteration: int = Field(0, ge=0, lt=2**63)

@@ -186,3 +186,18 @@ def test_a_run_that_starts_shows_nothing_of_its_last_process(tmp_path):
     starting.claim(run)
     status = run.status()
     assert (status.phase, status.phase_done, status.eta_seconds, status.slowest_seconds) == ("", 0.0, None, None)
+
+
+@pytest.mark.parametrize("status", [{"gpus": []}, {}, None])
+def test_a_run_whose_devices_are_not_known_resumes_on_the_first_gpu(tmp_path, monkeypatch, status):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    if status is None:
+        (run.path / "status.json").write_text("")
+    else:
+        run.set_status(state="stopped", **status)
+    started = {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(starting, "devices_for", lambda root, kind, gpus, wait: [kind])
+    monkeypatch.setattr(launcher, "start", lambda run, **options: started.update(options))
+    starting.resume(tmp_path, run)
+    assert started["gpus"] == ([] if status else [0])  # one that was started on the CPU stays there
