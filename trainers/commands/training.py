@@ -21,7 +21,7 @@ from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
 from ..runs.machines import LaunchConfig, Machines
-from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, among_machines, run_processes
+from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, among_machines, is_main, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
 from .options import require_gpus
@@ -80,7 +80,7 @@ def execute(
         return _execute(run, resuming, show, share_devices)
     except KeyboardInterrupt:
         # While it loads nothing notes the signal (runs/interrupt.py).
-        if isinstance(run, RunFolder) and os.environ.get("RANK", "0") == "0" and run.status().active:
+        if isinstance(run, RunFolder) and is_main() and run.status().active:
             run.set_status(state="stopped", message="")
         raise
 

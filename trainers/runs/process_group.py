@@ -114,6 +114,11 @@ def is_first() -> bool:
     return os.environ.get("RANK") == "0"
 
 
+def is_main() -> bool:
+    """Whether this process is alone or was started as the first of several, before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def among_machines() -> bool:
     """Whether this process was started as one of a run on several machines, by its environment, before
     the processes have met."""
