@@ -35,10 +35,10 @@ def handler(act: Callable[[web.Request, Body], object], changes: bool = False):
             body = await _body(request) if changes else {}
             return await asyncio.to_thread(_answer, act, request, body)
         except UserError as error:
-            return web.json_response({"error": str(error)}, status=404 if request.method == "GET" else 409)
+            return web.json_response({"error": str(error)}, status=409 if changes else 404)
         except OSError as error:
-            if request.method != "GET":
-                raise
+            if changes:  # a folder that cannot be written
+                return web.json_response({"error": f"this cannot be done now: {error}"}, status=409)
             # It was deleted or rewritten while it was read.
             return web.json_response({"error": f"this cannot be read now: {error}"}, status=404)
 

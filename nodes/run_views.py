@@ -10,7 +10,7 @@ from aiohttp import web
 from ..trainers.errors import UserError, shown
 from ..trainers.pictures.reading import read_picture
 from ..trainers.pictures.sheets import MOST_FRAMES, frame_sheet
-from ..trainers.runs.cards import card
+from ..trainers.runs.cards import card, cards
 from ..trainers.runs.chosen_settings import chosen_settings
 from ..trainers.runs.exports import asked_iterations
 from ..trainers.runs.folder import RunFolder
@@ -30,7 +30,7 @@ PRIVATE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-a
 
 
 def all_runs(_request: web.Request, _: Body) -> list[dict]:
-    return [card(run) for run in list_runs(folders.runs_root())]
+    return cards(list_runs(folders.runs_root()))
 
 
 def one_run(request: web.Request, _: Body) -> dict:

@@ -394,6 +394,19 @@ def test_a_deleted_run_is_listed_in_the_trash_and_restored(ask, make, root):
     assert (status, shown["id"], shown["state"]) == (200, run.id, "stopped") and run.path.is_dir()
 
 
+@pytest.mark.parametrize("action, body", [("delete", {}), ("rename", {"title": "a"})])
+def test_a_folder_that_cannot_be_written_is_reported_with_its_reason(ask, make, monkeypatch, action, body):
+    run = make("stopped")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(run.path))
+
+    monkeypatch.setattr(sys.modules["identity_grpo.trainers.runs.folder"], "write_atomic", refuse)
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    ((status, answer),) = ask(post(f"{ROOT}/{run.id}/{action}", **body))
+    assert status == 409 and "this cannot be done now: [Errno 13] Permission denied" in answer["error"]
+
+
 def test_a_run_that_trains_is_not_deleted(ask, deaf):
     ((status, answer),) = ask(post(f"{ROOT}/{deaf.id}/delete"))
     assert status == 409 and "stop it first" in answer["error"] and deaf.path.is_dir()

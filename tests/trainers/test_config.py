@@ -239,6 +239,13 @@ def test_a_config_survives_its_file(tmp_path, preset):
     assert config.negative_prompt in (tmp_path / "config.yaml").read_text(encoding="utf-8")
 
 
+def test_a_frozen_configuration_that_was_cut_off_is_refused(tmp_path):
+    whole = make_config("tiny").to_yaml()
+    (tmp_path / "config.yaml").write_text(whole[: whole.index("\nevaluation:") + 1], encoding="utf-8")
+    with pytest.raises(UserError, match="is not complete: it has no section `checkpoint`"):
+        read_config(tmp_path / "config.yaml")
+
+
 BOMB = b"a: &a [x, x]\n" + b"".join(b"b%d: &b%d [*a, *a]\n" % (i, i) for i in range(30))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import threading
@@ -29,7 +30,8 @@ class Bar:
         if report.message != self._message:
             self._message = report.message
             if report.message:
-                self._bar.write(f"note     {report.message}", sys.stderr)
+                with contextlib.suppress(OSError):  # a closed terminal does not end a run
+                    self._bar.write(f"note     {report.message}", sys.stderr)
         if "reward_mean" in report.metrics:
             self._reward = f", reward {report.metrics['reward_mean']:.3f}"
         iteration = min(report.iteration + 1, report.iterations)
@@ -69,9 +71,9 @@ class Lines:
         if self._notes and report.message != self._message:
             self._message = report.message
             if report.message:
-                self._print(f"note: {report.message}")
+                self._report(f"note: {report.message}")
         if report.metrics:
-            self._print()
+            self._report()
 
     def show(self, text: str, fraction: float) -> None:
         """`fraction` of the work is done, and what is being done."""
@@ -88,7 +90,12 @@ class Lines:
     def _repeat(self) -> None:
         while not self._closed.wait(max(0.0, self._printed + self._quiet_seconds - time.monotonic())):
             if time.monotonic() - self._printed >= self._quiet_seconds:
-                self._print()
+                self._report()
+
+    def _report(self, text: str | None = None) -> None:
+        """As `_print`; a reader of the pipe that has ended does not end a run."""
+        with contextlib.suppress(OSError):
+            self._print(text)
 
     def _print(self, text: str | None = None) -> None:
         self._printed = time.monotonic()

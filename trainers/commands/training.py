@@ -21,7 +21,7 @@ from ..runs import launcher, starting
 from ..runs.folder import RunFolder
 from ..runs.heartbeat import heartbeat
 from ..runs.machines import LaunchConfig, Machines
-from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, among_machines, run_processes
+from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, among_machines, is_main, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
 from .options import require_gpus
@@ -48,7 +48,7 @@ def train_to_end(
     wait: names of the devices that it waits for in the queue; it is ended with this program while it waits. machines:
     those that the run is on, each with so many processes.
     """
-    print(f"run {run.path}", flush=True)
+    print_now(f"run {run.path}")
     starting.claim(run)
     show = open_display()
     try:
@@ -77,6 +77,18 @@ def execute(
     not hold the device, because others use it too, or because it is held already.
     """
     try:
+        return _execute(run, resuming, show, share_devices)
+    except KeyboardInterrupt:
+        # While it loads nothing notes the signal (runs/interrupt.py).
+        if isinstance(run, RunFolder) and is_main() and run.status().active:
+            run.set_status(state="stopped", message="")
+        raise
+
+
+def _execute(
+    run: RunFolder | Path, resuming: bool, show: Callable[[ProgressReport], None], share_devices: bool
+) -> Result:
+    try:
         if isinstance(run, RunFolder) and run.kind == "policy":
             find_models(run.config())
     except UserError as error:
@@ -91,7 +103,7 @@ def execute(
     from ..runs.inputs import run_inputs
     from .reward_run import train_reward_run
 
-    ranks, copied = None, False
+    copied = False
     with contextlib.ExitStack() as stack:
         try:
             of_policy = not isinstance(run, RunFolder) or run.kind == "policy"
@@ -123,10 +135,6 @@ def execute(
         except UserError as error:
             if isinstance(run, RunFolder):
                 run.set_status(state="failed", last_error=str(error))
-            raise
-        except KeyboardInterrupt:
-            if ranks is None or ranks.is_main:
-                run.set_status(state="stopped")
             raise
         work = train if of_policy else train_reward_run
         with lost_machine_explained(ranks, run):
@@ -277,8 +285,9 @@ def use_gpus(launch: LaunchConfig) -> None:
 
 
 def print_now(text: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(text, flush=True)
+    """Print a line at once, also into a pipe; a reader that has ended does not end a run."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def join(runs: Path, processes: int, machines: Machines) -> int:
@@ -310,7 +319,8 @@ def _follow(
             time.sleep(0.5)
     except KeyboardInterrupt:
         at_once = launcher.waits_for_machines(run.status())
-        print("\nstopping" if at_once else "\nstopping after the step in flight", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a closed terminal
+            print("\nstopping" if at_once else "\nstopping after the step in flight", file=sys.stderr)
         launcher.stop(run)
         child.wait()
     _report(run, reported, show)

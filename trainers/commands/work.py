@@ -7,8 +7,10 @@ from argparse import ArgumentParser, Namespace
 from contextlib import closing
 from pathlib import Path
 
+from ..errors import UserError
 from ..runs import launcher
 from ..runs.folder import RunFolder
+from ..runs.machines import require_rendezvous
 from ..runs.process_group import note_failure, run_processes
 from ..runs.queue import wait_turn
 from .options import add_launch, launch_from
@@ -47,11 +49,18 @@ def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
         return _train(run, options.resume, share_devices)
     if options.wait:  # the queue's messages have replaced it
         run.set_status(message=launcher.join_message(launch.processes, launch.machines))
+    try:
+        require_rendezvous(launch.machines)
+    except UserError as error:
+        run.set_status(state="failed", message="", last_error=str(error))
+        raise
     command = launcher.command(run, options.resume, share_devices=share_devices)
     failure = run_processes(command, launch.processes, launch.machines, log=run.rank_log)
     if failure is None:
-        if launcher.waits_for_machines(run.status()):
-            run.set_status(state="stopped", message=launcher.NEVER_JOINED)
+        status = run.status()
+        if status.active:  # its processes were stopped while they were loading
+            waited = launcher.waits_for_machines(status)
+            run.set_status(state="stopped", message=launcher.NEVER_JOINED if waited else "")
         return 0
     print_now(str(failure))
     note_failure(run, failure)

@@ -53,6 +53,8 @@ __all__ = [
 
 RunConfig = TrainConfig | RewardRunConfig
 """What a run's `config.yaml` may hold."""
+ALWAYS_LAST = "checkpoint"
+"""The last section that every version has written: of a file that was cut off, the rest must not become defaults."""
 
 
 def preset_for(recipe: str, kind: PolicyKind) -> str:
@@ -100,9 +102,14 @@ def read_config(path: str | Path) -> RunConfig:
         raise UserError(f"cannot read the configuration {path}: {error}") from error
     try:
         of_reward = isinstance(values, dict) and values.get("kind") == "reward"
-        return _validated(values, {}, RewardRunConfig if of_reward else TrainConfig)
+        config = _validated(values, {}, RewardRunConfig if of_reward else TrainConfig)
     except UserError as error:
         raise UserError(f"{path} is of another version or damaged, start a new run: {error}") from error
+    if not of_reward and ALWAYS_LAST not in values:
+        raise UserError(
+            f"{path} is not complete: it has no section `{ALWAYS_LAST}`; put the whole file back, or start a new run"
+        )
+    return config
 
 
 def _validated(values: Any, options: Mapping[str, str], kind: type[RunConfig] = TrainConfig) -> RunConfig:

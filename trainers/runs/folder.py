@@ -203,7 +203,7 @@ class RunFolder:
         try:
             os.lstat(self.path / "config.yaml")
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"the folder of run {self.id} was deleted; the run ends") from None
+            raise UserError(f"the folder of run {self.id} was deleted or moved; the run ends") from None
 
     def prepare(self) -> None:
         """Before a process of the run starts: make missing parts, remove what killed writers left, forget old requests.
@@ -240,8 +240,12 @@ class RunFolder:
         values |= fields
         if fields.get("state") in ("starting", "running") and "pid" not in fields and values.get("pid") != os.getpid():
             values |= {"pid": os.getpid(), "pid_started": start_token(os.getpid())}
-        values |= {"host": host(), "updated": time.time()}
-        write_atomic(self.path / "status.json", json.dumps(_json_ready(values), indent=1) + "\n", sync=False)
+        values |= {"host": host(), "folder": str(self.path), "updated": time.time()}
+        try:
+            write_atomic(self.path / "status.json", json.dumps(_json_ready(values), indent=1) + "\n", sync=False)
+        except FileNotFoundError:
+            self.require_exists()  # deleted at this very moment
+            raise
 
     # --- checkpoints and exports -------------------------------------------------------------------------------------
 

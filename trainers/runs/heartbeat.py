@@ -33,6 +33,8 @@ STILL_SECONDS = 45.0
 """How long a process that trains stays at one place of its code, unless it has stayed for half as long before."""
 QUIET_SECONDS = 60.0
 """How long a process may write no status, however short its iterations are."""
+ELSEWHERE_SECONDS = 120.0
+"""How old the last sign of a process on another machine is at most: the clocks of two machines differ."""
 
 _steps = [0]
 
@@ -106,6 +108,15 @@ def silence(run: RunFolder, status: RunStatus) -> str | None:
     except (OSError, ValueError, TypeError, RecursionError):
         pass
     return None
+
+
+def last_sign(run: RunFolder) -> float:
+    """When the run's process wrote its status or its beat last, in seconds since the epoch by the clock of the disk."""
+    times = [0.0]
+    for name in (FILE, "status.json"):
+        with contextlib.suppress(OSError):
+            times.append((run.path / name).stat().st_mtime)
+    return max(times)
 
 
 def rank_signs(run: RunFolder) -> list[tuple[int, str, float]]:

@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by Ctrl-C, by SIGTERM, or by a request in its folder."""
+"""How a run is asked to stop: by Ctrl-C, by SIGTERM or SIGHUP, or by a request in its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .process_group import ANOTHER, ANOTHER_ENDED
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM are noted instead of ending the process in the middle of a write; a second Ctrl-C ends it.
+    """Ctrl-C, SIGTERM, and SIGHUP of a closed terminal are noted instead of ending the process in the middle of a
+    write; a second Ctrl-C ends it.
 
     In a run of several processes another signal shows that one of them has died: it is an error.
     """
@@ -35,9 +36,10 @@ class Interrupt:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {
-            number: signal.signal(number, self._note) for number in {signal.SIGINT, signal.SIGTERM, ANOTHER_ENDED}
-        }
+        numbers = {signal.SIGINT, signal.SIGTERM, ANOTHER_ENDED}
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's stays
+            numbers.add(signal.SIGHUP)
+        before = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
         finally:

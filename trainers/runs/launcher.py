@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import psutil
 
 from ..errors import UserError, command_line
-from ..processes import adopt, alive, host, reap, start_token, suspended
+from ..processes import adopt, alive, reap, start_token, suspended
 from .folder import RunFolder
+from .heartbeat import BEAT_SECONDS, last_sign
 from .machines import Machines
-from .registry import refresh
-from .status import RunStatus, State
+from .registry import is_here, refresh
+from .status import BEFORE_FIRST_STEP, RunStatus, State
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -36,6 +37,8 @@ SAVING_SECONDS = 600.0
 """How long a run that is writing a checkpoint is waited for before it is ended by force."""
 HUNG_SECONDS = 5.0
 """How long a run that gives no sign of life may take to end before it is ended by force."""
+ELSEWHERE_SECONDS = 3 * BEAT_SECONDS
+"""How long a run of another machine is looked at before it counts as gone."""
 
 
 def command(
@@ -124,13 +127,13 @@ def start(
         group=child.pid,
         pid=child.pid,
         pid_started=start_token(child.pid),
-        gpus=list(gpus or ()),
+        gpus=None if gpus is None else list(gpus),
         processes=processes,
         machines=asdict(machines),
         last_error="",
         message=join_message(processes, machines),
         place=None,
-        slowest_seconds=None,
+        **BEFORE_FIRST_STEP,
     )
     if child.stdin:
         child.stdin.close()
@@ -169,15 +172,15 @@ def stop(run: RunFolder, wait: float = 60.0) -> State:
     A run that is writing a checkpoint is waited for longer, and one that hangs for some seconds only; one that is
     suspended is continued, so that it can save. A run that waits for its device leaves the queue; one that waits for
     other machines is ended at once. Returns the state it ends in: `stopped`, or what it was already if nothing ran. A
-    run on another machine is only asked.
+    run on another machine is only asked; one that hangs there and still gives no sign of life is `stopped` as well.
     """
     status = refresh(run)
     if not status.active:
         return status.state
     at_once = waits_for_machines(run.status())  # in a call that listens to nothing
     run.request("stop")
-    if run.status().host not in ("", host()):
-        return run.status().state
+    if not is_here(run.status()):
+        return _stop_elsewhere(run) if status.state == "hung" else run.status().state
     if at_once:
         _signal(run, "SIGKILL")
         _ended(run, 10)
@@ -195,7 +198,7 @@ def stop(run: RunFolder, wait: float = 60.0) -> State:
         _ended(run, 10)
         run.take("stop")
         message = "it did not stop by itself and was ended by force; resume continues from its last checkpoint"
-        run.set_status(state="stopped", message=message)
+        run.set_status(state="stopped", message=message, place=None)
     return refresh(run).state
 
 
@@ -213,6 +216,18 @@ def processes_on(gpus: Sequence[int], config: RunConfig) -> int:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _stop_elsewhere(run: RunFolder) -> State:
+    """The state of a run whose machine or container is probably gone. If it is not, the request ends it there."""
+    before, until = last_sign(run), time.monotonic() + ELSEWHERE_SECONDS
+    while last_sign(run) == before:
+        if time.monotonic() > until:
+            gone = f"its machine or container `{run.status().host}` gives no sign of life"
+            run.set_status(state="stopped", message=f"{gone}; resume continues from its last checkpoint", place=None)
+            break
+        time.sleep(0.2)
+    return run.status().state
 
 
 def _ended(run: RunFolder, seconds: float) -> bool:

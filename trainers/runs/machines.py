@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +155,31 @@ def is_rendezvous(address: str) -> bool:
     return (
         _host(host) == host != "" and port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
     )
+
+
+def require_rendezvous(machines: Machines) -> None:
+    """Raises UserError on machine 0 when it cannot be met at the rendezvous: torch would wait for hours, or fail with a
+    traceback."""
+    if machines.count == 1 or machines.rank:
+        return
+    host, _, port = machines.rendezvous.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise UserError(
+            f"rendezvous {machines.rendezvous}: machine 0 does not know the name `{host}` ({error.strerror}); give its "
+            "address (`--rendezvous`, main_process_ip)"
+        ) from error
+    with socket.socket() as probe:
+        if os.name == "posix":  # as torch does; elsewhere it would take a port that is in use
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except OSError as error:
+            raise UserError(
+                f"rendezvous {machines.rendezvous}: port {port} of machine 0 cannot be used ({error.strerror}); end "
+                "what uses it, or give another port (`--rendezvous`, main_process_port)"
+            ) from error
 
 
 def readable(value: object) -> str:

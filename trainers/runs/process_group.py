@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .folder import RunFolder
 from .machines import Machines
+from .status import waiting_ended
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -113,6 +114,11 @@ def is_first() -> bool:
     return os.environ.get("RANK") == "0"
 
 
+def is_main() -> bool:
+    """Whether this process is alone or was started as the first of several, before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def among_machines() -> bool:
     """Whether this process was started as one of a run on several machines, by its environment, before
     the processes have met."""
@@ -129,7 +135,8 @@ def note_failure(run: RunFolder, failure: Failure) -> None:
     here = failure.rank > 0 and known.startswith(ANOTHER_MACHINES)  # process 0 took one of this machine for another's
     if not known or failure.killed or here or HAS_EXITED.match(known):
         tail = run.log_tail(rank=failure.rank)
-        run.set_status(state="failed", last_error=f"{failure}" + (f"; the end of its log:\n{tail}" if tail else ""))
+        error = f"{failure}" + (f"; the end of its log:\n{tail}" if tail else "")
+        run.set_status(state="failed", last_error=error, **waiting_ended(status))
 
 
 def _end(children: Sequence[subprocess.Popen]) -> None:

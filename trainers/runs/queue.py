@@ -26,7 +26,7 @@ def starting_on(root: Path, kind: str, gpus: Sequence[int]) -> RunFolder | None:
     """A run under `root` that is about to take one of these devices: its process does when it has loaded torch."""
     for run in list_runs(root):
         status = refresh(run)
-        theirs = set(status.gpus)
+        theirs = set(status.gpus or ())
         if status.state == "starting" and (theirs & set(gpus) or (not theirs and kind == "cpu")):
             return run
     return None
@@ -84,7 +84,7 @@ def _wait(run: RunFolder, claim: Claim, held: ExitStack, report: Callable[[str],
 def _take(run: RunFolder, devices: Sequence[str], held: ExitStack) -> bool:
     """Lock all the devices, or none of them."""
     kind = devices[0].partition("-")[0]
-    if starting_on(run.path.parent, kind, run.status().gpus) is not None:
+    if starting_on(run.path.parent, kind, run.status().gpus or ()) is not None:
         return False
     with ExitStack() as taken:
         try:

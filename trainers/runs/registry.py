@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from pathlib import Path
 
 from ..errors import UserError
 from ..processes import alive, host, reap, suspended
 from .devices import hold_runs
 from .folder import RUN_ID, RunFolder, is_run
-from .heartbeat import silence
-from .status import RunStatus
+from .heartbeat import ELSEWHERE_SECONDS, last_sign, silence
+from .progress import duration
+from .status import RunStatus, waiting_ended
 
 
 def list_runs(root: str | Path) -> list[RunFolder]:
@@ -38,6 +41,8 @@ def latest(root: str | Path) -> RunFolder:
 def find(root: str | Path, text: str) -> RunFolder:
     """The run with this id, an unambiguous beginning of one, `latest`, or a path of a run's folder. Raises
     UserError."""
+    if not text.strip():
+        raise UserError("the run's id is empty; give an id, the beginning of one, a folder, or `latest`")
     if text == "latest":
         return latest(root)
     runs = list_runs(root)
@@ -58,23 +63,27 @@ def refresh(run: RunFolder) -> RunStatus:
     """The run's status; a run whose process has exited becomes `failed` with the end of its log, and one whose process
     lives but gives no sign of life is `hung`.
 
-    Of a run on another machine the status is taken as it is: its processes cannot be seen from here.
+    Processes on another machine cannot be seen from here: a run there is `hung` when its files have not changed for two
+    minutes. A copy of a folder whose run trains has `failed`: the process is not the copy's.
     """
     reap()
     status = run.status()
-    if not _died(status):
+    if not _died(run, status):
         return _unless_hung(run, status)
     # It may have ended well between reading the status and looking for the process.
     status = run.status()
-    if not _died(status):
+    if not _died(run, status):
         return _unless_hung(run, status)
-    tail = run.log_tail()
-    error = f"process {status.pid} has exited" + (f"; the end of its log:\n{tail}" if tail else "")
-    failed = {"state": "failed", "last_error": error}
+    if _is_copy(run, status):
+        error = f"this is a copy of {status.folder}, which was training; resume continues from the copy's checkpoint"
+    else:
+        tail = run.log_tail()
+        error = f"process {status.pid} has exited" + (f"; the end of its log:\n{tail}" if tail else "")
+    failed = {"state": "failed", "last_error": error, "place": None} | waiting_ended(status)
     # A caller without write access, or with a full disk, gets the same answer. While another program starts a run, it
     # may be this one: its new process must not be reported as failed.
     with contextlib.suppress(OSError, UserError), hold_runs(run.path.parent, wait=0):
-        if _died(run.status()):
+        if _died(run, run.status()):
             run.set_status(**failed)
     return status.model_copy(update=failed)
 
@@ -83,21 +92,39 @@ def is_alive(run: RunFolder) -> bool:
     return refresh(run).active
 
 
-def _died(status: RunStatus) -> bool:
-    return status.active and _is_here(status) and not alive(status.pid, status.pid_started)
+def is_here(status: RunStatus) -> bool:
+    """Whether the run's process is, or was, one of this machine, whose name may have changed while it lives."""
+    return status.host in ("", host()) or alive(status.pid, status.pid_started)
+
+
+def _died(run: RunFolder, status: RunStatus) -> bool:
+    dead = not alive(status.pid, status.pid_started)
+    return status.active and is_here(status) and (dead or _is_copy(run, status))
+
+
+def _is_copy(run: RunFolder, status: RunStatus) -> bool:
+    """Whether the status was written in another folder, which is still there: this one was copied by hand."""
+    try:
+        return bool(status.folder) and is_run(status.folder) and not os.path.samefile(status.folder, run.path)
+    except OSError:
+        return False
 
 
 def _unless_hung(run: RunFolder, status: RunStatus) -> RunStatus:
-    if not (status.active and _is_here(status)):
+    if not status.active:
         return status
-    if suspended(status.pid):
+    if not is_here(status):
+        since = time.time() - last_sign(run)
+        if since <= ELSEWHERE_SECONDS:
+            return status
+        message = (
+            f"its process on the machine or container `{status.host}` has given no sign of life for {duration(since)}; "
+            "Stop ends the run, then Resume continues it here"
+        )
+    elif suspended(status.pid):
         message = f"its process {status.pid} is suspended; `kill -CONT {status.pid}` continues it, Stop ends it"
     elif (sign := silence(run, status)) is not None:
         message = f"its process {status.pid} {sign}; Stop ends it by force"
     else:
         return status
     return status.model_copy(update={"state": "hung", "message": message})
-
-
-def _is_here(status: RunStatus) -> bool:
-    return status.host in ("", host())

@@ -16,7 +16,7 @@ from .folder import RunFolder, run_name
 from .machines import Machines
 from .queue import starting_on
 from .registry import is_alive, list_runs, refresh
-from .status import RunStatus
+from .status import BEFORE_FIRST_STEP, RunStatus
 
 if TYPE_CHECKING:
     from ..prompts import PromptSet
@@ -76,7 +76,8 @@ def start_once(
 
 
 def resume(root: Path, run: RunFolder, wait: bool = False) -> None:
-    """Continue a run on the devices and machines that it had; one that ended before its first checkpoint begins again.
+    """Continue a run on the devices and machines that it had, on the first GPUs where these are not known; one that
+    ended before its first checkpoint begins again.
 
     wait: as in `start_once`. Raises UserError when it cannot.
     """
@@ -84,15 +85,23 @@ def resume(root: Path, run: RunFolder, wait: bool = False) -> None:
         status = _require_idle(run)
         if status.state == "finished":
             raise UserError(f"run {run.id} is finished; to train further, start a run from its LoRA")
-        devices = devices_for(root, "cuda" if status.gpus else "cpu", status.gpus, wait)
+        gpus = first_gpus(run, status.processes) if status.gpus is None else status.gpus
+        devices = devices_for(root, "cuda" if gpus else "cpu", gpus, wait)
         launcher.start(
             run,
             resume=was_started(run),
             processes=status.processes,
-            gpus=status.gpus,
+            gpus=gpus,
             wait=devices if wait else (),
             machines=status.machines,
         )
+
+
+def first_gpus(run: RunFolder, processes: int) -> list[int]:
+    """The CUDA devices that so many processes of the run take in a terminal; none on a machine without."""
+    import torch
+
+    return list(range(min(torch.cuda.device_count(), processes + run.settings().rewards_have_a_device)))
 
 
 def claim(run: RunFolder) -> None:
@@ -100,7 +109,7 @@ def claim(run: RunFolder) -> None:
     with hold_runs(run.path.parent):
         _require_idle(run)
         run.prepare()
-        run.set_status(state="starting", group=None)
+        run.set_status(state="starting", group=None, **BEFORE_FIRST_STEP)
 
 
 def _require_idle(run: RunFolder) -> RunStatus:

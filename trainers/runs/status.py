@@ -14,13 +14,17 @@ State = Literal["queued", "starting", "running", "stopping", "hung", "stopped", 
 LONGEST = 1e11  # seconds: three thousand years
 ALIVE: tuple[State, ...] = ("starting", "running", "stopping", "hung")
 """States in which a process of the run should exist."""
+BEFORE_FIRST_STEP = {"phase": "", "phase_done": 0.0, "eta_seconds": None, "slowest_seconds": None}
+"""What a process writes at its start: what an earlier one wrote would be shown as its own."""
 
 
 class RunStatus(BaseModel):
     """How a run stands, as its process wrote it last.
 
-    `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group.
-    `gpus`: the CUDA devices it was started on; `processes`: on each of its `machines`. `phase` of the iteration in
+    `pid` and `pid_started` (processes.start_token) name the process on the machine `host`, `group` its process group;
+    `folder`: the run's when this was written.
+    `gpus`: the CUDA devices it was started on, none of them: the CPU; None: not known, as of one started in a terminal.
+    `processes`: on each of its `machines`. `phase` of the iteration in
     flight is done to the fraction `phase_done`. `eta_seconds`: None while it is not known. `slowest_seconds`: what the
     longest iteration of the process took; None before its first. `place`: in the queue for its devices, 1 is the next.
     `updated`: seconds since the epoch.
@@ -36,7 +40,8 @@ class RunStatus(BaseModel):
     pid_started: str | float | None = None
     group: int | None = Field(None, ge=0, lt=2**31)
     host: str = ""
-    gpus: list[Annotated[int, Field(ge=0, lt=1024)]] = []
+    folder: str = ""
+    gpus: list[Annotated[int, Field(ge=0, lt=1024)]] | None = None
     processes: int = Field(1, ge=1, le=MOST_PROCESSES)
     machines: Machines = Machines()
     iteration: int = Field(0, ge=0, lt=2**63)
@@ -54,6 +59,11 @@ class RunStatus(BaseModel):
     def active(self) -> bool:
         """Whether a process of the run should exist: it trains, or waits for its turn."""
         return self.state in ALIVE or (self.state == "queued" and self.pid is not None)
+
+
+def waiting_ended(status: RunStatus) -> dict[str, str]:
+    """What to change in the status of a run that has ended: one without a step waited for what its message says."""
+    return {} if status.phase else {"message": ""}
 
 
 def read_status(path: Path) -> RunStatus:

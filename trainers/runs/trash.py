@@ -53,6 +53,8 @@ def delete(run: RunFolder) -> None:
 def restore(root: str | Path, text: str) -> RunFolder:
     """Bring a deleted run back: by its id, an unambiguous beginning of one, or `latest`. Raises UserError."""
     root = Path(root)
+    if not text.strip():
+        raise UserError("the run's id is empty; give an id, the beginning of one, or `latest`")
     with hold_runs(root):
         deleted = deleted_runs(root)
         if not deleted:

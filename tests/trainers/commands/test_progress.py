@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import pty
 import re
@@ -85,6 +87,24 @@ def test_a_file_gets_a_line_for_every_quiet_time_though_nothing_is_reported(caps
     assert all(line.endswith(" iteration 0/8, rollouts, 1 min 5 s left") for line in printed)
     time.sleep(0.2)
     assert not capsys.readouterr().out, "closed lines go on printing"
+
+
+class Closed(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("display", [Bar, Lines])
+def test_a_display_that_nobody_sees_any_more_does_not_end_a_run(monkeypatch, display):
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", Closed())
+        patch.setattr("sys.stderr", Closed())
+        with closing(display()) as show:
+            show(replace(REPORT, message="checkpoint 2 is damaged"))
+            with pytest.raises(OSError):  # a command whose results nobody reads may end
+                show.line("step 2: 75.0%")
 
 
 def test_steps_are_shown_as_they_are_done(capsys):

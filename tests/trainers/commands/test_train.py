@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from trainers.config import TINYWORLD_WEIGHTS, make_config
 from trainers.errors import UserError
 from trainers.runs.devices import hold_device
 from trainers.runs.folder import RunFolder
+from trainers.runs.machines import Machines, require_rendezvous
 from trainers.runs.registry import list_runs
 
 
@@ -210,15 +212,43 @@ def test_a_resume_that_is_interrupted_while_it_loads_keeps_its_iteration(here, m
     assert (run.status().state, run.status().iteration) == ("stopped", 7)
 
 
-def test_ctrl_c_before_the_training_begins_is_a_stop(here, monkeypatch):
+@pytest.mark.parametrize("at", ["trainers.commands.training.quiet_libraries", "trainers.runs.inputs.resolve_prompts"])
+def test_ctrl_c_before_the_training_begins_is_a_stop(here, monkeypatch, at):
     run = RunFolder.create(here / "runs", make_config("tiny"))
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainers.runs.inputs.resolve_prompts", interrupted)
+    monkeypatch.setattr(at, interrupted)
     assert main(["resume"]) == 130
     assert run.status().state == "stopped"
+
+
+def test_processes_that_were_stopped_while_they_loaded_leave_a_stopped_run(here, monkeypatch):
+    run = RunFolder.create(here / "runs", make_config("tiny"))
+    run.set_status(state="starting")
+    monkeypatch.setattr("trainers.commands.work.run_processes", lambda *_, **__: None)
+    assert main(["work", str(run.path), "--processes", "2"]) == 0
+    assert run.status().state == "stopped"
+
+
+def test_a_rendezvous_whose_port_is_taken_is_refused_before_anything_loads(here, capsys):
+    run = RunFolder.create(here / "runs", make_config("tiny"))
+    with socket.create_server(("", 0)) as other:
+        place = f"localhost:{other.getsockname()[1]}"
+        assert main(["work", str(run.path), "--machines", "2", "--rendezvous", place]) == 2
+    assert "cannot be used (Address already in use); end what uses it, or give another" in capsys.readouterr().err
+    assert run.status().state == "failed" and place in run.status().last_error
+
+
+def test_a_rendezvous_that_machine_0_cannot_find_is_refused(monkeypatch):
+    def unknown(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    with pytest.raises(UserError, match="does not know the name `head` .Name or service not known.; give its address"):
+        require_rendezvous(Machines(2, 0, "head:29500"))
+    require_rendezvous(Machines(2, 1, "head:29500"))  # its name may be known later
 
 
 SEVERAL = """

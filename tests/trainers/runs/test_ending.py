@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
 
 import pytest
@@ -41,6 +43,33 @@ def test_a_stop_is_answered(run):
     run.request("stop")
     end(run, Stopped())
     assert run.status().state == "stopped" and not run.requested("stop")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_closed_terminal_is_a_stop_before_the_next_step(run):
+    before, whole = signal.signal(signal.SIGHUP, signal.default_int_handler), False  # as the command line has it
+    try:
+        ending = Ending(run, Process())
+        with ending.awaited():
+            os.kill(os.getpid(), signal.SIGHUP)
+            whole = True
+            ending.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert whole and ending.state == "stopped"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_what_nohup_started_ignores_a_closed_terminal(run):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ending = Ending(run, Process())
+        with ending.awaited():
+            os.kill(os.getpid(), signal.SIGHUP)
+            ending.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ending.state == "finished"
 
 
 def test_an_error_is_the_reason_of_a_failed_run(run):

@@ -110,6 +110,16 @@ def test_a_damaged_status_can_be_written_again(run):
     assert (run.status().state, run.status().iteration) == ("stopped", 2)
 
 
+def test_a_run_that_is_moved_while_its_status_is_written_says_so(run, monkeypatch):
+    def moved(*_, **__):
+        run.path.rename(run.path.with_name("moved"))
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("trainers.runs.folder.write_atomic", moved)
+    with pytest.raises(UserError, match="was deleted or moved; the run ends"):
+        run.set_status(state="running")
+
+
 def test_nothing_is_written_into_a_deleted_run(run):
     shutil.rmtree(run.path)
     for write in (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from trainers.config import make_config
 from trainers.errors import UserError
 from trainers.processes import adopt, alive, reap, start_token
+from trainers.runs import trash
 from trainers.runs.folder import RunFolder
+from trainers.runs.launcher import stop
 from trainers.runs.registry import find, is_alive, latest, list_runs, refresh
 
 
@@ -75,6 +79,20 @@ def test_a_dead_process_makes_a_failed_run_with_the_log_s_end(tmp_path):
     assert run.status().state == "failed"
 
 
+def test_a_run_that_died_in_the_queue_waits_for_nothing(tmp_path):
+    run = make(tmp_path)
+    pid, since = dead_process()
+    run.set_status(state="queued", pid=pid, pid_started=since, place=3, message="waits for the CPU, place 3")
+    assert (refresh(run).state, run.status().place, run.status().message) == ("failed", None, "")
+
+
+def test_what_a_run_reported_while_it_trained_stays_when_it_dies(tmp_path):
+    run = make(tmp_path)
+    pid, since = dead_process()
+    run.set_status(state="running", pid=pid, pid_started=since, phase="update", message="checkpoint 2 is damaged")
+    assert refresh(run).message == "checkpoint 2 is damaged"
+
+
 def test_a_dead_process_is_told_where_nothing_can_be_written(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError("read-only")
@@ -130,6 +148,70 @@ def test_a_run_of_another_machine_is_believed(tmp_path, monkeypatch):
         elsewhere.setattr("trainers.runs.folder.host", lambda: "elsewhere")
         run.set_status(state="running", pid=dead_process()[0], pid_started="x")
     assert refresh(run).state == "running"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> RunFolder:
+    """A run that trains on another machine, or did in a container that was made anew since."""
+    run = make(tmp_path)
+    with monkeypatch.context() as other:
+        other.setattr("trainers.runs.folder.host", lambda: "elsewhere")
+        run.set_status(state="running", pid=dead_process()[0], pid_started="x")
+    monkeypatch.setattr("trainers.runs.launcher.ELSEWHERE_SECONDS", 0.0)
+    return run
+
+
+def age(run: RunFolder, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(run.path / "status.json", (then, then))
+
+
+def test_a_run_whose_container_is_gone_hangs_and_is_stopped(elsewhere):
+    age(elsewhere, 300)
+    assert "container `elsewhere` has given no sign of life for 5 min 0 s; Stop ends" in refresh(elsewhere).message
+    assert stop(elsewhere) == "stopped" and "gives no sign of life" in elsewhere.status().message
+    assert refresh(elsewhere).state == "stopped"  # it can be resumed and deleted
+
+
+def test_a_run_of_another_machine_that_gives_signs_again_is_only_asked_to_stop(elsewhere, monkeypatch):
+    age(elsewhere, 300)
+    signs = iter([1.0, 1.0, 2.0])
+    monkeypatch.setattr("trainers.runs.launcher.last_sign", lambda run: next(signs))
+    monkeypatch.setattr("trainers.runs.launcher.ELSEWHERE_SECONDS", 60.0)
+    assert stop(elsewhere) == "stopping" and elsewhere.requested("stop")
+
+
+def test_a_run_lives_on_when_its_machine_gets_another_name(tmp_path, monkeypatch):
+    run = make(tmp_path)
+    with monkeypatch.context() as before:
+        before.setattr("trainers.runs.folder.host", lambda: "before")
+        run.set_status(state="running")
+    age(run, 300)
+    assert refresh(run).state == "running"
+
+
+def test_a_copy_of_a_run_that_trains_is_another_run_without_a_process(tmp_path):
+    run = make(tmp_path)
+    run.set_status(state="running")
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    status = refresh(copy)  # a stop of it would end the process of the other
+    assert status.state == "failed" and f"a copy of {run.path}" in status.last_error
+    assert refresh(run).state == "running"
+
+
+def test_a_run_that_was_moved_while_it_trains_keeps_its_process(tmp_path):
+    run = make(tmp_path)
+    run.set_status(state="running")
+    assert refresh(RunFolder(run.path.rename(tmp_path / "moved"))).state == "running"
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_id_is_no_run(tmp_path, text):
+    trash.delete(make(tmp_path))
+    make(tmp_path)
+    for choose in (find, trash.restore):
+        with pytest.raises(UserError, match="the run's id is empty"):
+            choose(tmp_path, text)
 
 
 def test_one_damaged_run_hides_no_other(tmp_path):

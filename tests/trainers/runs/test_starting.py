@@ -178,3 +178,26 @@ def test_two_servers_over_one_folder_start_one_run(tmp_path, repository):
         server.wait()
     os.kill(int(answers[0][1]), signal.SIGKILL)
     assert answers[0][:2] == answers[1][:2] and {new for *_, new in answers} == {"True", "False"}
+
+
+def test_a_run_that_starts_shows_nothing_of_its_last_process(tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    run.set_status(state="stopped", phase="saving", phase_done=0.5, eta_seconds=70.0, slowest_seconds=9.0)
+    starting.claim(run)
+    status = run.status()
+    assert (status.phase, status.phase_done, status.eta_seconds, status.slowest_seconds) == ("", 0.0, None, None)
+
+
+@pytest.mark.parametrize("status", [{"gpus": []}, {}, None])
+def test_a_run_whose_devices_are_not_known_resumes_on_the_first_gpu(tmp_path, monkeypatch, status):
+    run = RunFolder.create(tmp_path, CONFIG, "a")
+    if status is None:
+        (run.path / "status.json").write_text("")
+    else:
+        run.set_status(state="stopped", **status)
+    started = {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(starting, "devices_for", lambda root, kind, gpus, wait: [kind])
+    monkeypatch.setattr(launcher, "start", lambda run, **options: started.update(options))
+    starting.resume(tmp_path, run)
+    assert started["gpus"] == ([] if status else [0])  # one that was started on the CPU stays there
