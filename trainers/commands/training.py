@@ -24,6 +24,7 @@ from ..runs.machines import LaunchConfig, Machines
 from ..runs.process_group import ANOTHER_ENDED, ANOTHER_MACHINES, GRACE_SECONDS, among_machines, is_main, run_processes
 from ..runs.progress import ProgressReport
 from ..runs.queue import wait_turn
+from ..runs.status import waits_for_machines
 from .options import require_gpus
 from .progress import Bar, Lines, open_display, quiet_libraries
 
@@ -312,13 +313,13 @@ def _follow(
     try:
         while child.poll() is None:
             status = run.status()
-            if (status.state == "queued" or launcher.waits_for_machines(status)) and status.message != waits:
+            if (status.state == "queued" or waits_for_machines(status)) and status.message != waits:
                 waits = status.message
                 print_now(waits)
             reported = _report(run, reported, show)
             time.sleep(0.5)
     except KeyboardInterrupt:
-        at_once = launcher.waits_for_machines(run.status())
+        at_once = waits_for_machines(run.status())
         with contextlib.suppress(OSError):  # a closed terminal
             print("\nstopping" if at_once else "\nstopping after the step in flight", file=sys.stderr)
         launcher.stop(run)

@@ -13,6 +13,7 @@ from ..runs.folder import RunFolder
 from ..runs.machines import require_rendezvous
 from ..runs.process_group import note_failure, run_processes
 from ..runs.queue import wait_turn
+from ..runs.status import waits_for_machines
 from .options import add_launch, launch_from
 from .progress import Lines
 from .training import execute, print_now
@@ -59,7 +60,7 @@ def _start(run: RunFolder, options: Namespace, share_devices: bool) -> int:
     if failure is None:
         status = run.status()
         if status.active:  # its processes were stopped while they were loading
-            waited = launcher.waits_for_machines(status)
+            waited = waits_for_machines(status)
             run.set_status(state="stopped", message=launcher.NEVER_JOINED if waited else "")
         return 0
     print_now(str(failure))

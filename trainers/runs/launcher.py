@@ -22,7 +22,7 @@ from .folder import RunFolder
 from .heartbeat import BEAT_SECONDS, last_sign
 from .machines import Machines
 from .registry import is_here, refresh
-from .status import BEFORE_FIRST_STEP, RunStatus, State
+from .status import BEFORE_FIRST_STEP, WAITS, State, waits_for_machines
 
 if TYPE_CHECKING:
     from ..config import RunConfig
@@ -31,7 +31,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 """This package's folder: `trainers` in a checkout or a pack, `identity_grpo` where it is installed."""
 PROGRAM = (sys.executable, "-m", PACKAGE.name, "work")
 ALONE = Machines()
-WAITS = "machine 0 waits for the others"
 NEVER_JOINED = "it was stopped before the other machines had joined"
 SAVING_SECONDS = 600.0
 """How long a run that is writing a checkpoint is waited for before it is ended by force."""
@@ -158,12 +157,6 @@ def join_message(processes: int, machines: Machines) -> str:
     options[options.index("--machine-rank") + 1] = ranks.split()[0]
     command = command_line("train", "--processes", str(processes), *options)
     return f"{WAITS}; start on machine {ranks}: {command}"
-
-
-def waits_for_machines(status: RunStatus) -> bool:
-    """Whether the run's processes have started, and those of other machines have not joined them: nothing is in
-    flight."""
-    return status.state == "starting" and status.message.startswith(WAITS)
 
 
 def stop(run: RunFolder, wait: float = 60.0) -> State:

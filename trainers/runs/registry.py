@@ -13,7 +13,7 @@ from .devices import hold_runs
 from .folder import RUN_ID, RunFolder, is_run
 from .heartbeat import ELSEWHERE_SECONDS, last_sign, silence
 from .progress import duration
-from .status import RunStatus, waiting_ended
+from .status import RunStatus, waiting_ended, waits_for_machines
 
 
 def list_runs(root: str | Path) -> list[RunFolder]:
@@ -114,6 +114,8 @@ def _unless_hung(run: RunFolder, status: RunStatus) -> RunStatus:
     if not status.active:
         return status
     if not is_here(status):
+        if waits_for_machines(status):  # without a sign, for as long as they take
+            return status
         since = time.time() - last_sign(run)
         if since <= ELSEWHERE_SECONDS:
             return status

@@ -14,6 +14,8 @@ State = Literal["queued", "starting", "running", "stopping", "hung", "stopped", 
 LONGEST = 1e11  # seconds: three thousand years
 ALIVE: tuple[State, ...] = ("starting", "running", "stopping", "hung")
 """States in which a process of the run should exist."""
+WAITS = "machine 0 waits for the others"
+"""How the message of a run begins that waits for its other machines."""
 BEFORE_FIRST_STEP = {"phase": "", "phase_done": 0.0, "eta_seconds": None, "slowest_seconds": None}
 """What a process writes at its start: what an earlier one wrote would be shown as its own."""
 
@@ -59,6 +61,12 @@ class RunStatus(BaseModel):
     def active(self) -> bool:
         """Whether a process of the run should exist: it trains, or waits for its turn."""
         return self.state in ALIVE or (self.state == "queued" and self.pid is not None)
+
+
+def waits_for_machines(status: RunStatus) -> bool:
+    """Whether the run's processes have started, and those of other machines have not joined them: nothing is in
+    flight."""
+    return status.state == "starting" and status.message.startswith(WAITS)
 
 
 def waiting_ended(status: RunStatus) -> dict[str, str]:

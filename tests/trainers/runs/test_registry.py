@@ -19,6 +19,7 @@ from trainers.runs import trash
 from trainers.runs.folder import RunFolder
 from trainers.runs.launcher import stop
 from trainers.runs.registry import find, is_alive, latest, list_runs, refresh
+from trainers.runs.status import WAITS
 
 
 def make(root, name="tiny") -> RunFolder:
@@ -171,6 +172,14 @@ def test_a_run_whose_container_is_gone_hangs_and_is_stopped(elsewhere):
     assert "container `elsewhere` has given no sign of life for 5 min 0 s; Stop ends" in refresh(elsewhere).message
     assert stop(elsewhere) == "stopped" and "gives no sign of life" in elsewhere.status().message
     assert refresh(elsewhere).state == "stopped"  # it can be resumed and deleted
+
+
+def test_a_run_of_another_machine_that_waits_for_the_others_does_not_hang(elsewhere):
+    with pytest.MonkeyPatch.context() as there:
+        there.setattr("trainers.runs.folder.host", lambda: "elsewhere")
+        elsewhere.set_status(state="starting", pid=elsewhere.status().pid, message=f"{WAITS}; start …")
+    age(elsewhere, 300)
+    assert refresh(elsewhere).state == "starting"
 
 
 def test_a_run_of_another_machine_that_gives_signs_again_is_only_asked_to_stop(elsewhere, monkeypatch):

@@ -57,7 +57,7 @@ def make_reward(
     `batch` is in pairs. Two thirds of the reward's pairs are of videos of `sampled` items by `policy`, a folder
     (default: TinyWorld's own), and of as many items by it with each of `loras`; with 0 all are rendered. `base`: the
     folder of a base that is there already; all the time goes to the reward then. `few`: train on so many rendered pairs
-    again and again, which makes a reward that is easily hacked. `start`: a reward of `base` to go on from, with a lower
+    again and again, which makes a reward that is easily hacked. `start`: a reward of `base` to continue, with a lower
     `learning_rate`. Returns, and writes to `identity_reward/made.json`,
     steps, seconds and the accuracy of the written files on `held_out` pairs.
     """
