@@ -14,7 +14,7 @@ from ..runs.devices import holders
 from ..runs.folder import RunFolder
 from ..runs.history import metrics_table
 from ..runs.progress import duration
-from ..runs.registry import find, list_runs, refresh
+from ..runs.registry import find, list_runs, misnamed, refresh
 from ..runs.requests import sample_now, save_now
 from ..runs.starting import copy_run
 from ..runs.summary import sentence
@@ -135,6 +135,8 @@ def _refuse_unused(options: Namespace) -> None:
 def _list(root: Path) -> int:
     runs, deleted = list_runs(root), trash.deleted_runs(root)
     print(markdown_table([_row(run) for run in runs]) if runs else f"no runs in {root.absolute()}")
+    for path in misnamed(root):
+        print(f"\nnot listed is {shown(path)}: rename the folder, an id has lower-case letters, digits and dashes")
     if deleted:
         print(f"\nin the trash: {', '.join(run.id for run in deleted)}; `{command_line('runs', 'restore')} RUN`")
     return 0

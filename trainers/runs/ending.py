@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Stopped, UserError
 from .folder import RunFolder
 from .interrupt import Interrupt
+from .status import waiting_ended
 
 if TYPE_CHECKING:
     from ..ranks import Ranks
@@ -41,9 +42,11 @@ class Ending:
         except BaseException as error:
             # What has failed before is the cause, as a process that is missing. Writing the status may fail too (a full
             # disk): the first error is the one to raise.
-            if main and self.run.status().state != "failed":
+            if main and (status := self.run.status()).state != "failed":
                 with contextlib.suppress(OSError, UserError):
-                    self.run.set_status(state="failed", last_error=str(error) or type(error).__name__)
+                    self.run.set_status(
+                        state="failed", last_error=str(error) or type(error).__name__, **waiting_ended(status)
+                    )
             raise
 
     def write(self, **fields: Any) -> None:

@@ -28,6 +28,12 @@ def list_runs(root: str | Path) -> list[RunFolder]:
     return runs
 
 
+def misnamed(root: str | Path) -> list[Path]:
+    """Folders under `root` that hold a run and are not listed: their name cannot be an id."""
+    root = Path(root)
+    return sorted(p for p in root.iterdir() if not RUN_ID.fullmatch(p.name) and is_run(p)) if root.is_dir() else []
+
+
 def latest(root: str | Path) -> RunFolder:
     """The newest run. Raises UserError when there is none."""
     runs = list_runs(root)

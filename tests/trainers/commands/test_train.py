@@ -325,6 +325,12 @@ def test_a_renamed_run_is_listed_with_its_title(stopped, capsys):
     assert re.search(rf"{stopped.id} +\| two people, fast +\| stopped", capsys.readouterr().out)
 
 
+def test_a_run_whose_folder_was_renamed_to_what_is_no_id_is_named_below_the_list(stopped, capsys):
+    stopped.path.rename(stopped.path.parent / "My Run")
+    assert main(["runs"]) == 0
+    assert "not listed is runs/My Run: rename the folder" in capsys.readouterr().out
+
+
 def test_a_deleted_run_is_restored_by_the_command_that_is_proposed(stopped, here, capsys, monkeypatch):
     assert main(["runs", "delete", "first"]) == 0
     undo = proposed(capsys.readouterr().out)

@@ -76,6 +76,7 @@ def test_an_error_is_the_reason_of_a_failed_run(run):
     with pytest.raises(UserError):
         end(run, UserError("the clip is broken"))
     assert (run.status().state, run.status().last_error) == ("failed", "the clip is broken")
+    assert run.status().message == ""  # it loads no models any more
 
 
 def test_the_first_reason_of_a_failed_run_stays(run):
