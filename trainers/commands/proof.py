@@ -72,6 +72,7 @@ LEAST_GAIN = 0.22
 LEAST_IDENTITY = 0.70
 """Claimed of the oracle's identity at the end of LONG."""
 MOST_NUMBERS = 1000
+NO_CONTROL = "no control was run"
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ def verdicts(rows: list[Row]) -> list[tuple[str, bool]]:
         ),
         ("text alignment is not lower", all(row.alignment.high >= 0 for row in trained.values())),
         (
-            "shuffled rewards gain nothing (interval contains or lies below zero)",
+            f"shuffled rewards gain nothing ({'interval contains or lies below zero' if control else NO_CONTROL})",
             bool(control) and all(row.identity.low <= 0 for row in control),
         ),
     ]

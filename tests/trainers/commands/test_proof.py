@@ -54,6 +54,7 @@ def test_a_control_that_gains_fails():
 
 def test_nothing_is_claimed_of_controls_that_were_not_run():
     assert holds(TRAINED) == [True, True, False]
+    assert "no control was run" in verdicts([TRAINED])[2][0]
 
 
 def test_only_the_last_iteration_is_claimed():
