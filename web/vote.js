@@ -221,6 +221,8 @@ class Voting {
   }
 
   enable() {
+    // A disabled button loses the focus to the page, where the editor gets the keys.
+    if (this.busy && document.activeElement?.tagName === "BUTTON") this.dialog.focus();
     for (const button of this.buttons) button.disabled = this.busy || !this.shown;
     this.undoButton.disabled = this.busy;
   }
@@ -278,7 +280,7 @@ app.registerExtension({
     const button = node.addWidget("button", "Vote", null, () => {
       const name = node.widgets.find((widget) => widget.name === "name")?.value;
       new Voting(String(name ?? "")).open();
-    });
+    }, { serialize: false });
     button.label = t("Vote");
     button.serialize = false;
     button.tooltip = t("Compare the pairs of this folder; every vote is saved at once.");
