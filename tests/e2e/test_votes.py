@@ -38,7 +38,9 @@ def test_every_key_is_a_vote_on_the_disk(voting, folder):
 
 
 def test_the_keys_vote_also_after_a_click_on_a_button(voting):
-    assert voting["clicked"]["status"].startswith("13 of 16 pairs") and voting["clicked"]["line"] == "saved: B is better"
+    assert (
+        voting["clicked"]["status"].startswith("13 of 16 pairs") and voting["clicked"]["line"] == "saved: B is better"
+    )
 
 
 def test_the_button_is_no_input_of_the_queued_node(voting):
