@@ -43,6 +43,10 @@ def test_the_keys_vote_also_after_a_click_on_a_button(voting):
     )
 
 
+def test_a_second_window_does_not_say_saved_of_a_vote_that_the_first_has_given(voting):
+    assert voting["second"]["line"].startswith("this question was answered already")
+
+
 def test_the_button_is_no_input_of_the_queued_node(voting):
     assert "name" in voting["sent"] and "Vote" not in voting["sent"]
 

@@ -56,7 +56,7 @@ async function press(page, key) {
 
 (async () => {
   const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking"] });
-  const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } });
+  const page = await (await browser.newContext({ viewport: { width: 1600, height: 1000 } })).newPage();
   const found = { problems: [] };
   page.on("pageerror", (error) => found.problems.push(String(error)));
   try {
@@ -77,6 +77,17 @@ async function press(page, key) {
     await press(page, "b");
     found.clicked = await look(page);
     await press(page, "u");
+    await press(page, "u");
+    const second = await page.context().newPage();
+    await second.goto(address);
+    await ready(second);
+    await open(second);
+    await page.bringToFront();
+    await press(page, "a");
+    await second.bringToFront();
+    await press(second, "b");
+    found.second = await look(second);
+    await second.close();
     await press(page, "u");
     await page.keyboard.press("u");
     await page.waitForFunction(() => /taken back/.test(document.querySelector(".identity-grpo-vote-line").textContent));
