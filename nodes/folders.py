@@ -424,7 +424,14 @@ def find_lora(choice: str) -> LoraFile:
 def followed(choice: str) -> RunFolder | None:
     """The run that a choice of `lora_choices` follows; None for a file. Raises UserError when there is no such run."""
     name, colon, which = choice.rpartition(": ")
-    return find_run(name) if colon and which in (LATEST, BEST) else None
+    if not colon or which not in (LATEST, BEST):
+        return None
+    if name == NEWEST_RUN and not _policy_runs():
+        raise UserError(
+            f"`{choice}` follows a training run, and there is none yet; start one with Train, or choose a file of "
+            "models/loras"
+        )
+    return find_run(name)
 
 
 def _adapters() -> dict[str, Path]:
