@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..trainers.errors import UserError
 from . import folders
-from .inputs import require_range
+from .inputs import require_given, require_range
 from .types import FaceFiles, FaceNetworksType, LazyReward, RewardType
 
 WEIGHTS = (0.0, 1000.0)
@@ -84,6 +84,7 @@ class CombineRewards(io.ComfyNode):
         face_networks: FaceFiles | None = None,
         judge_networks: FaceFiles | None = None,
     ) -> io.NodeOutput:
+        require_given("reward", reward, LazyReward, "Load Reward")
         weights = {
             "identity": identity,
             "faces": faces,

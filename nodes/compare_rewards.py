@@ -13,7 +13,7 @@ from ..trainers.preference.pairs import Scored, score_pairs
 from ..trainers.preference.stored import Part, voted_pairs
 from ..trainers.runs.folder import RunFolder
 from . import folders
-from .inputs import require_range
+from .inputs import require_given, require_range
 from .pictures import to_image
 from .rewards import with_reward
 from .types import LazyReward, RewardType
@@ -57,6 +57,8 @@ class CompareRewards(io.ComfyNode):
 
     @classmethod
     def execute(cls, old: LazyReward, new: LazyReward, pairs_shown: int) -> io.NodeOutput:
+        for name, reward in zip(NAMES, (old, new), strict=True):
+            require_given(name, reward, LazyReward, "Load Reward")
         require_range("pairs_shown", pairs_shown, PAIRS_SHOWN)
         run = folders.reward_run(new.config.source)
         if run is None:

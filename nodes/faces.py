@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import comfy.model_management as management
 import comfy.utils
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -21,7 +20,7 @@ from ..trainers.faces.users import BUILT_IN, load_recogniser
 from ..trainers.faces.weights import release_networks
 from .face_networks import face_networks_input
 from .inputs import FPS, fps_input, require_choice, require_range
-from .pictures import references_input, to_image, to_pixels, to_references, to_video
+from .pictures import named_references, references_input, to_image, to_pixels, to_video
 from .rewards import score_clips
 from .types import FaceFiles, LazyReward, RewardType
 
@@ -75,7 +74,7 @@ class FaceReportNode(io.ComfyNode):
         cls, images: Tensor, references: dict, fps: float, face_networks: FaceFiles | None = None
     ) -> io.NodeOutput:
         require_range("fps", fps, FPS)
-        people, clip = to_references(references), _clip(images, "images")
+        people, clip = named_references(references), _clip(images, "images")
         with on_networks() as device:
             (found,) = report_videos([clip], find(people, device, face_networks), fps, device)
         board = to_image(face_board(clip.numpy(), found))
@@ -159,7 +158,7 @@ class KeepBest(io.ComfyNode):
         require_range("videos_per_clip", videos_per_clip, (1, MOST_PARTS))
         if rank_by != BY_FACES and reward is None:
             raise UserError(f"rank_by `{rank_by}` needs a reward; connect Load Reward to `reward`, or choose `faces`")
-        people = to_references(references)
+        people = named_references(references)
         sources, videos = _videos(clips, videos_per_clip)
         faces, scores, texts = None, None, [[] for _ in videos]
         if rank_by != BY_REWARD:
@@ -169,7 +168,8 @@ class KeepBest(io.ComfyNode):
             for text, found in zip(texts, reports, strict=True):
                 text.append(headline_text(found))
         if rank_by != BY_FACES:
-            scores = list(score_clips(reward, _named(videos), people, fps))
+            pictures = tuple(picture.numpy() for picture in people.values())
+            scores = list(score_clips(reward, _named(videos), pictures, fps))
             for text, score in zip(texts, scores, strict=True):
                 text.append(f"reward {score:.3f}")
         order = best_first(faces, scores)
@@ -219,10 +219,10 @@ def number(headline: float | None) -> float:
     return NOT_JUDGED if headline is None else headline
 
 
-def find(pictures: Sequence[np.ndarray], device: torch.device, files: FaceFiles | None) -> People:
-    """The people of reference images, by the networks of this pack or those of `files`."""
+def find(pictures: Mapping[str, Tensor], device: torch.device, files: FaceFiles | None) -> People:
+    """The people of reference images by their names, by the networks of this pack or those of `files`."""
     recogniser = load_recogniser(files.detector, files.embedder) if files else BUILT_IN
-    return find_people(pictures, device, recogniser=recogniser)
+    return find_people([picture.numpy() for picture in pictures.values()], device, list(pictures), recogniser)
 
 
 def report_videos(videos: list[Tensor], people: People, fps: float, device: torch.device) -> list[FaceReport]:

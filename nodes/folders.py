@@ -19,6 +19,7 @@ from ..trainers.runs.folder import RunFolder
 from ..trainers.runs.machines import FILES as LAUNCH_FILES
 from ..trainers.runs.machines import LaunchConfig, read_launch_config
 from ..trainers.runs.registry import list_runs
+from ..trainers.scenes.portraits import holds_portraits
 
 REWARDS = "identity_reward"
 SINGLE_FILES = "diffusion_models"
@@ -329,16 +330,19 @@ def text_path(choice: str) -> Path:
 
 
 def portrait_choices() -> list[str]:
-    """The folders of ComfyUI's input folder that hold pictures or folders, at most two levels down."""
+    """The folders of ComfyUI's input folder that hold people, at most two levels down: not core's own empty `3d`."""
     root = Path(folder_paths.get_input_directory())
     found = (path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_dir())
-    return sorted(path.relative_to(root).as_posix() for path in found if not path.name.startswith("."))
+    shown = (path for path in found if not path.name.startswith(".") and holds_portraits(path))
+    return sorted(path.relative_to(root).as_posix() for path in shown)
 
 
 def portrait_path(choice: str) -> Path:
     """The folder behind a choice of portraits."""
     if choice not in portrait_choices():
-        raise UserError(f"there is no folder `{choice}` in ComfyUI's input folder; put the portraits there and refresh")
+        raise UserError(
+            f"there is no folder `{choice}` with pictures in ComfyUI's input folder; put portraits there and refresh"
+        )
     return Path(folder_paths.get_input_directory()) / choice
 
 
@@ -420,7 +424,14 @@ def find_lora(choice: str) -> LoraFile:
 def followed(choice: str) -> RunFolder | None:
     """The run that a choice of `lora_choices` follows; None for a file. Raises UserError when there is no such run."""
     name, colon, which = choice.rpartition(": ")
-    return find_run(name) if colon and which in (LATEST, BEST) else None
+    if not colon or which not in (LATEST, BEST):
+        return None
+    if name == NEWEST_RUN and not _policy_runs():
+        raise UserError(
+            f"`{choice}` follows a training run, and there is none yet; start one with Train, or choose a file of "
+            "models/loras"
+        )
+    return find_run(name)
 
 
 def _adapters() -> dict[str, Path]:

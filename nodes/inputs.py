@@ -40,3 +40,16 @@ def require_range(name: str, value: float, limits: tuple[float, float]) -> None:
     least, most = limits
     if not least <= value <= most:
         raise UserError(f"{name} {value} is outside of {least} to {most}")
+
+
+def require_given(name: str, value: object, kind: type, source: str) -> None:
+    """Raises UserError when a link brings something else than `kind` to the input `name`, as a switch that is off does.
+
+    `source`: the nodes that give it.
+    """
+    if not isinstance(value, kind):
+        got = "nothing" if value is None else type(value).__name__
+        raise UserError(
+            f"`{name}` got {got} from the node that it is connected to; look at what that node gives (a switch may be "
+            f"off), or connect {source}"
+        )

@@ -24,7 +24,7 @@ from ..trainers.lora.formats import (
 from ..trainers.lora.inject import check_fits
 from ..trainers.modelfiles.inspection import inspect_file
 from . import folders
-from .inputs import require_choice
+from .inputs import require_choice, require_given
 from .types import LazyPolicy, WanPolicyType
 
 CATEGORY = "Identity-GRPO/LoRA"
@@ -142,6 +142,7 @@ class LoadLoRA(LoRANode):
 
     @classmethod
     def execute(cls, policy: LazyPolicy, lora: str, strength: float) -> io.NodeOutput:
+        require_given("policy", policy, LazyPolicy, "Load Model")
         check_strength(strength)
         file, content = find_and_read(lora)
         check_fits(policy.policy.transformer, content)

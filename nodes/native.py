@@ -17,7 +17,7 @@ from ..trainers.policies.vace import control_latents, split_source
 from ..trainers.policies.wan import fit_on_white
 from .loras import CATEGORY as LORA_CATEGORY
 from .loras import LoRANode, check_strength, find_and_read, lora_input, shown, strength_input
-from .pictures import opaque, references_input
+from .pictures import named_references, opaque, references_input
 from .sampling import frames_input, side_input, size_problem, to_control_clip, to_control_mask
 
 CATEGORY = "Identity-GRPO/native"
@@ -144,8 +144,7 @@ class VACEReferences(io.ComfyNode):
             """Normalised latents [16, f, h, w] of a clip [3, F, H, W] in [-1, 1]."""
             return form.process_in(vae.encode((clip.permute(1, 2, 3, 0) + 1) / 2).float().cpu())[0]
 
-        connected = ((f"references.{slot}", image) for slot, image in references.items() if image is not None)
-        pictures = [picture for name, image in connected for picture in opaque(image, name)]
+        pictures = named_references(references, read=opaque).values()
         mask, video = torch.ones(length, height, width), torch.zeros(3, length, height, width)
         if control_masks is not None:
             mask = to_control_mask(control_masks, size, "control_masks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..trainers.errors import UserError
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+MOST_PEOPLE = 8
 
 
 def opaque(image: Tensor, name: str = "image") -> Tensor:
@@ -71,7 +72,7 @@ def to_video(images: Tensor, fps: float):
     return InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(fps)))
 
 
-def references_input(tooltip: str, most: int = 8) -> io.Input:
+def references_input(tooltip: str, most: int = MOST_PEOPLE) -> io.Input:
     """Slots `ref0`, `ref1`, … that grow as they are connected, for pictures of people."""
     person = io.Image.Input("reference", tooltip="A picture of one person; a batch of pictures is that many people.")
     return io.Autogrow.Input(
@@ -79,21 +80,35 @@ def references_input(tooltip: str, most: int = 8) -> io.Input:
     )
 
 
-def to_references(slots: Mapping[str, Tensor | None] | Iterable[Tensor]) -> tuple[np.ndarray, ...]:
-    """One picture uint8 [H, W, 3] per person from connected slots, in order; a batch in a slot is that many people.
+def named_references(
+    slots: Mapping[str, Tensor | None], most: int = MOST_PEOPLE, read: Callable[[Tensor, str], Tensor] = to_pixels
+) -> dict[str, Tensor]:
+    """One picture [H, W, 3] per person from connected slots, in order, by what an error calls it.
 
-    Raises UserError when nothing is connected, and as `opaque` does, naming the slot.
+    A batch in a slot is that many people. `read`: what makes pictures of a slot's IMAGE. Raises UserError when nothing
+    is connected, for more than `most` pictures, as of a video in place of a picture, and as `opaque` does.
     """
-    named = slots.items() if isinstance(slots, Mapping) else ((f"ref{i}", image) for i, image in enumerate(slots))
-    found = tuple(
-        picture.numpy()
-        for slot, image in named
-        if image is not None
-        for picture in to_pixels(image, f"references.{slot}")
-    )
+    found = {}
+    for slot, image in slots.items():
+        if image is None:
+            continue
+        name = f"references.{slot}"
+        pictures = read(image, name)
+        for number, picture in enumerate(pictures, 1):
+            found[f"picture {number} of `{name}`" if len(pictures) > 1 else f"`{name}`"] = picture
     if not found:
         raise UserError("no reference image is connected; connect one picture per person to `references`")
+    if len(found) > most:
+        raise UserError(
+            f"`references` holds {len(found)} pictures and takes at most {most}; connect one picture per person (a "
+            "batch or a video in a slot counts with all its pictures)"
+        )
     return found
+
+
+def to_references(slots: Mapping[str, Tensor | None], most: int = MOST_PEOPLE) -> tuple[np.ndarray, ...]:
+    """The pictures uint8 [H, W, 3] of `named_references`."""
+    return tuple(picture.numpy() for picture in named_references(slots, most).values())
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:

@@ -92,7 +92,9 @@ class LoadPromptSet(io.ComfyNode):
     def execute(cls, file: str, item: int) -> io.NodeOutput:
         prompts = _load(file)
         if not 1 <= item <= len(prompts):
-            raise UserError(f"there is no row {item}: `{file}` has {len(prompts)} rows; choose 1 to {len(prompts)}")
+            count = len(prompts)
+            choose = f"choose 1 to {count}" if count > 1 else "choose 1"
+            raise UserError(f"there is no row {item}: `{file}` has {count} row{'s' * (count != 1)}; {choose}")
         row = prompts[item - 1]
         preview = ui.PreviewImage(to_image(prompt_board(prompts.items[:ROWS_SHOWN], len(prompts))), cls=cls)
         return io.NodeOutput(prompts, _one_size(row.references), row.prompt, row.negative, len(prompts), ui=preview)
@@ -232,7 +234,9 @@ class MakePromptSet(io.ComfyNode):
         cls, portraits: str, scenes: str, people: int, rows: int, held_out: int, seed: int, check_faces: bool
     ) -> io.NodeOutput:
         if portraits == NO_FOLDER:
-            raise UserError("there is no folder in ComfyUI's input folder; put one with portraits there and refresh")
+            raise UserError(
+                "no folder of ComfyUI's input folder has pictures; put one with portraits there and refresh"
+            )
         found = read_people(folders.portrait_path(portraits), _refusal)
         lines = scenes_for(people, None if scenes == BUILT_IN_SCENES else folders.text_path(scenes))
         most = most_items(len(found), len(lines), people)

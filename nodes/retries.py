@@ -9,8 +9,8 @@ from ..trainers.faces.ranking import best_first, is_right
 from ..trainers.faces.text import headline_text, notes
 from .face_networks import face_networks_input
 from .faces import find, number, on_networks, report_videos
-from .inputs import FPS, fps_input, require_range
-from .pictures import to_image, to_pixels, to_references, to_video
+from .inputs import FPS, fps_input, require_given, require_range
+from .pictures import named_references, to_image, to_pixels, to_video
 from .samplers import SEED, Sampler, sample, sampler_inputs, scale_input, shift_input
 from .types import FaceFiles, LazyPolicy
 
@@ -79,13 +79,14 @@ class SampleUntilRight(Sampler):
         face_networks: FaceFiles | None = None,
         **inputs,
     ) -> io.NodeOutput:
+        require_given("policy", policy, LazyPolicy, "Load Model")
         require_range("max_tries", max_tries, TRIES)
         require_range("least_score", least_score, SCORES)
         require_range("fps", fps, FPS)
         require_range("seed", seed, SEED)
         scales = {"cfg": cfg} if policy.kind == "vace" else {"text_cfg": cfg, "image_cfg": image_cfg}
         with on_networks() as device:
-            people = find(to_references(references), device, face_networks)
+            people = find(named_references(references), device, face_networks)
         tries, lines = [], []
         for used in range(seed, min(seed + max_tries, SEED[1] + 1)):
             images, latent, *_ = sample(policy.kind, scales, policy, references, seed=used, **inputs).args

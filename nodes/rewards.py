@@ -20,7 +20,7 @@ from ..trainers.rewards.identity import IdentityReward, preference_probabilities
 from ..trainers.rewards.load import load_reward
 from ..trainers.rewards.scoring import short_clip_warning
 from . import folders
-from .inputs import clean, fps_input, require_choice
+from .inputs import clean, fps_input, require_choice, require_given
 from .memory import Managed
 from .pictures import references_input, to_image, to_pixels, to_references
 from .types import LazyReward, OnUse, RewardType
@@ -28,7 +28,8 @@ from .types import LazyReward, OnUse, RewardType
 CATEGORY = "Identity-GRPO/rewards"
 AUTO, CPU = "auto", "CPU"
 DTYPES, DEVICES = [AUTO, "bfloat16", "float32"], [AUTO, CPU]
-REWARD = "The identity reward, from Load Reward."
+LOADER = "Load Reward"
+REWARD = f"The identity reward, from {LOADER}."
 PEOPLE = "The people that the video should show, one picture each."
 FPS_IN_SCORE = (
     "Frames per second of the video. It enters the score: use the same for videos that you compare; the published "
@@ -150,6 +151,7 @@ class Score(io.ComfyNode):
 
     @classmethod
     def execute(cls, reward: LazyReward, images: Tensor, references: dict, prompt: str, fps: float) -> io.NodeOutput:
+        require_given("reward", reward, LazyReward, LOADER)
         people, clip = to_references(references), _clip(images, "images")
         (score,) = score_clips(reward, {"images": clip}, people, fps)
         frames = _frames_read(reward, clip)
@@ -200,6 +202,7 @@ class Compare(io.ComfyNode):
     def execute(
         cls, reward: LazyReward, video_a: Tensor, video_b: Tensor, references: dict, fps: float
     ) -> io.NodeOutput:
+        require_given("reward", reward, LazyReward, LOADER)
         people = to_references(references)
         clips = {name: _clip(video, name) for name, video in (("video_a", video_a), ("video_b", video_b))}
         scores = score_clips(reward, clips, people, fps)

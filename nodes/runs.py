@@ -16,7 +16,7 @@ from ..trainers.runs.starting import start_once
 from ..trainers.runs.summary import summary
 from . import folders
 from .deletions import Deletions
-from .inputs import clean, require_choice
+from .inputs import clean, require_choice, require_given
 from .pictures import to_image
 from .queue_again import NEVER, QUEUE_AGAIN, hold_back, next_time
 from .run_settings import (
@@ -154,6 +154,9 @@ class Train(io.ComfyNode):
         when_busy: str = REFUSE,
         machines: str = folders.THIS_MACHINE,
     ) -> io.NodeOutput:
+        require_given("policy", policy, LazyPolicy, "Load Model")
+        require_given("reward", reward, LazyReward, "Load Reward")
+        require_given("prompt_set", prompt_set, PromptSet, "Load Prompt Set")
         require_choice("preset", preset, [AUTO, *RECIPES])
         require_choice("when_busy", when_busy, WHEN_BUSY)
         launch = chosen_launch(machines, devices)

@@ -28,13 +28,14 @@ EULER = "euler"
 STEPS, SCALE, SHIFT, SEED = (1, 200), (1.0, 30.0), (0.1, 50.0), (0, 2**64 - 1)
 ALIASES = ["wan", "subject to video", "reference to video", "multiple people", "person", "face", "identity"]
 WAN_FPS, TINYWORLD_FPS = 16.0, 10.0
+MOST_PEOPLE = {"vace": 8, "phantom": 4}
 
 
-def sampler_inputs(most_references: int, guidance: list[io.Input], shift: io.Input) -> list[io.Input]:
+def sampler_inputs(most_people: int, guidance: list[io.Input], shift: io.Input) -> list[io.Input]:
     """The inputs of every sampler, with the model's own `guidance` scales and `shift`."""
     return [
         WanPolicyType.Input("policy", tooltip="The video model, from Load Model or Load LoRA."),
-        references_input("One picture per person, in the order in which the prompt mentions them.", most_references),
+        references_input("One picture per person, in the order in which the prompt mentions them.", most_people),
         io.String.Input(
             "prompt", multiline=True, tooltip="What happens in the video, with a few words on how each person looks."
         ),
@@ -135,7 +136,7 @@ def sample(
         require_range(name, value, limits)
     size = VideoSize(height, width, frames)
     check_size(policy, size)
-    item = PromptItem("sample", clean_prompt(prompt), to_references(references), clean(negative))
+    item = PromptItem("sample", clean_prompt(prompt), to_references(references, MOST_PEOPLE[kind]), clean(negative))
     control = {}
     if control_video is not None:
         control["control_video"] = to_control_clip(control_video, size)
@@ -170,7 +171,9 @@ class VACESampler(Sampler):
             description="Generates a video of the people in the reference pictures with a VACE model.",
             search_aliases=["vace", *ALIASES],
             inputs=[
-                *sampler_inputs(8, [cfg], shift_input(3.0, "3 is what the recipes of this pack train VACE with.")),
+                *sampler_inputs(
+                    MOST_PEOPLE["vace"], [cfg], shift_input(3.0, "3 is what the recipes of this pack train VACE with.")
+                ),
                 io.Image.Input(
                     "control_video",
                     optional=True,
@@ -215,7 +218,7 @@ class PhantomSampler(Sampler):
             category=CATEGORY,
             description="Generates a video of the people in the reference pictures with a Phantom model.",
             search_aliases=["phantom", *ALIASES],
-            inputs=sampler_inputs(4, scales, shift_input(5.0, "5 is what Phantom's authors use.")),
+            inputs=sampler_inputs(MOST_PEOPLE["phantom"], scales, shift_input(5.0, "5 is what Phantom's authors use.")),
             outputs=outputs(),
         )
 

@@ -32,6 +32,7 @@ from ..trainers.policies.vae import TILE
 from ..trainers.policies.wan import WanVideoPolicy
 from ..trainers.prompts import PromptItem
 from .fit import fit, room
+from .inputs import require_given
 from .memory import module_bytes
 from .pictures import opaque, to_image, to_masks
 from .previews import SamplingProgress
@@ -94,7 +95,8 @@ def check_size(policy: LazyPolicy, size: VideoSize) -> None:
 
 
 def check_kind(policy: LazyPolicy, kind: str) -> None:
-    """Raises UserError when the policy belongs to another sampler."""
+    """Raises UserError when the policy belongs to another sampler, or is none."""
+    require_given("policy", policy, LazyPolicy, "Load Model")
     if policy.kind != kind:
         raise UserError(
             f"`policy` is a {POLICY_TITLES[policy.kind]} model and this is the {POLICY_TITLES[kind]} Sampler; "

@@ -29,11 +29,11 @@ def pairs_root() -> Path:
 
 
 def pair_folder(name: str) -> PairFolder:
-    """The folder of pairs behind a name of a widget or a request: lower-case letters, digits and dashes of it.
+    """The folder of pairs behind a name of a widget or a request: lower-case letters of any script, digits and dashes.
 
     Raises UserError for a name without any of these.
     """
-    plain = re.sub(r"[^a-z0-9]+", "-", str(name).lower())[:LONGEST_NAME].strip("-")
+    plain = re.sub(r"[\W_]+", "-", str(name).lower())[:LONGEST_NAME].strip("-")
     if not plain:
         raise UserError(f"the name `{shown(name)}` has no letter or digit; give the votes a name")
     return PairFolder(pairs_root() / plain)
@@ -118,7 +118,9 @@ class Vote(io.ComfyNode):
         if not folder.exists():
             raise UserError(f"`{folder.path.name}` has no pairs yet; connect two videos to `clips`, or a training run")
         records = folder.read()
-        text = f"{folder.path.name}: {len(records.pairs)} pairs, {len(records.votes)} votes\nPress Vote to compare them"
+        pairs, votes = len(records.pairs), len(records.votes)
+        text = f"{folder.path.name}: {pairs} pair{'s' * (pairs != 1)}, {votes} vote{'s' * (votes != 1)}"
+        text += "\nPress Vote to compare them"
         return io.NodeOutput(str(folder.path), ui={"text": (text,), "identity_grpo_pairs": (folder.path.name,)})
 
 

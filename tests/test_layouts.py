@@ -23,6 +23,7 @@ TALLEST = {
     "LoadVideo": 302,
     "GetVideoComponents": 114,
 }
+NARROWEST = 225  # pixels that Nodes 2.0 gives a node at least
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -43,7 +44,7 @@ TEMPLATES = [pytest.param(next(graphs(path))[1], id=path.stem) for path in FILES
 def box(node: dict) -> Box:
     """Left, top with the title, right, bottom."""
     (x, y), (width, height) = node["pos"], node["size"]
-    return x, y - TITLE, x + width, y + max(height, TALLEST.get(node["type"], 0))
+    return x, y - TITLE, x + max(width, NARROWEST), y + max(height, TALLEST.get(node["type"], 0))
 
 
 def label(node: dict) -> str:
@@ -102,6 +103,20 @@ def test_no_two_nodes_overlap(graph):
         for (left, top, right, bottom), other in [(box(a), box(b))]
         if left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
     ]
+    assert found == []
+
+
+@pytest.mark.parametrize("graph", TEMPLATES)
+def test_a_node_lies_within_its_group(graph):
+    """Also with Nodes 2.0 and all advanced inputs."""
+    found = []
+    for node in graph["nodes"]:
+        left, top, right, bottom = box(node)
+        for group in graph["groups"]:
+            x, y, width, height = group["bounding"]
+            if x < (left + right) / 2 < x + width and y < (top + bottom) / 2 < y + height:
+                inside = x <= left and y <= top and right <= x + width and bottom <= y + height
+                found += [] if inside else [f"{label(node)} leaves {group['title']}"]
     assert found == []
 
 

@@ -23,7 +23,7 @@ async function ask(name, action, body) {
   const path = `/identity_grpo/votes/${encodeURIComponent(name)}${action ? `/${action}` : ""}${query}`;
   const answer = await api.fetchApi(path, options).catch(() => { throw new Error(t("ComfyUI does not answer; nothing is lost, try again")); });
   const content = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(content.error ?? t("ComfyUI answered {status}", { status: answer.status }));
+  if (!answer.ok) throw Object.assign(new Error(content.error ?? t("ComfyUI answered {status}", { status: answer.status })), { refused: true });
   return content;
 }
 
@@ -159,15 +159,16 @@ class Voting {
     if (!asked || !this.shown) return;
     return this.act(async () => {
       const vote = { who: this.person(), pair: asked.pair, verdict, turn: asked.turn, swapped: asked.swapped };
-      let state;
+      let state, line = t("saved: {verdict}", { verdict: t(SAVED[verdict] ?? key("{side} is better"), { side: verdict }) });
       try {
         state = await ask(this.name, "vote", vote);
       } catch (error) {
-        // An answer that was lost on its way: what the server has is shown.
+        // An answer that was lost on its way, or a vote that another window has given: what the server has is shown.
         state = await ask(this.name, null, { who: this.person() });
         if (state.question?.turn === asked.turn) throw error;
+        if (error.refused) line = error.message;
       }
-      this.line.textContent = t("saved: {verdict}", { verdict: t(SAVED[verdict] ?? key("{side} is better"), { side: verdict }) });
+      this.line.textContent = line;
       await this.show(state);
     });
   }
@@ -221,6 +222,8 @@ class Voting {
   }
 
   enable() {
+    // A disabled button loses the focus to the page, where the editor gets the keys.
+    if (this.busy && document.activeElement?.tagName === "BUTTON") this.dialog.focus();
     for (const button of this.buttons) button.disabled = this.busy || !this.shown;
     this.undoButton.disabled = this.busy;
   }
@@ -278,7 +281,7 @@ app.registerExtension({
     const button = node.addWidget("button", "Vote", null, () => {
       const name = node.widgets.find((widget) => widget.name === "name")?.value;
       new Voting(String(name ?? "")).open();
-    });
+    }, { serialize: false });
     button.label = t("Vote");
     button.serialize = false;
     button.tooltip = t("Compare the pairs of this folder; every vote is saved at once.");

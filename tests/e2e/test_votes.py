@@ -37,6 +37,20 @@ def test_every_key_is_a_vote_on_the_disk(voting, folder):
     assert verdicts["tie"] == 3 and sum(verdicts.values()) == 12
 
 
+def test_the_keys_vote_also_after_a_click_on_a_button(voting):
+    assert (
+        voting["clicked"]["status"].startswith("13 of 16 pairs") and voting["clicked"]["line"] == "saved: B is better"
+    )
+
+
+def test_a_second_window_does_not_say_saved_of_a_vote_that_the_first_has_given(voting):
+    assert voting["second"]["line"].startswith("this question was answered already")
+
+
+def test_the_button_is_no_input_of_the_queued_node(voting):
+    assert "name" in voting["sent"] and "Vote" not in voting["sent"]
+
+
 def test_undo_takes_the_last_vote_back(voting):
     assert voting["undone"]["status"].startswith("10 of 16 pairs")
 

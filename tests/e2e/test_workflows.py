@@ -103,7 +103,7 @@ def test_pairs_are_collected_and_their_votes_counted_without_any_file(comfyui, o
     result = comfyui.run(graph, SECONDS)
     assert result.status == "success", result.error
     kinds = {content["class_type"]: name for name, content in graph.items()}
-    assert "1 pairs, 0 votes" in result.outputs[kinds["IdentityGRPOVote"]]["text"][0]
+    assert "1 pair, 0 votes" in result.outputs[kinds["IdentityGRPOVote"]]["text"][0]
     assert "0 of 50 pairs have votes" in result.outputs[kinds["IdentityGRPOTrainReward"]]["text"][0]
     assert kinds["IdentityGRPOCompareRewards"] not in result.outputs
 

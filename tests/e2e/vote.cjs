@@ -56,7 +56,7 @@ async function press(page, key) {
 
 (async () => {
   const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking"] });
-  const page = await browser.newPage({ viewport: { width: 1600, height: 1000 } });
+  const page = await (await browser.newContext({ viewport: { width: 1600, height: 1000 } })).newPage();
   const found = { problems: [] };
   page.on("pageerror", (error) => found.problems.push(String(error)));
   try {
@@ -66,11 +66,29 @@ async function press(page, key) {
     await page.evaluate(() => app.extensionManager.setting.set("Comfy.VueNodes.Enabled", false));
     await open(page);
     found.first = await look(page);
+    found.sent = await page.evaluate(async () => Object.keys(Object.values((await app.graphToPrompt()).output).find((n) => n.class_type === "IdentityGRPOVote").inputs));
     const start = Date.now();
     for (let vote = 0; vote < 12; vote++) await press(page, KEYS[vote % 4]);
     found.seconds = (Date.now() - start) / 1000;
     found.twelve = await look(page);
     if (picture) await page.screenshot({ path: picture });
+    await page.click("dialog.identity-grpo-vote button:has-text('Tie')");
+    await settled(page);
+    await press(page, "b");
+    found.clicked = await look(page);
+    await press(page, "u");
+    await press(page, "u");
+    const second = await page.context().newPage();
+    await second.goto(address);
+    await ready(second);
+    await open(second);
+    await page.bringToFront();
+    await press(page, "a");
+    await second.bringToFront();
+    await press(second, "b");
+    found.second = await look(second);
+    await second.close();
+    await press(page, "u");
     await page.keyboard.press("u");
     await page.waitForFunction(() => /taken back/.test(document.querySelector(".identity-grpo-vote-line").textContent));
     await settled(page);

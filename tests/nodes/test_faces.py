@@ -108,7 +108,7 @@ def test_a_ranking_by_a_reward_that_is_not_connected_is_refused(run_node, right,
 
 
 def test_a_reference_without_a_face_is_refused(run_node, right):
-    with pytest.raises(ValueError, match="reference image 1 shows no face"):
+    with pytest.raises(ValueError, match="`references.ref0` shows no face"):
         run_node("IdentityGRPOFaceReport", images=right, references={"ref0": torch.full((1, 64, 64, 3), 0.5)})
 
 
@@ -186,6 +186,6 @@ def test_it_samples_with_the_model(run_node, policy, references):
 
 def test_pictures_without_a_face_are_refused_before_anything_is_sampled(run_node, policy, videos):
     given = {"policy": policy, "references": {"ref0": torch.full((1, 64, 64, 3), 0.5)}, **TINY}
-    with pytest.raises(ValueError, match="reference image 1 shows no face"):
+    with pytest.raises(ValueError, match="`references.ref0` shows no face"):
         run_node("IdentityGRPOSampleUntilRight", **given)
     assert videos == []

@@ -214,6 +214,11 @@ def test_without_a_run_the_remedy_is_a_train_node(folders, base):
         folders.find_run("newest run")
 
 
+def test_without_a_run_a_lora_may_be_a_file_instead(folders, base):
+    with pytest.raises(folders.UserError, match="`newest run: latest` follows .* or choose a file of models/loras"):
+        folders.find_lora("newest run: latest")
+
+
 @pytest.mark.parametrize("choice", ["../../secret", "/", "", "run-20260101-000000-abcd/..", "run-2026"])
 def test_a_run_is_found_by_its_whole_name_only(folders, base, choice):
     make_run(base, "run-20260101-000000-abcd")

@@ -79,6 +79,17 @@ def test_every_picture_of_every_slot_is_a_person_in_order(pictures):
     assert all(picture.shape == (2, 2, 3) and picture.dtype == np.uint8 for picture in found)
 
 
+def test_a_person_is_named_by_the_slot_and_by_the_place_in_its_batch(pictures):
+    found = pictures.named_references({"ref0": torch.zeros(1, 2, 2, 3), "ref2": torch.zeros(2, 2, 2, 3)})
+    assert list(found) == ["`references.ref0`", "picture 1 of `references.ref2`", "picture 2 of `references.ref2`"]
+
+
+def test_a_video_in_place_of_a_picture_is_too_many_people(pictures):
+    slots = {"ref0": torch.zeros(1, 2, 2, 3), "ref1": torch.zeros(81, 2, 2, 3)}
+    with pytest.raises(pictures.UserError, match="`references` holds 82 pictures and takes at most 8"):
+        pictures.to_references(slots)
+
+
 @pytest.mark.parametrize(
     ("shape", "count"),
     [((4, 6), 1), ((5, 4, 6), 5), ((1, 1, 4, 6), 1), ((5, 4, 6, 1), 5), ((1, 5, 4, 6), 5), ((5, 1, 4, 6), 5)],

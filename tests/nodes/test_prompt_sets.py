@@ -168,7 +168,7 @@ def test_a_csv_outside_of_the_input_folder_is_refused(run_node, pack, folder, tm
 
 @pytest.mark.parametrize("item", [2, 0, -1])
 def test_a_row_that_does_not_exist_is_an_error(run_node, pack, folder, item):
-    with pytest.raises(ValueError, match="has 1 rows; choose 1 to 1"):
+    with pytest.raises(ValueError, match="has 1 row; choose 1"):
         run_node("IdentityGRPOPromptSet", file=csv(folder, "ann.png,a wave"), item=pack.Linked(item))
 
 
@@ -257,6 +257,17 @@ def test_more_rows_than_there_are_become_as_many_as_there_are(run_node, portrait
 def test_portraits_without_a_face_are_refused_unless_the_check_is_off(run_node, pack, portraits):
     with pytest.raises(pack.UserError, match="6 portraits cannot be used"):
         run_node(MAKE, portraits=portraits)
+
+
+def test_folders_without_pictures_are_not_offered(portraits, folder):
+    """ComfyUI makes an empty `input/3d`, which a new node would choose."""
+    from identity_grpo.nodes import folders
+
+    (folder / "3d" / "models").mkdir(parents=True)
+    (folder / "3d" / "models" / "car.glb").touch()
+    offered = folders.portrait_choices()
+    assert {folder.name, portraits} <= set(offered)
+    assert not {f"{folder.name}/3d", f"{folder.name}/3d/models"} & set(offered)
 
 
 def test_portraits_outside_of_the_input_folder_are_refused(run_node, pack, portraits):

@@ -191,6 +191,12 @@ def test_a_missing_reference_is_refused_before_anything_runs(generate, pack, nod
         generate(node, references={})
 
 
+def test_a_batch_of_more_people_than_the_model_takes_is_refused(generate, pack, node):
+    most = {VACE: 8, PHANTOM: 4}[node]
+    with pytest.raises(pack.UserError, match=f"holds {most + 1} pictures and takes at most {most}"):
+        generate(node, references={"ref0": torch.zeros(most + 1, 8, 8, 3)})
+
+
 @pytest.mark.parametrize("prompt", ["", " \n"])
 def test_an_empty_prompt_is_one_error_on_the_prompt(generate, pack, node, prompt):
     with pytest.raises(pack.Refused) as refused:

@@ -46,6 +46,14 @@ def test_every_two_of_the_connected_videos_are_a_pair(node_output, output, clips
     assert len(PairFolder(output / "my-votes").read().pairs) == 3
 
 
+def test_names_of_any_script_are_folders_of_their_own(node_output, output, clips, people):
+    """Without their letters two names such as these would be one folder, `1`."""
+    for name in ("\u674e 1", "\u738b 1"):
+        found = node_output("IdentityGRPOVote", name=name, clips=dict(list(clips.items())[:2]), references=people)
+        assert found.ui["text"][0].startswith(f"{name.replace(' ', '-')}: 1 pair, 0 votes")
+    assert sorted(folder.name for folder in output.iterdir()) == ["\u674e-1", "\u738b-1"]
+
+
 @pytest.mark.parametrize(
     "given, problem",
     [

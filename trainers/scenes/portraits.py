@@ -26,6 +26,12 @@ class Person:
     description: str
 
 
+def holds_portraits(folder: Path) -> bool:
+    """Whether `read_people` would find a picture in a folder; none is opened."""
+    files = (file for depth in ("*", "*/*") for file in folder.glob(depth))
+    return any(file.suffix.lower() in PICTURES for file in files)
+
+
 def read_people(folder: Path, refusal: Callable[[Path], str | None] = lambda _: None) -> list[Person]:
     """The people in a folder, by name. Raises UserError when there are none, or a description is empty.
 
