@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from ..errors import UserError
 from ..runs import launcher
-from ..runs.process_group import is_first, run_processes
+from ..runs.process_group import is_main, run_processes
 
 FOLDER = "IDENTITY_GRPO_PROCESSES"
 """The variable with the folder in which the processes leave how they ended."""
@@ -73,6 +73,6 @@ def as_one_of_several(work: Callable[[], int]) -> int:
         with contextlib.suppress(FileExistsError), open(folder / ERROR, "x", encoding="utf-8") as file:
             file.write(text.encode(errors="backslashreplace").decode())
         raise SystemExit(1) from error
-    if is_first():
+    if is_main():
         (folder / FINISHED).write_text(str(status))
     return status

@@ -36,7 +36,7 @@ SAVING_SECONDS = 600.0
 """How long a run that is writing a checkpoint is waited for before it is ended by force."""
 HUNG_SECONDS = 5.0
 """How long a run that gives no sign of life may take to end before it is ended by force."""
-ELSEWHERE_SECONDS = 3 * BEAT_SECONDS
+WATCHED_SECONDS = 3 * BEAT_SECONDS
 """How long a run of another machine is looked at before it counts as gone."""
 
 
@@ -213,7 +213,7 @@ def cores() -> int:
 
 def _stop_elsewhere(run: RunFolder) -> State:
     """The state of a run whose machine or container is probably gone. If it is not, the request ends it there."""
-    before, until = last_sign(run), time.monotonic() + ELSEWHERE_SECONDS
+    before, until = last_sign(run), time.monotonic() + WATCHED_SECONDS
     while last_sign(run) == before:
         if time.monotonic() > until:
             gone = f"its machine or container `{run.status().host}` gives no sign of life"

@@ -109,11 +109,6 @@ def run_processes(
             signal.signal(number, handler)
 
 
-def is_first() -> bool:
-    """Whether this process was started as the first of several."""
-    return os.environ.get("RANK") == "0"
-
-
 def is_main() -> bool:
     """Whether this process is alone or was started as the first of several, before they have met."""
     return os.environ.get("RANK", "0") == "0"

@@ -158,7 +158,7 @@ def elsewhere(tmp_path, monkeypatch) -> RunFolder:
     with monkeypatch.context() as other:
         other.setattr("trainers.runs.folder.host", lambda: "elsewhere")
         run.set_status(state="running", pid=dead_process()[0], pid_started="x")
-    monkeypatch.setattr("trainers.runs.launcher.ELSEWHERE_SECONDS", 0.0)
+    monkeypatch.setattr("trainers.runs.launcher.WATCHED_SECONDS", 0.0)
     return run
 
 
@@ -186,7 +186,7 @@ def test_a_run_of_another_machine_that_gives_signs_again_is_only_asked_to_stop(e
     age(elsewhere, 300)
     signs = iter([1.0, 1.0, 2.0])
     monkeypatch.setattr("trainers.runs.launcher.last_sign", lambda run: next(signs))
-    monkeypatch.setattr("trainers.runs.launcher.ELSEWHERE_SECONDS", 60.0)
+    monkeypatch.setattr("trainers.runs.launcher.WATCHED_SECONDS", 60.0)
     assert stop(elsewhere) == "stopping" and elsewhere.requested("stop")
 
 

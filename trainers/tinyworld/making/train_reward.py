@@ -58,8 +58,8 @@ def make_reward(
     (default: TinyWorld's own), and of as many items by it with each of `loras`; with 0 all are rendered. `base`: the
     folder of a base that is there already; all the time goes to the reward then. `few`: train on so many rendered pairs
     again and again, which makes a reward that is easily hacked. `start`: a reward of `base` to continue, with a lower
-    `learning_rate`. Returns, and writes to `identity_reward/made.json`,
-    steps, seconds and the accuracy of the written files on `held_out` pairs.
+    `learning_rate`. Returns, and writes to `identity_reward/made.json`, steps, seconds and the accuracy of the written
+    files on `held_out` pairs.
     """
     out_dir, started = Path(out_dir), time.time()
     half = torch.device(device).type == "cuda"
